@@ -1,0 +1,390 @@
+//! What the registry holds of one service.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{Generation, InstanceName, NodeName, Reference, ServiceId, ServiceType, Zone};
+use crate::limits::{DEFAULT_WEIGHT, MAX_ADDRESS_BYTES, MAX_METADATA_BYTES, WEIGHT_RANGE};
+
+/// Whether an instance owns keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum ServiceState {
+    /// Listed, and owns its share of the keys.
+    Online,
+    /// Listed, finishes what it has, owns nothing.
+    Draining,
+    /// Listed, owns nothing.
+    Offline,
+}
+
+impl fmt::Display for ServiceState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            ServiceState::Online => "online",
+            ServiceState::Draining => "draining",
+            ServiceState::Offline => "offline",
+        })
+    }
+}
+
+/// An instance's share of the keys, relative to the other instances of its type: 1 to 1000, by default 100.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "u16", into = "u16")]
+pub struct Weight(u16);
+
+impl Weight {
+    /// Checks that the weight lies in [`WEIGHT_RANGE`].
+    pub fn try_new(weight: u16) -> Result<Self, EntryError> {
+        if WEIGHT_RANGE.contains(&weight) {
+            Ok(Weight(weight))
+        } else {
+            Err(EntryError::Weight { weight })
+        }
+    }
+
+    /// The weight as a number.
+    pub const fn value(self) -> u16 {
+        self.0
+    }
+}
+
+impl Default for Weight {
+    fn default() -> Self {
+        Weight(DEFAULT_WEIGHT)
+    }
+}
+
+impl TryFrom<u16> for Weight {
+    type Error = EntryError;
+
+    fn try_from(weight: u16) -> Result<Self, EntryError> {
+        Weight::try_new(weight)
+    }
+}
+
+impl From<Weight> for u16 {
+    fn from(weight: Weight) -> u16 {
+        weight.0
+    }
+}
+
+/// What its owner says of a service beyond what placement needs; at most [`MAX_METADATA_BYTES`] in all.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "RawMetadata", into = "RawMetadata")]
+pub struct Metadata {
+    zone: Option<Zone>,
+    address: Option<Box<str>>,
+    tags: BTreeMap<Box<str>, Box<str>>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct RawMetadata {
+    zone: Option<Zone>,
+    address: Option<Box<str>>,
+    tags: BTreeMap<Box<str>, Box<str>>,
+}
+
+impl TryFrom<RawMetadata> for Metadata {
+    type Error = EntryError;
+
+    fn try_from(raw: RawMetadata) -> Result<Self, EntryError> {
+        Metadata::try_new(raw.zone, raw.address, raw.tags)
+    }
+}
+
+impl From<Metadata> for RawMetadata {
+    fn from(metadata: Metadata) -> Self {
+        RawMetadata {
+            zone: metadata.zone,
+            address: metadata.address,
+            tags: metadata.tags,
+        }
+    }
+}
+
+impl Metadata {
+    /// Checks the sizes against [`MAX_ADDRESS_BYTES`] and [`MAX_METADATA_BYTES`].
+    pub fn try_new(
+        zone: Option<Zone>,
+        address: Option<Box<str>>,
+        tags: BTreeMap<Box<str>, Box<str>>,
+    ) -> Result<Self, EntryError> {
+        let address_bytes = address.as_ref().map_or(0, |address| address.len());
+        if address_bytes > MAX_ADDRESS_BYTES {
+            return Err(EntryError::AddressTooLong {
+                bytes: address_bytes,
+            });
+        }
+        let bytes = address_bytes
+            + zone.as_ref().map_or(0, |zone| zone.as_str().len())
+            + tags
+                .iter()
+                .map(|(key, value)| key.len() + value.len())
+                .sum::<usize>();
+        if bytes > MAX_METADATA_BYTES {
+            return Err(EntryError::MetadataTooLarge { bytes });
+        }
+        Ok(Metadata {
+            zone,
+            address,
+            tags,
+        })
+    }
+
+    /// The failure domain of the instance.
+    pub fn zone(&self) -> Option<&Zone> {
+        self.zone.as_ref()
+    }
+
+    /// Where an external endpoint is reached; meaningless to this library, which never dials it.
+    pub fn address(&self) -> Option<&str> {
+        self.address.as_deref()
+    }
+
+    /// The user's own labels.
+    pub fn tags(&self) -> &BTreeMap<Box<str>, Box<str>> {
+        &self.tags
+    }
+
+    fn is_empty(&self) -> bool {
+        self.zone.is_none() && self.address.is_none() && self.tags.is_empty()
+    }
+}
+
+/// Why something cannot be registered as described.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum EntryError {
+    /// The weight is out of bounds.
+    #[error(
+        "a weight lies between {} and {}, not {weight}",
+        WEIGHT_RANGE.start(),
+        WEIGHT_RANGE.end()
+    )]
+    Weight {
+        /// The rejected weight.
+        weight: u16,
+    },
+    /// The address is too long.
+    #[error("an address has at most {MAX_ADDRESS_BYTES} bytes (MAX_ADDRESS_BYTES), this one has {bytes}")]
+    AddressTooLong {
+        /// Its length in bytes.
+        bytes: usize,
+    },
+    /// Zone, address and tags together are too large.
+    #[error(
+        "the metadata of a service has at most {MAX_METADATA_BYTES} bytes (MAX_METADATA_BYTES), this one has {bytes}"
+    )]
+    MetadataTooLarge {
+        /// Their size in bytes.
+        bytes: usize,
+    },
+}
+
+/// One version of one owner's entry, as it travels: everything but what the owner's identity says already.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Record {
+    /// The service's number within its process.
+    pub sequence: u64,
+    /// The owner's version that wrote this.
+    pub version: u64,
+    /// The reference before that, none for an entry just added.
+    pub previous: Option<Reference>,
+    /// The type.
+    pub service_type: ServiceType,
+    /// What placement hashes.
+    pub name: InstanceName,
+    /// Whether it owns keys.
+    pub state: ServiceState,
+    /// Its share of them.
+    pub weight: Weight,
+    /// The version of the messages a running service understands; none for an external endpoint.
+    pub protocol_version: Option<u32>,
+    /// Zone, address and tags, where there are any.
+    pub metadata: Option<Box<Metadata>>,
+}
+
+/// One version of the entry of a service, as readers see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceInfo {
+    id: ServiceId,
+    service_type: ServiceType,
+    name: InstanceName,
+    state: ServiceState,
+    weight: Weight,
+    protocol_version: Option<u32>,
+    reference: Reference,
+    previous: Option<Reference>,
+    metadata: Option<Box<Metadata>>,
+}
+
+impl ServiceInfo {
+    /// What `record` says, written by the process `nonce` of the node `owner` in its life `generation`.
+    pub fn from_record(
+        owner: &NodeName,
+        generation: Generation,
+        nonce: u64,
+        record: Record,
+    ) -> Self {
+        ServiceInfo {
+            id: ServiceId {
+                node: owner.clone(),
+                nonce,
+                sequence: record.sequence,
+            },
+            service_type: record.service_type,
+            name: record.name,
+            state: record.state,
+            weight: record.weight,
+            protocol_version: record.protocol_version,
+            reference: Reference {
+                generation: generation.number,
+                version: record.version,
+            },
+            previous: record.previous,
+            metadata: record.metadata.filter(|metadata| !metadata.is_empty()),
+        }
+    }
+
+    /// The same type name, shared instead of held twice.
+    pub fn with_shared_type(mut self, service_type: &ServiceType) -> Self {
+        debug_assert_eq!(&self.service_type, service_type);
+        self.service_type = service_type.clone();
+        self
+    }
+
+    /// The entry as it travels.
+    pub fn to_record(&self) -> Record {
+        Record {
+            sequence: self.id.sequence,
+            version: self.reference.version,
+            previous: self.previous,
+            service_type: self.service_type.clone(),
+            name: self.name.clone(),
+            state: self.state,
+            weight: self.weight,
+            protocol_version: self.protocol_version,
+            metadata: self.metadata.clone(),
+        }
+    }
+
+    /// The instance, never reused.
+    pub fn id(&self) -> &ServiceId {
+        &self.id
+    }
+
+    /// The node that runs it, or that registered the endpoint.
+    pub fn node(&self) -> &NodeName {
+        &self.id.node
+    }
+
+    /// The type it serves.
+    pub fn service_type(&self) -> &ServiceType {
+        &self.service_type
+    }
+
+    /// The stable name that placement hashes.
+    pub fn name(&self) -> &InstanceName {
+        &self.name
+    }
+
+    /// Whether it owns keys.
+    pub fn state(&self) -> ServiceState {
+        self.state
+    }
+
+    /// True where it owns keys.
+    pub fn is_online(&self) -> bool {
+        self.state == ServiceState::Online
+    }
+
+    /// Its share of the keys.
+    pub fn weight(&self) -> Weight {
+        self.weight
+    }
+
+    /// The version of the messages it understands; none for an external endpoint, which cannot be called.
+    pub fn protocol_version(&self) -> Option<u32> {
+        self.protocol_version
+    }
+
+    /// True for an address served by something else.
+    pub fn is_endpoint(&self) -> bool {
+        self.protocol_version.is_none()
+    }
+
+    /// Identifies this version of the entry.
+    pub fn reference(&self) -> Reference {
+        self.reference
+    }
+
+    /// Identifies the version before this one.
+    pub fn previous(&self) -> Option<Reference> {
+        self.previous
+    }
+
+    /// Its failure domain.
+    pub fn zone(&self) -> Option<&Zone> {
+        self.metadata.as_deref().and_then(Metadata::zone)
+    }
+
+    /// Where an external endpoint is reached.
+    pub fn address(&self) -> Option<&str> {
+        self.metadata.as_deref().and_then(Metadata::address)
+    }
+
+    /// The value of one of the user's own labels.
+    pub fn tag(&self, key: &str) -> Option<&str> {
+        self.metadata.as_deref()?.tags().get(key).map(|tag| &**tag)
+    }
+
+    /// The user's own labels, by key.
+    pub fn tags(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.metadata
+            .iter()
+            .flat_map(|metadata| metadata.tags())
+            .map(|(key, value)| (&**key, &**value))
+    }
+}
+
+/// What is to be registered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewEntry {
+    /// The service's number within its process, drawn by the caller; adding the same number twice is an error.
+    pub sequence: u64,
+    /// The type.
+    pub service_type: ServiceType,
+    /// What placement hashes; by default `<node>/<ordinal within the type>`.
+    pub name: Option<InstanceName>,
+    /// Whether it owns keys from the start.
+    pub state: ServiceState,
+    /// Its share of them.
+    pub weight: Weight,
+    /// The version of the messages a running service understands; none for an external endpoint.
+    pub protocol_version: Option<u32>,
+    /// Zone, address and tags.
+    pub metadata: Metadata,
+}
+
+/// What of an entry is to change; `None` leaves it as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EntryUpdate {
+    /// Whether it owns keys.
+    pub state: Option<ServiceState>,
+    /// Its share of them.
+    pub weight: Option<Weight>,
+    /// Zone, address and tags, replaced as a whole.
+    pub metadata: Option<Metadata>,
+}
+
+/// What became of one entry in the eyes of this node: a join, a leave, or an update in one step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EntryChange {
+    /// The version that was visible before.
+    pub before: Option<Arc<ServiceInfo>>,
+    /// The version that is visible now.
+    pub after: Option<Arc<ServiceInfo>>,
+}

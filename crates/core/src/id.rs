@@ -1,0 +1,271 @@
+//! Names and identifiers: parsed once, valid ever after.
+
+use std::borrow::Borrow;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::limits::MAX_NAME_BYTES;
+
+/// Why a string is not a name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NameError {
+    /// The name has no characters.
+    #[error("a {kind} must not be empty")]
+    Empty {
+        /// What was being named.
+        kind: &'static str,
+    },
+    /// The name is longer than [`MAX_NAME_BYTES`].
+    #[error("a {kind} has at most {MAX_NAME_BYTES} bytes (MAX_NAME_BYTES), this one has {bytes}")]
+    TooLong {
+        /// What was being named.
+        kind: &'static str,
+        /// Its length in bytes.
+        bytes: usize,
+    },
+    /// The name holds a control character, which would garble logs and terminals.
+    #[error("a {kind} must not hold control characters: {name:?}")]
+    ControlCharacter {
+        /// What was being named.
+        kind: &'static str,
+        /// The rejected name.
+        name: String,
+    },
+}
+
+fn check_name(kind: &'static str, name: &str) -> Result<(), NameError> {
+    if name.is_empty() {
+        return Err(NameError::Empty { kind });
+    }
+    if name.len() > MAX_NAME_BYTES {
+        return Err(NameError::TooLong {
+            kind,
+            bytes: name.len(),
+        });
+    }
+    if name.chars().any(char::is_control) {
+        return Err(NameError::ControlCharacter {
+            kind,
+            name: name.to_owned(),
+        });
+    }
+    Ok(())
+}
+
+macro_rules! name_type {
+    ($(#[$doc:meta])* $name:ident, $kind:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(Arc<str>);
+
+        impl $name {
+            /// Parses a name: 1 to [`MAX_NAME_BYTES`] bytes of UTF-8 without control characters.
+            pub fn try_new(name: impl AsRef<str>) -> Result<Self, NameError> {
+                let name = name.as_ref();
+                check_name($kind, name)?;
+                Ok(Self(Arc::from(name)))
+            }
+
+            /// The name as a string.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Debug::fmt(&*self.0, f)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = NameError;
+
+            fn from_str(name: &str) -> Result<Self, NameError> {
+                Self::try_new(name)
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = NameError;
+
+            fn try_from(name: String) -> Result<Self, NameError> {
+                Self::try_new(name)
+            }
+        }
+
+        impl TryFrom<&str> for $name {
+            type Error = NameError;
+
+            fn try_from(name: &str) -> Result<Self, NameError> {
+                Self::try_new(name)
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(name: $name) -> String {
+                name.0.as_ref().to_owned()
+            }
+        }
+
+        impl AsRef<str> for $name {
+            fn as_ref(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl Borrow<str> for $name {
+            fn borrow(&self) -> &str {
+                &self.0
+            }
+        }
+    };
+}
+
+name_type! {
+    /// The name of a cluster: nodes of two clusters never talk to each other.
+    ClusterName, "cluster name"
+}
+name_type! {
+    /// The name of a node, chosen by the user, unique in its cluster, the same after a restart.
+    NodeName, "node name"
+}
+name_type! {
+    /// What callers ask for: `uploader`.
+    ServiceType, "service type"
+}
+name_type! {
+    /// The stable name of an instance, which placement hashes.
+    ///
+    /// It survives restarts and says nothing of addresses, so that a restarted instance takes its keys back.
+    InstanceName, "instance name"
+}
+name_type! {
+    /// A failure domain (an availability zone, a rack) that copies may be spread over.
+    Zone, "zone"
+}
+name_type! {
+    /// A topic of the publish/subscribe layer.
+    Topic, "topic"
+}
+
+/// One life of a node name: larger with every start of a node of that name, and compared whole.
+///
+/// The number is the larger of the start's wall clock in microseconds and the highest number known
+/// for that name plus one; the random part keeps two lives apart that took the same number.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+pub struct Generation {
+    /// Orders the lives of one name.
+    pub number: u64,
+    /// Tells lives of equal number apart.
+    pub random: u64,
+}
+
+impl fmt::Display for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{:04x}", self.number, self.random & 0xffff)
+    }
+}
+
+/// One life of a node: its name and its generation.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct NodeId {
+    /// The name, the same in every life.
+    pub name: NodeName,
+    /// The life.
+    pub generation: Generation,
+}
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}", self.name, self.generation)
+    }
+}
+
+/// One running instance of a service, never reused.
+///
+/// It keeps its identity for as long as it runs, also when its node has to take a new generation.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ServiceId {
+    /// The node that runs it.
+    pub node: NodeName,
+    /// Drawn at random when that process started.
+    pub nonce: u64,
+    /// Counts the services of that process, from 1.
+    pub sequence: u64,
+}
+
+impl fmt::Display for ServiceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{:016x}/{}", self.node, self.nonce, self.sequence)
+    }
+}
+
+/// Identifies one version of an entry; a later version of the same entry has a larger reference.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+pub struct Reference {
+    /// Number of the owner's generation in which the version was written.
+    pub generation: u64,
+    /// The owner's version at that write.
+    pub version: u64,
+}
+
+impl fmt::Display for Reference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.generation, self.version)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_neither_empty_nor_too_long_nor_garbled() {
+        assert!(matches!(
+            NodeName::try_new(""),
+            Err(NameError::Empty { .. })
+        ));
+        assert!(NodeName::try_new("n".repeat(MAX_NAME_BYTES)).is_ok());
+        let error = NodeName::try_new("n".repeat(MAX_NAME_BYTES + 1)).unwrap_err();
+        assert!(error.to_string().contains("MAX_NAME_BYTES"), "{error}");
+        assert!(matches!(
+            ServiceType::try_new("up\nloader"),
+            Err(NameError::ControlCharacter { .. })
+        ));
+    }
+
+    #[test]
+    fn a_decoded_name_is_checked_like_a_parsed_one() {
+        let bytes = postcard::to_allocvec("").unwrap();
+        assert!(postcard::from_bytes::<NodeName>(&bytes).is_err());
+    }
+
+    #[test]
+    fn generations_order_by_number_first() {
+        let old = Generation {
+            number: 1,
+            random: 9,
+        };
+        let new = Generation {
+            number: 2,
+            random: 0,
+        };
+        assert!(old < new);
+    }
+}

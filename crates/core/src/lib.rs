@@ -1,0 +1,21 @@
+//! The state machines of Dispatch: placement, replication, membership.
+//!
+//! Nothing here reads a clock, opens a socket or draws randomness of its own: time comes in as an
+//! argument, randomness as a seed, and what is to be sent comes out of `poll_transmit`. The same code runs
+//! under the library's driver and in a deterministic simulator.
+
+mod entry;
+mod id;
+pub mod limits;
+pub mod message;
+mod time;
+
+pub use entry::{
+    EntryChange, EntryError, EntryUpdate, Metadata, NewEntry, Record, ServiceInfo, ServiceState,
+    Weight,
+};
+pub use id::{
+    ClusterName, Generation, InstanceName, NameError, NodeId, NodeName, Reference, ServiceId,
+    ServiceType, Topic, Zone,
+};
+pub use time::{Instant, earliest};

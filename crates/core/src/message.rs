@@ -1,0 +1,458 @@
+//! Every message of the control lane; version, limits, fallible decode.
+//!
+//! A frame is a `u32` length (little endian, counting what follows), one byte of kind, and a body. Bodies
+//! on the control lane are postcard. A kind that is not known is skipped; a body that does not decode is an
+//! error of that connection.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::entry::Record;
+use crate::id::{ClusterName, Generation, NodeId, NodeName};
+use crate::limits::{MAX_ADDRESS_BYTES, MAX_CONTROL_FRAME_BYTES};
+
+/// The first bytes of every connection's first body.
+pub const MAGIC: [u8; 4] = *b"KDSP";
+
+/// Version of the protocol. Another major version is refused; the lower minor version is spoken.
+pub const PROTOCOL_MAJOR: u16 = 1;
+/// See [`PROTOCOL_MAJOR`].
+pub const PROTOCOL_MINOR: u16 = 0;
+
+/// Where a node is reached, as it says itself: `host:port` for TCP, anything for another transport.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Address(std::sync::Arc<str>);
+
+impl Address {
+    /// Checks the length against [`MAX_ADDRESS_BYTES`].
+    pub fn try_new(address: impl AsRef<str>) -> Result<Self, DecodeError> {
+        let address = address.as_ref();
+        if address.is_empty() || address.len() > MAX_ADDRESS_BYTES {
+            return Err(DecodeError::Address {
+                bytes: address.len(),
+            });
+        }
+        Ok(Address(address.into()))
+    }
+
+    /// The address as a string.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Display for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::fmt::Debug for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Debug::fmt(&*self.0, f)
+    }
+}
+
+impl TryFrom<String> for Address {
+    type Error = DecodeError;
+
+    fn try_from(address: String) -> Result<Self, DecodeError> {
+        Address::try_new(address)
+    }
+}
+
+impl From<Address> for String {
+    fn from(address: Address) -> String {
+        address.0.as_ref().to_owned()
+    }
+}
+
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Lane {
+    /// Membership and replication; one per pair of nodes.
+    Control,
+    /// Calls, casts and broadcasts.
+    Data,
+}
+
+/// The first frame of either side of a connection. The dialling side speaks first.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`MAGIC`].
+    pub magic: [u8; 4],
+    /// [`PROTOCOL_MAJOR`] of the sender.
+    pub major: u16,
+    /// [`PROTOCOL_MINOR`] of the sender.
+    pub minor: u16,
+    /// What the connection is for.
+    pub lane: Lane,
+    /// The sender's cluster.
+    pub cluster: ClusterName,
+    /// The sender.
+    pub node: NodeId,
+    /// The sender's process.
+    pub nonce: u64,
+    /// Where the sender is reached.
+    pub address: Address,
+    /// The version of placement that the sender computes owners with.
+    pub placement: u32,
+    /// The sender's `broadcast_period` and `down_period` in milliseconds: peers whose settings differ are warned about.
+    pub periods_ms: (u64, u64),
+    /// The highest generation number that the sender knows of the receiver's name, where it knows the receiver.
+    pub highest_of_yours: Option<u64>,
+}
+
+/// Why a connection is refused after a [`Hello`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// The first bytes were not [`MAGIC`].
+    #[error("it does not speak this protocol")]
+    Magic,
+    /// Another major version of the protocol.
+    #[error("it speaks version {theirs} of the protocol, this node speaks {ours}: run the same major version on both")]
+    Version {
+        /// The refusing side's version.
+        ours: u16,
+        /// The refused side's version.
+        theirs: u16,
+    },
+    /// Another cluster.
+    #[error("it belongs to the cluster {theirs}, this node to {ours}")]
+    Cluster {
+        /// The refusing side's cluster.
+        ours: ClusterName,
+        /// The refused side's cluster.
+        theirs: ClusterName,
+    },
+    /// Another version of placement: the two would name different owners for a key.
+    #[error("it places keys by version {theirs}, this node by {ours}: the two would name different owners")]
+    Placement {
+        /// The refusing side's placement version.
+        ours: u32,
+        /// The refused side's placement version.
+        theirs: u32,
+    },
+    /// The certificate does not speak for that name.
+    #[error("its certificate does not allow the node name {name}")]
+    Certificate {
+        /// The name it claimed.
+        name: NodeName,
+    },
+    /// A living node has the name.
+    #[error("a living node has the name {name}: choose another, or stop that one first")]
+    NameTaken {
+        /// The name.
+        name: NodeName,
+    },
+    /// A node of that name looks alive here, and is being asked.
+    #[error("a node of the name {name} looks alive here and is being asked; try again")]
+    NameInQuestion {
+        /// The name.
+        name: NodeName,
+    },
+    /// It dialled itself.
+    #[error("it is this node itself")]
+    Myself,
+    /// The pair has a connection already.
+    #[error("there is a connection between these two already")]
+    Duplicate,
+    /// That life of the node has left the cluster.
+    #[error("that life of the node has left the cluster")]
+    Left,
+    /// No room: [`MAX_KNOWN_NODES`](crate::limits::MAX_KNOWN_NODES) or another bound is reached.
+    #[error("no room for another node here")]
+    Full,
+}
+
+impl Refusal {
+    /// True where trying again later cannot help without a human.
+    pub fn is_lasting(&self) -> bool {
+        !matches!(
+            self,
+            Refusal::NameInQuestion { .. }
+                | Refusal::Duplicate
+                | Refusal::Full
+                | Refusal::Left
+                | Refusal::Myself
+        )
+    }
+}
+
+/// What one owner's state is at one moment, in few bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnerVersion {
+    /// The owner.
+    pub owner: NodeId,
+    /// Counts its changes in this generation, from 0.
+    pub version: u64,
+    /// Order-independent hash of its entries.
+    pub content: u64,
+}
+
+/// One change of one owner's entries.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Operation {
+    /// The entry is now this.
+    Put(Record),
+    /// The entry is gone.
+    Remove {
+        /// The service's number within its process.
+        sequence: u64,
+    },
+}
+
+/// What changed of one owner's entries between two of its versions, folded to one operation an entry.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Delta {
+    /// Whose entries.
+    pub owner: NodeId,
+    /// The owner's process.
+    pub nonce: u64,
+    /// The version that this follows.
+    pub from: u64,
+    /// The version that this leads to.
+    pub to: u64,
+    /// The content hash at `to`.
+    pub content: u64,
+    /// What changed, at most one operation an entry.
+    pub operations: Vec<Operation>,
+}
+
+/// A request for what is missing of one owner's entries.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// Whose entries.
+    pub owner: NodeId,
+    /// The version the asker has; `None` asks for a snapshot in any case.
+    pub have: Option<u64>,
+}
+
+/// The answer to a [`Request`] that cannot be served.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unavailable {
+    /// Whose entries were asked for.
+    pub owner: NodeId,
+}
+
+/// A part of an owner's whole state at one version, installed once all parts are there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotChunk {
+    /// Whose entries, at which version and content hash.
+    pub of: OwnerVersion,
+    /// The owner's process.
+    pub nonce: u64,
+    /// This chunk's place, from 0.
+    pub index: u32,
+    /// How many chunks there are.
+    pub count: u32,
+    /// The entries of this chunk.
+    pub records: Vec<Record>,
+}
+
+/// One hash over all owners that are up: cheap to send, and equal while nothing differs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Digest {
+    /// Hash over the sorted [`OwnerVersion`]s.
+    pub hash: u64,
+    /// True asks for a [`Vector`] where the hashes differ.
+    pub ask: bool,
+}
+
+/// All owners that are up, with their versions.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vector {
+    /// One row an owner, at most [`MAX_KNOWN_NODES`](crate::limits::MAX_KNOWN_NODES).
+    pub owners: Vec<OwnerVersion>,
+}
+
+/// A message of the control lane.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ControlMessage {
+    /// The first frame.
+    Hello(Hello),
+    /// The answer to a [`Hello`] that is not accepted; the connection closes after it.
+    Refuse(Refusal),
+    /// A packet of the membership engine.
+    Membership(Bytes),
+    /// The receiver is asked whether it lives: a node of its name wants to join.
+    Challenge {
+        /// The life that wants to join.
+        rival: Generation,
+    },
+    /// The receiver of a [`ControlMessage::Challenge`] lives.
+    Alive {
+        /// The life that wanted to join.
+        rival: Generation,
+    },
+    /// The sender's link to that node broke, and dialling it again was refused.
+    Refused {
+        /// The node that refused.
+        node: NodeId,
+    },
+    /// The sender leaves for good.
+    Goodbye {
+        /// The sender's life that ends.
+        node: NodeId,
+        /// True asks the receiver to forget its entries at once (`permdown_on_shutdown`).
+        forget: bool,
+    },
+    /// See [`Delta`].
+    Delta(Delta),
+    /// See [`Request`].
+    Request(Request),
+    /// See [`Unavailable`].
+    Unavailable(Unavailable),
+    /// See [`SnapshotChunk`].
+    Snapshot(SnapshotChunk),
+    /// See [`Digest`].
+    Digest(Digest),
+    /// See [`Vector`].
+    Vector(Vector),
+}
+
+/// Kinds of frames below this belong to the control lane, the others to the data lane; both lanes start
+/// with [`kind::HELLO`].
+pub const FIRST_DATA_KIND: u8 = 64;
+
+/// The kinds of frames on the control lane.
+pub mod kind {
+    /// [`Hello`](super::Hello).
+    pub const HELLO: u8 = 1;
+    /// [`Refusal`](super::Refusal).
+    pub const REFUSE: u8 = 2;
+    /// A packet of the membership engine.
+    pub const MEMBERSHIP: u8 = 3;
+    /// [`ControlMessage::Challenge`](super::ControlMessage::Challenge).
+    pub const CHALLENGE: u8 = 4;
+    /// [`ControlMessage::Alive`](super::ControlMessage::Alive).
+    pub const ALIVE: u8 = 5;
+    /// [`ControlMessage::Refused`](super::ControlMessage::Refused).
+    pub const REFUSED: u8 = 6;
+    /// [`ControlMessage::Goodbye`](super::ControlMessage::Goodbye).
+    pub const GOODBYE: u8 = 7;
+    /// [`Delta`](super::Delta).
+    pub const DELTA: u8 = 8;
+    /// [`Request`](super::Request).
+    pub const REQUEST: u8 = 9;
+    /// [`Unavailable`](super::Unavailable).
+    pub const UNAVAILABLE: u8 = 10;
+    /// [`SnapshotChunk`](super::SnapshotChunk).
+    pub const SNAPSHOT: u8 = 11;
+    /// [`Digest`](super::Digest).
+    pub const DIGEST: u8 = 12;
+    /// [`Vector`](super::Vector).
+    pub const VECTOR: u8 = 13;
+}
+
+/// One frame without its length prefix.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// What the body is.
+    pub kind: u8,
+    /// The message.
+    pub body: Bytes,
+}
+
+/// Why bytes from a peer are not a message.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DecodeError {
+    /// The frame is longer than its lane allows.
+    #[error("a frame of {bytes} bytes is over the limit of {limit}")]
+    FrameTooLong {
+        /// Its length.
+        bytes: usize,
+        /// The lane's limit.
+        limit: usize,
+    },
+    /// The body is truncated or garbled.
+    #[error("a frame of kind {kind} does not decode: {cause}")]
+    Garbled {
+        /// The frame's kind.
+        kind: u8,
+        /// What the decoder said.
+        cause: String,
+    },
+    /// The address is empty or over [`MAX_ADDRESS_BYTES`].
+    #[error("an address has 1 to {MAX_ADDRESS_BYTES} bytes (MAX_ADDRESS_BYTES), this one has {bytes}")]
+    Address {
+        /// Its length.
+        bytes: usize,
+    },
+}
+
+impl ControlMessage {
+    /// The message as a frame.
+    pub fn encode(&self) -> Frame {
+        fn body(kind: u8, message: &impl Serialize) -> Frame {
+            let body = postcard::to_allocvec(message)
+                .expect("every message is plain data, which postcard can hold");
+            debug_assert!(body.len() < MAX_CONTROL_FRAME_BYTES, "kind {kind} too long");
+            Frame {
+                kind,
+                body: body.into(),
+            }
+        }
+        match self {
+            ControlMessage::Hello(hello) => body(kind::HELLO, hello),
+            ControlMessage::Refuse(refusal) => body(kind::REFUSE, refusal),
+            ControlMessage::Membership(packet) => Frame {
+                kind: kind::MEMBERSHIP,
+                body: packet.clone(),
+            },
+            ControlMessage::Challenge { rival } => body(kind::CHALLENGE, rival),
+            ControlMessage::Alive { rival } => body(kind::ALIVE, rival),
+            ControlMessage::Refused { node } => body(kind::REFUSED, node),
+            ControlMessage::Goodbye { node, forget } => body(kind::GOODBYE, &(node, forget)),
+            ControlMessage::Delta(delta) => body(kind::DELTA, delta),
+            ControlMessage::Request(request) => body(kind::REQUEST, request),
+            ControlMessage::Unavailable(unavailable) => body(kind::UNAVAILABLE, unavailable),
+            ControlMessage::Snapshot(chunk) => body(kind::SNAPSHOT, chunk),
+            ControlMessage::Digest(digest) => body(kind::DIGEST, digest),
+            ControlMessage::Vector(vector) => body(kind::VECTOR, vector),
+        }
+    }
+
+    /// The message in a frame; `None` for a kind that this version does not know, which is to be skipped.
+    pub fn decode(frame: &Frame) -> Result<Option<ControlMessage>, DecodeError> {
+        fn body<'a, T: Deserialize<'a>>(frame: &'a Frame) -> Result<T, DecodeError> {
+            postcard::from_bytes(&frame.body).map_err(|error| DecodeError::Garbled {
+                kind: frame.kind,
+                cause: error.to_string(),
+            })
+        }
+        if frame.body.len() > MAX_CONTROL_FRAME_BYTES {
+            return Err(DecodeError::FrameTooLong {
+                bytes: frame.body.len(),
+                limit: MAX_CONTROL_FRAME_BYTES,
+            });
+        }
+        let message = match frame.kind {
+            kind::HELLO => ControlMessage::Hello(body(frame)?),
+            kind::REFUSE => ControlMessage::Refuse(body(frame)?),
+            kind::MEMBERSHIP => ControlMessage::Membership(frame.body.clone()),
+            kind::CHALLENGE => ControlMessage::Challenge {
+                rival: body(frame)?,
+            },
+            kind::ALIVE => ControlMessage::Alive {
+                rival: body(frame)?,
+            },
+            kind::REFUSED => ControlMessage::Refused { node: body(frame)? },
+            kind::GOODBYE => {
+                let (node, forget) = body(frame)?;
+                ControlMessage::Goodbye { node, forget }
+            }
+            kind::DELTA => ControlMessage::Delta(body(frame)?),
+            kind::REQUEST => ControlMessage::Request(body(frame)?),
+            kind::UNAVAILABLE => ControlMessage::Unavailable(body(frame)?),
+            kind::SNAPSHOT => ControlMessage::Snapshot(body(frame)?),
+            kind::DIGEST => ControlMessage::Digest(body(frame)?),
+            kind::VECTOR => ControlMessage::Vector(body(frame)?),
+            _ => return Ok(None),
+        };
+        Ok(Some(message))
+    }
+}
