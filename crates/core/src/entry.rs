@@ -169,7 +169,9 @@ pub enum EntryError {
         weight: u16,
     },
     /// The address is too long.
-    #[error("an address has at most {MAX_ADDRESS_BYTES} bytes (MAX_ADDRESS_BYTES), this one has {bytes}")]
+    #[error(
+        "an address has at most {MAX_ADDRESS_BYTES} bytes (MAX_ADDRESS_BYTES), this one has {bytes}"
+    )]
     AddressTooLong {
         /// Its length in bytes.
         bytes: usize,

@@ -5,6 +5,7 @@
 //! under the library's driver and in a deterministic simulator.
 
 mod entry;
+pub mod hello;
 mod id;
 pub mod limits;
 pub mod message;

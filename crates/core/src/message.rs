@@ -112,7 +112,9 @@ pub enum Refusal {
     #[error("it does not speak this protocol")]
     Magic,
     /// Another major version of the protocol.
-    #[error("it speaks version {theirs} of the protocol, this node speaks {ours}: run the same major version on both")]
+    #[error(
+        "it speaks version {theirs} of the protocol, this node speaks {ours}: run the same major version on both"
+    )]
     Version {
         /// The refusing side's version.
         ours: u16,
@@ -128,7 +130,9 @@ pub enum Refusal {
         theirs: ClusterName,
     },
     /// Another version of placement: the two would name different owners for a key.
-    #[error("it places keys by version {theirs}, this node by {ours}: the two would name different owners")]
+    #[error(
+        "it places keys by version {theirs}, this node by {ours}: the two would name different owners"
+    )]
     Placement {
         /// The refusing side's placement version.
         ours: u32,
@@ -377,7 +381,9 @@ pub enum DecodeError {
         cause: String,
     },
     /// The address is empty or over [`MAX_ADDRESS_BYTES`].
-    #[error("an address has 1 to {MAX_ADDRESS_BYTES} bytes (MAX_ADDRESS_BYTES), this one has {bytes}")]
+    #[error(
+        "an address has 1 to {MAX_ADDRESS_BYTES} bytes (MAX_ADDRESS_BYTES), this one has {bytes}"
+    )]
     Address {
         /// Its length.
         bytes: usize,
