@@ -4,6 +4,7 @@
 //! argument, randomness as a seed, and what is to be sent comes out of `poll_transmit`. The same code runs
 //! under the library's driver and in a deterministic simulator.
 
+mod config;
 mod entry;
 pub mod hello;
 mod id;
@@ -11,6 +12,7 @@ pub mod limits;
 pub mod message;
 mod time;
 
+pub use config::{RawSettings, Settings, SettingsError};
 pub use entry::{
     EntryChange, EntryError, EntryUpdate, Metadata, NewEntry, Record, ServiceInfo, ServiceState,
     Weight,

@@ -100,8 +100,10 @@ pub struct Hello {
     pub placement: u32,
     /// The sender's `broadcast_period` and `down_period` in milliseconds: peers whose settings differ are warned about.
     pub periods_ms: (u64, u64),
-    /// The highest generation number that the sender knows of the receiver's name, where it knows the receiver.
-    pub highest_of_yours: Option<u64>,
+    /// True once the sender has been a member: it is no newcomer who could still choose another name.
+    pub joined: bool,
+    /// The highest generation that the sender knows of the receiver's name, where it knows the receiver.
+    pub highest_of_yours: Option<Generation>,
 }
 
 /// Why a connection is refused after a [`Hello`].
@@ -272,6 +274,17 @@ pub struct Vector {
     pub owners: Vec<OwnerVersion>,
 }
 
+/// The question to a node whether it lives, because another of its name has shown up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Challenge {
+    /// The other life.
+    pub rival: Generation,
+    /// Where the other is reached, so that the two can settle who stops.
+    pub address: Address,
+    /// True where the other has been a member already, and so cannot simply be turned away.
+    pub joined: bool,
+}
+
 /// A message of the control lane.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ControlMessage {
@@ -281,14 +294,11 @@ pub enum ControlMessage {
     Refuse(Refusal),
     /// A packet of the membership engine.
     Membership(Bytes),
-    /// The receiver is asked whether it lives: a node of its name wants to join.
-    Challenge {
-        /// The life that wants to join.
-        rival: Generation,
-    },
+    /// The receiver is asked whether it lives: another node of its name has shown up.
+    Challenge(Challenge),
     /// The receiver of a [`ControlMessage::Challenge`] lives.
     Alive {
-        /// The life that wanted to join.
+        /// The rival of the challenge.
         rival: Generation,
     },
     /// The sender's link to that node broke, and dialling it again was refused.
@@ -329,7 +339,7 @@ pub mod kind {
     pub const REFUSE: u8 = 2;
     /// A packet of the membership engine.
     pub const MEMBERSHIP: u8 = 3;
-    /// [`ControlMessage::Challenge`](super::ControlMessage::Challenge).
+    /// [`Challenge`](super::Challenge).
     pub const CHALLENGE: u8 = 4;
     /// [`ControlMessage::Alive`](super::ControlMessage::Alive).
     pub const ALIVE: u8 = 5;
@@ -409,7 +419,7 @@ impl ControlMessage {
                 kind: kind::MEMBERSHIP,
                 body: packet.clone(),
             },
-            ControlMessage::Challenge { rival } => body(kind::CHALLENGE, rival),
+            ControlMessage::Challenge(challenge) => body(kind::CHALLENGE, challenge),
             ControlMessage::Alive { rival } => body(kind::ALIVE, rival),
             ControlMessage::Refused { node } => body(kind::REFUSED, node),
             ControlMessage::Goodbye { node, forget } => body(kind::GOODBYE, &(node, forget)),
@@ -440,9 +450,7 @@ impl ControlMessage {
             kind::HELLO => ControlMessage::Hello(body(frame)?),
             kind::REFUSE => ControlMessage::Refuse(body(frame)?),
             kind::MEMBERSHIP => ControlMessage::Membership(frame.body.clone()),
-            kind::CHALLENGE => ControlMessage::Challenge {
-                rival: body(frame)?,
-            },
+            kind::CHALLENGE => ControlMessage::Challenge(body(frame)?),
             kind::ALIVE => ControlMessage::Alive {
                 rival: body(frame)?,
             },
