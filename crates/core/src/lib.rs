@@ -4,7 +4,7 @@
 //! argument, randomness as a seed, and what is to be sent comes out of `poll_transmit`. The same code runs
 //! under the library's driver and in a deterministic simulator.
 
-mod config;
+pub mod config;
 mod entry;
 pub mod hello;
 mod id;
