@@ -1,0 +1,908 @@
+//! The connections of the control lane: who is dialled and when, the handshake, and one winner per pair.
+//!
+//! Membership says who lives; this module only keeps a ready connection to each of them, answers
+//! newcomers, and reports what it sees: links that break, dials that are refused, rivals for a name.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use crate::hello::{self, Credentials};
+use crate::id::{Generation, NodeId, NodeName};
+use crate::message::{Address, Challenge, ControlMessage, Frame, Hello, MAGIC, Refusal, kind};
+use crate::time::{Instant, earliest};
+
+mod dials;
+
+pub(crate) use dials::{Dials, Purpose, SeedState};
+
+/// How long either side waits for the other's part of the handshake.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A second connection of a pair within this time of the first is taken for a crossed dial, and the one that
+/// the smaller name dialled stays. A later one means that the other side has lost the first, so the newer stays.
+const CROSSED_DIAL_WINDOW: Duration = Duration::from_secs(2);
+
+/// How long a node that looks alive has to answer a challenge on its own link.
+const CHALLENGE_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Most connections whose handshake is under way. More are closed at once: a flood of them is hostile or broken.
+const MAX_HANDSHAKES: usize = 1_024;
+
+/// Most packets of the membership engine that wait for a link to come up, per peer; the engine repeats itself.
+const MAX_WAITING_PACKETS: usize = 8;
+
+/// Names one connection; chosen by the driver, never reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LinkId(pub u64);
+
+/// How a connection came to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// This node dialled that address.
+    Dialled(Address),
+    /// The other side dialled.
+    Accepted,
+}
+
+/// Why a dial failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DialFailure {
+    /// The host answered that nobody listens there: whoever did is gone.
+    Refused,
+    /// No answer, or none that makes sense; says nothing about the node.
+    Unreachable(String),
+}
+
+/// What the driver has to do, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Send a frame.
+    Transmit {
+        /// On this connection.
+        link: LinkId,
+        /// The frame.
+        frame: Frame,
+    },
+    /// Dial an address, and report the outcome.
+    Dial {
+        /// The address.
+        address: Address,
+    },
+    /// Close a connection once what was sent before is flushed; no report is expected.
+    Close {
+        /// The connection.
+        link: LinkId,
+    },
+}
+
+/// What the links report to the rest of the state machine.
+#[derive(Debug)]
+pub(crate) enum LinkEvent {
+    /// A link to that node is ready.
+    Ready { peer: NodeId, hello: Box<Hello> },
+    /// The ready link to that node is gone.
+    Lost { peer: NodeId },
+    /// After the link broke, dialling the node again was refused.
+    RedialRefused { peer: NodeId },
+    /// A message on a ready link.
+    Message {
+        from: NodeId,
+        message: ControlMessage,
+    },
+    /// The peer knows a higher generation of this node's name.
+    HigherGeneration { number: u64 },
+    /// A living node has this node's name, and this node is the one to stop.
+    NameTaken { by: Option<Address> },
+    /// The rival at that address did not answer: it was the ghost of an earlier life.
+    Ghost { generation: Generation },
+    /// Something an operator should know.
+    Warning { message: String },
+}
+
+/// What the links need to know of membership.
+pub(crate) trait Names {
+    /// The life of that name that is up.
+    fn up(&self, name: &NodeName) -> Option<NodeId>;
+    /// The highest generation known of that name.
+    fn highest(&self, name: &NodeName) -> Option<Generation>;
+    /// True for a life that said goodbye.
+    fn is_left(&self, node: &NodeId) -> bool;
+}
+
+#[derive(Debug)]
+enum State {
+    /// The other side's Hello is outstanding.
+    Greeting,
+    /// A node of that name looks alive and is being asked; the Hello is answered after that.
+    InQuestion(Box<Hello>),
+    /// Messages flow.
+    Ready(Box<Hello>),
+}
+
+#[derive(Debug)]
+struct Link {
+    origin: Origin,
+    credentials: Credentials,
+    state: State,
+    since: Instant,
+}
+
+impl Link {
+    fn peer(&self) -> Option<&NodeId> {
+        match &self.state {
+            State::Ready(hello) => Some(&hello.node),
+            _ => None,
+        }
+    }
+
+    fn is_dialled(&self) -> bool {
+        matches!(self.origin, Origin::Dialled(_))
+    }
+}
+
+/// A rival for this node's name that is being dialled, to see whether it lives.
+#[derive(Debug)]
+struct Rival {
+    generation: Generation,
+    address: Address,
+}
+
+/// A newcomer whose name looked alive, first seen when.
+#[derive(Debug)]
+struct Doubt {
+    since: Instant,
+    rival: Generation,
+}
+
+/// See the module.
+pub(crate) struct Links {
+    ours: Hello,
+    down_period: Duration,
+    links: BTreeMap<LinkId, Link>,
+    /// Those of `links` whose handshake is under way.
+    unready: BTreeSet<LinkId>,
+    ready: BTreeMap<NodeName, LinkId>,
+    waiting: BTreeMap<NodeName, Vec<(Instant, Frame)>>,
+    doubts: BTreeMap<NodeName, Doubt>,
+    dials: Dials,
+    rival: Option<Rival>,
+    leaving: bool,
+    outputs: VecDeque<Output>,
+    events: VecDeque<LinkEvent>,
+}
+
+impl Links {
+    pub(crate) fn new(
+        ours: Hello,
+        down_period: Duration,
+        seeds: Vec<Address>,
+        now: Instant,
+        seed: u64,
+    ) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut dials = Dials::new(rng.random());
+        dials.set_seeds(now, seeds);
+        Links {
+            ours,
+            down_period,
+            links: BTreeMap::new(),
+            unready: BTreeSet::new(),
+            ready: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            doubts: BTreeMap::new(),
+            dials,
+            rival: None,
+            leaving: false,
+            outputs: VecDeque::new(),
+            events: VecDeque::new(),
+        }
+    }
+
+    pub(crate) fn dials(&self) -> &Dials {
+        &self.dials
+    }
+
+    pub(crate) fn set_seeds(&mut self, now: Instant, seeds: Vec<Address>) {
+        self.dials.set_seeds(now, seeds);
+    }
+
+    /// From now on this node is no newcomer.
+    pub(crate) fn set_joined(&mut self) {
+        self.ours.joined = true;
+    }
+
+    /// No dial any more, and no newcomer is let in.
+    pub(crate) fn set_leaving(&mut self) {
+        self.leaving = true;
+    }
+
+    /// The node took a new generation: every link says Hello again.
+    pub(crate) fn renew(&mut self, now: Instant, node: NodeId) {
+        self.ours.node = node;
+        self.rival = None;
+        let links: Vec<LinkId> = self.links.keys().copied().collect();
+        for link in links {
+            self.close(now, link);
+        }
+        self.dials.retry_all(now);
+    }
+
+    /// True where a message to that node would go out now.
+    pub(crate) fn is_ready(&self, node: &NodeId) -> bool {
+        self.ready_link(node).is_some()
+    }
+
+    pub(crate) fn ready_peers(&self) -> impl Iterator<Item = &NodeId> {
+        self.ready
+            .values()
+            .filter_map(|link| self.links.get(link)?.peer())
+    }
+
+    /// The peer on that link, once its handshake is through.
+    pub(crate) fn peer_of(&self, link: LinkId) -> Option<&NodeId> {
+        self.links.get(&link)?.peer()
+    }
+
+    pub(crate) fn handle_connected(
+        &mut self,
+        now: Instant,
+        link: LinkId,
+        origin: Origin,
+        credentials: Credentials,
+    ) {
+        if self.leaving || self.unready.len() >= MAX_HANDSHAKES {
+            self.outputs.push_back(Output::Close { link });
+            return;
+        }
+        if let Origin::Dialled(address) = &origin {
+            self.dials.connected(address, link);
+            let hello = self.our_hello(None);
+            self.transmit(link, &ControlMessage::Hello(hello));
+        }
+        self.unready.insert(link);
+        self.links.insert(
+            link,
+            Link {
+                origin,
+                credentials,
+                state: State::Greeting,
+                since: now,
+            },
+        );
+    }
+
+    pub(crate) fn handle_disconnected(&mut self, now: Instant, link: LinkId, names: &impl Names) {
+        let Some(gone) = self.links.remove(&link) else {
+            return;
+        };
+        let peer = gone.peer().map(|peer| peer.name.clone());
+        self.ended(now, link, gone);
+        if let Some(peer) = peer {
+            // Whoever waits for this node's word on a rival need not wait for the challenge to time out.
+            self.settle_doubts_about(now, &peer, names);
+        }
+    }
+
+    pub(crate) fn handle_dial_failed(
+        &mut self,
+        now: Instant,
+        address: &Address,
+        failure: &DialFailure,
+    ) {
+        let failed = self.dials.failed(now, address, failure);
+        if let Some(peer) = failed.evidence {
+            self.events.push_back(LinkEvent::RedialRefused { peer });
+        }
+        if failed.complain {
+            let why = match failure {
+                DialFailure::Refused => "nobody listens there",
+                DialFailure::Unreachable(why) => why,
+            };
+            self.warn(format!(
+                "the seed {address} does not answer ({why}); still trying"
+            ));
+        }
+        if let Some(rival) = self.rival.take_if(|rival| rival.address == *address) {
+            self.events.push_back(LinkEvent::Ghost {
+                generation: rival.generation,
+            });
+        }
+    }
+
+    pub(crate) fn handle_frame(
+        &mut self,
+        now: Instant,
+        link: LinkId,
+        frame: &Frame,
+        names: &impl Names,
+    ) {
+        let Some(state) = self.links.get(&link).map(|link| &link.state) else {
+            return;
+        };
+        let message = match ControlMessage::decode(frame) {
+            Ok(Some(message)) => message,
+            Ok(None) => return,
+            Err(error) => {
+                if matches!(state, State::Greeting) && frame.kind == kind::HELLO {
+                    self.refuse_unreadable_hello(link, frame);
+                } else {
+                    self.warn(format!(
+                        "closing the connection to {}: {error}",
+                        self.describe(link)
+                    ));
+                }
+                self.close(now, link);
+                return;
+            }
+        };
+        match (state, message) {
+            (State::Greeting, ControlMessage::Hello(theirs)) => {
+                self.handle_hello(now, link, theirs, names);
+            }
+            (State::Greeting, ControlMessage::Refuse(refusal)) => {
+                self.handle_refusal(now, link, refusal);
+            }
+            (State::Ready(hello), ControlMessage::Refuse(refusal)) => {
+                let peer = hello.node.clone();
+                tracing::debug!(%peer, %refusal, "a peer closes the connection");
+                self.handle_refusal(now, link, refusal);
+            }
+            (State::Ready(hello), ControlMessage::Challenge(challenge)) => {
+                let alive = ControlMessage::Alive {
+                    rival: challenge.rival,
+                };
+                tracing::debug!(by = %hello.node, "challenged");
+                self.transmit(link, &alive);
+                self.handle_rival(now, challenge);
+            }
+            (State::Ready(hello), ControlMessage::Alive { rival }) => {
+                let name = hello.node.name.clone();
+                self.handle_alive(now, &name, rival);
+            }
+            (State::Ready(hello), message) => {
+                let from = hello.node.clone();
+                self.events.push_back(LinkEvent::Message { from, message });
+            }
+            (State::Greeting | State::InQuestion(_), _) => {
+                self.warn(format!(
+                    "closing the connection to {}: it spoke before the handshake was over",
+                    self.describe(link)
+                ));
+                self.close(now, link);
+            }
+        }
+    }
+
+    /// Membership's word: that node is up, or worth trying again.
+    pub(crate) fn want(
+        &mut self,
+        now: Instant,
+        node: &NodeId,
+        address: &Address,
+        purpose: Purpose,
+    ) {
+        if self.leaving || self.is_ready(node) || node.name == self.ours.node.name {
+            return;
+        }
+        // In a full mesh both sides learn of each other at once; the smaller name dials first.
+        let defer = purpose == Purpose::Member && self.ours.node.name > node.name;
+        self.dials.want(now, node, address, purpose, defer);
+    }
+
+    /// Membership's word: that life is over. What is left of its link is closed, so that the next one is fresh.
+    pub(crate) fn forget(&mut self, now: Instant, node: &NodeId, names: &impl Names) {
+        if let Some(link) = self.ready_link(node) {
+            self.close(now, link);
+        }
+        self.dials.forget(node);
+        self.waiting.remove(&node.name);
+        self.settle_doubts_about(now, &node.name, names);
+    }
+
+    /// Sends a message to that node, if its link is ready.
+    pub(crate) fn send(&mut self, node: &NodeId, frame: &Frame) -> bool {
+        let Some(link) = self.ready_link(node) else {
+            return false;
+        };
+        self.outputs.push_back(Output::Transmit {
+            link,
+            frame: frame.clone(),
+        });
+        true
+    }
+
+    /// Sends a packet of the membership engine, which may be for a node whose link is yet to come up.
+    pub(crate) fn send_or_dial(
+        &mut self,
+        now: Instant,
+        node: &NodeId,
+        address: &Address,
+        frame: &Frame,
+    ) {
+        if self.send(node, frame) {
+            return;
+        }
+        let waiting = self.waiting.entry(node.name.clone()).or_default();
+        waiting.retain(|(since, _)| now.since(*since) < Duration::from_secs(1));
+        if waiting.len() < MAX_WAITING_PACKETS {
+            waiting.push((now, frame.clone()));
+        }
+        self.want(now, node, address, Purpose::Once);
+    }
+
+    /// A life of this node's name with a higher generation is said to be there: dial it to see.
+    pub(crate) fn question_rival(
+        &mut self,
+        now: Instant,
+        generation: Generation,
+        address: &Address,
+    ) {
+        if generation <= self.ours.node.generation || self.rival.is_some() {
+            return;
+        }
+        if *address == self.ours.address {
+            // Only this process can listen there: the rival is an earlier life of this very address.
+            self.events.push_back(LinkEvent::Ghost { generation });
+            return;
+        }
+        self.rival = Some(Rival {
+            generation,
+            address: address.clone(),
+        });
+        self.dials.question(now, address);
+    }
+
+    pub(crate) fn handle_timeout(&mut self, now: Instant, names: &impl Names) {
+        let late: Vec<LinkId> = self
+            .unready()
+            .filter(|(_, link)| {
+                matches!(link.state, State::Greeting) && now.since(link.since) >= HANDSHAKE_TIMEOUT
+            })
+            .map(|(id, _)| id)
+            .collect();
+        for link in late {
+            if let Origin::Dialled(address) = &self.links[&link].origin {
+                let address = address.clone();
+                let failure = DialFailure::Unreachable("the handshake timed out".to_owned());
+                self.handle_dial_failed(now, &address, &failure);
+            }
+            self.close(now, link);
+        }
+        let unanswered: Vec<LinkId> = self
+            .unready()
+            .filter(|(_, link)| {
+                matches!(link.state, State::InQuestion(_))
+                    && now.since(link.since) >= CHALLENGE_TIMEOUT
+            })
+            .map(|(id, _)| id)
+            .collect();
+        for link in unanswered {
+            self.settle_doubt(now, link, names);
+        }
+        self.doubts
+            .retain(|_, doubt| now.since(doubt.since) < 4 * self.down_period + HANDSHAKE_TIMEOUT);
+        self.waiting.retain(|_, frames| {
+            frames.retain(|(since, _)| now.since(*since) < Duration::from_secs(1));
+            !frames.is_empty()
+        });
+        if !self.leaving {
+            let ready = &self.ready;
+            for address in self.dials.due(now, |name| ready.contains_key(name)) {
+                self.outputs.push_back(Output::Dial { address });
+            }
+        }
+    }
+
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        let handshakes = self
+            .unready()
+            .filter_map(|(_, link)| match link.state {
+                State::Greeting => Some(link.since + HANDSHAKE_TIMEOUT),
+                State::InQuestion(_) => Some(link.since + CHALLENGE_TIMEOUT),
+                State::Ready(_) => None,
+            })
+            .min();
+        let dials = if self.leaving {
+            None
+        } else {
+            let ready = &self.ready;
+            self.dials.poll_timeout(|name| ready.contains_key(name))
+        };
+        earliest(handshakes, dials)
+    }
+
+    pub(crate) fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    pub(crate) fn poll_event(&mut self) -> Option<LinkEvent> {
+        self.events.pop_front()
+    }
+
+    fn handle_hello(&mut self, now: Instant, link: LinkId, theirs: Hello, names: &impl Names) {
+        let credentials = &self.links[&link].credentials;
+        let accepted = !self.links[&link].is_dialled();
+        if let Err(refusal) = hello::check(&self.ours, &theirs, credentials) {
+            if matches!(refusal, Refusal::Myself) {
+                if let Origin::Dialled(address) = &self.links[&link].origin {
+                    self.dials.is_myself(address);
+                }
+            } else {
+                self.warn(format!(
+                    "refusing {} at {}: {refusal}",
+                    theirs.node, theirs.address
+                ));
+            }
+            return self.refuse(now, link, refusal);
+        }
+        if let Origin::Dialled(address) = &self.links[&link].origin
+            && let Some(expected) = self.dials.resolved(address, &theirs.node)
+        {
+            // Somebody else answers there: the node that was lost is gone from its address.
+            self.events
+                .push_back(LinkEvent::RedialRefused { peer: expected });
+        }
+        if theirs.node.name == self.ours.node.name {
+            return self.handle_twin(now, link, &theirs);
+        }
+        if !accepted
+            && let Some(highest) = theirs.highest_of_yours
+            && highest > self.ours.node.generation
+        {
+            self.events.push_back(LinkEvent::HigherGeneration {
+                number: highest.number,
+            });
+            self.close(now, link);
+            return;
+        }
+        if names.is_left(&theirs.node) {
+            return self.refuse(now, link, Refusal::Left);
+        }
+        match self.judge_name(now, &theirs, names) {
+            Verdict::Welcome => self.welcome(now, link, theirs, names),
+            Verdict::Refuse(refusal) => self.refuse(now, link, refusal),
+            Verdict::Behind => {
+                // It has to take a higher generation before anything else; this Hello tells it which.
+                if accepted {
+                    let hello = self.our_hello(names.highest(&theirs.node.name));
+                    self.transmit(link, &ControlMessage::Hello(hello));
+                }
+                self.close(now, link);
+            }
+            Verdict::Ask(old) => {
+                let challenge = Challenge {
+                    rival: theirs.node.generation,
+                    address: theirs.address.clone(),
+                    joined: theirs.joined,
+                };
+                self.transmit(old, &ControlMessage::Challenge(challenge));
+                if let Some(link) = self.links.get_mut(&link) {
+                    link.since = now;
+                    link.state = State::InQuestion(Box::new(theirs));
+                }
+            }
+        }
+    }
+
+    /// Rule: a newcomer whose name looks alive is refused only if the old one answers a challenge.
+    fn judge_name(&mut self, now: Instant, theirs: &Hello, names: &impl Names) -> Verdict {
+        let name = &theirs.node.name;
+        let linked =
+            self.ready
+                .get(name)
+                .copied()
+                .and_then(|link| match &self.links.get(&link)?.state {
+                    State::Ready(hello) => Some((link, hello.node.clone(), hello.nonce)),
+                    _ => None,
+                });
+        if let Some((old, node, nonce)) = linked
+            && node.generation != theirs.node.generation
+            && nonce != theirs.nonce
+        {
+            return Verdict::Ask(old);
+        }
+        if names
+            .highest(name)
+            .is_some_and(|highest| highest > theirs.node.generation)
+        {
+            return Verdict::Behind;
+        }
+        match names.up(name) {
+            Some(up) if up.generation != theirs.node.generation => {
+                let renewed = linked_same_process(&self.links, self.ready.get(name), theirs.nonce);
+                let doubt = self.doubts.entry(name.clone()).or_insert(Doubt {
+                    since: now,
+                    rival: theirs.node.generation,
+                });
+                if doubt.rival != theirs.node.generation {
+                    doubt.rival = theirs.node.generation;
+                    doubt.since = now;
+                }
+                // A ghost is found out by membership within the down period; after that the doubt is over.
+                if renewed || now.since(doubt.since) >= self.down_period {
+                    self.doubts.remove(name);
+                    Verdict::Welcome
+                } else {
+                    Verdict::Refuse(Refusal::NameInQuestion { name: name.clone() })
+                }
+            }
+            _ => {
+                self.doubts.remove(name);
+                Verdict::Welcome
+            }
+        }
+    }
+
+    /// Another process with this node's name: the lower generation stops.
+    fn handle_twin(&mut self, now: Instant, link: LinkId, theirs: &Hello) {
+        let ours = self.ours.node.generation;
+        let lower = ours < theirs.node.generation;
+        let newcomer = !self.ours.joined && theirs.joined;
+        let settled = self.ours.joined && !theirs.joined;
+        self.rival = None;
+        if !self.links[&link].is_dialled() {
+            let hello = self.our_hello(Some(ours));
+            self.transmit(link, &ControlMessage::Hello(hello));
+        }
+        self.close(now, link);
+        if newcomer || (lower && !settled) {
+            self.events.push_back(LinkEvent::NameTaken {
+                by: Some(theirs.address.clone()),
+            });
+        }
+    }
+
+    /// Somebody asks whether this node lives, because of a rival: settle with the rival who stops.
+    fn handle_rival(&mut self, now: Instant, challenge: Challenge) {
+        if challenge.joined && challenge.rival > self.ours.node.generation {
+            self.question_rival(now, challenge.rival, &challenge.address);
+        }
+    }
+
+    /// The old node of that name answered the challenge.
+    fn handle_alive(&mut self, now: Instant, name: &NodeName, rival: Generation) {
+        let asked: Vec<(LinkId, bool, Generation)> = self
+            .unready()
+            .filter_map(|(id, link)| match &link.state {
+                State::InQuestion(hello)
+                    if hello.node.name == *name && hello.node.generation == rival =>
+                {
+                    Some((id, hello.joined, hello.node.generation))
+                }
+                _ => None,
+            })
+            .collect();
+        let alive = self
+            .ready
+            .get(name)
+            .and_then(|link| self.links.get(link)?.peer())
+            .map(|node| node.generation);
+        for (link, joined, generation) in asked {
+            // Two members of one name met after a partition: the lower stops, and the two are told of each other.
+            let keep_trying = joined && alive.is_some_and(|alive| alive < generation);
+            let refusal = if keep_trying {
+                Refusal::NameInQuestion { name: name.clone() }
+            } else {
+                Refusal::NameTaken { name: name.clone() }
+            };
+            self.refuse(now, link, refusal);
+        }
+    }
+
+    /// The old node of that name did not answer, or its link broke: the newcomer is judged again without it.
+    fn settle_doubts_about(&mut self, now: Instant, name: &NodeName, names: &impl Names) {
+        let asked: Vec<LinkId> = self
+            .unready()
+            .filter(|(_, link)| {
+                matches!(&link.state, State::InQuestion(hello) if hello.node.name == *name)
+            })
+            .map(|(id, _)| id)
+            .collect();
+        for link in asked {
+            self.settle_doubt(now, link, names);
+        }
+    }
+
+    fn settle_doubt(&mut self, now: Instant, link: LinkId, names: &impl Names) {
+        let Some(entry) = self.links.get_mut(&link) else {
+            return;
+        };
+        let State::InQuestion(hello) = std::mem::replace(&mut entry.state, State::Greeting) else {
+            return;
+        };
+        entry.since = now;
+        if let Some(old) = self.ready.get(&hello.node.name).copied() {
+            self.close(now, old);
+        }
+        self.handle_hello(now, link, *hello, names);
+    }
+
+    fn welcome(&mut self, now: Instant, link: LinkId, theirs: Hello, names: &impl Names) {
+        let name = theirs.node.name.clone();
+        if let Some(other) = self.ready.get(&name).copied()
+            && other != link
+            && !self.newer_wins(now, other, link)
+        {
+            if !self.links[&link].is_dialled() {
+                let hello = self.our_hello(names.highest(&name));
+                self.transmit(link, &ControlMessage::Hello(hello));
+            }
+            return self.refuse(now, link, Refusal::Duplicate);
+        }
+        if theirs.periods_ms != self.ours.periods_ms {
+            let (broadcast, down) = theirs.periods_ms;
+            self.warn(format!(
+                "{} runs with broadcast_period {broadcast} ms and down_period {down} ms, this node with {} and {}: \
+                 use the same settings on all nodes",
+                theirs.node, self.ours.periods_ms.0, self.ours.periods_ms.1
+            ));
+        }
+        if !self.links[&link].is_dialled() {
+            let hello = self.our_hello(names.highest(&name));
+            self.transmit(link, &ControlMessage::Hello(hello));
+        }
+        if let Some(replaced) = self.ready.get(&name).copied().filter(|old| *old != link) {
+            // What was in flight on the old link is lost: membership and tracker start afresh on the new one.
+            self.close(now, replaced);
+        }
+        self.ready.insert(name.clone(), link);
+        if let Some(entry) = self.links.get_mut(&link) {
+            entry.since = now;
+            entry.state = State::Ready(Box::new(theirs.clone()));
+        }
+        self.unready.remove(&link);
+        self.dials.ready(&theirs.node);
+        let waiting = self.waiting.remove(&name).unwrap_or_default();
+        self.events.push_back(LinkEvent::Ready {
+            peer: theirs.node.clone(),
+            hello: Box::new(theirs),
+        });
+        for (_, frame) in waiting {
+            self.outputs.push_back(Output::Transmit { link, frame });
+        }
+    }
+
+    /// Rule: one connection per pair with a deterministic winner.
+    fn newer_wins(&self, now: Instant, older: LinkId, newer: LinkId) -> bool {
+        let (Some(old), Some(new)) = (self.links.get(&older), self.links.get(&newer)) else {
+            return true;
+        };
+        let State::Ready(hello) = &old.state else {
+            return true;
+        };
+        if old.is_dialled() == new.is_dialled() || now.since(old.since) > CROSSED_DIAL_WINDOW {
+            return true;
+        }
+        let we_are_smaller = self.ours.node.name < hello.node.name;
+        new.is_dialled() == we_are_smaller
+    }
+
+    fn handle_refusal(&mut self, now: Instant, link: LinkId, refusal: Refusal) {
+        if let Origin::Dialled(address) = &self.links[&link].origin {
+            let address = address.clone();
+            match &refusal {
+                Refusal::Duplicate | Refusal::Myself => {}
+                Refusal::NameTaken { .. } => {
+                    self.events.push_back(LinkEvent::NameTaken { by: None });
+                }
+                _ => self.warn_once_per_address(now, &address, &refusal),
+            }
+            if matches!(refusal, Refusal::Myself) {
+                self.dials.is_myself(&address);
+            }
+        }
+        self.close(now, link);
+    }
+
+    fn warn_once_per_address(&mut self, now: Instant, address: &Address, refusal: &Refusal) {
+        if self.dials.complain(now, address) {
+            self.warn(format!("{address} refuses this node: {refusal}"));
+        }
+    }
+
+    fn refuse(&mut self, now: Instant, link: LinkId, refusal: Refusal) {
+        self.transmit(link, &ControlMessage::Refuse(refusal));
+        self.close(now, link);
+    }
+
+    /// A Hello of another major version may not decode, but its first bytes never change their meaning.
+    fn refuse_unreadable_hello(&mut self, link: LinkId, frame: &Frame) {
+        let refusal = match postcard::take_from_bytes::<([u8; 4], u16)>(&frame.body) {
+            Ok(((MAGIC, theirs), _)) if theirs != self.ours.major => Refusal::Version {
+                ours: self.ours.major,
+                theirs,
+            },
+            _ => Refusal::Magic,
+        };
+        self.warn(format!("refusing {}: {refusal}", self.describe(link)));
+        self.transmit(link, &ControlMessage::Refuse(refusal));
+    }
+
+    fn our_hello(&self, highest_of_yours: Option<Generation>) -> Hello {
+        Hello {
+            highest_of_yours,
+            ..self.ours.clone()
+        }
+    }
+
+    fn unready(&self) -> impl Iterator<Item = (LinkId, &Link)> {
+        self.unready
+            .iter()
+            .filter_map(|id| Some((*id, self.links.get(id)?)))
+    }
+
+    fn ready_link(&self, node: &NodeId) -> Option<LinkId> {
+        let link = *self.ready.get(&node.name)?;
+        (self.links.get(&link)?.peer()? == node).then_some(link)
+    }
+
+    fn transmit(&mut self, link: LinkId, message: &ControlMessage) {
+        self.outputs.push_back(Output::Transmit {
+            link,
+            frame: message.encode(),
+        });
+    }
+
+    /// Ends a connection from this side; a ready one counts as lost, and is dialled again.
+    fn close(&mut self, now: Instant, link: LinkId) {
+        let Some(closed) = self.links.remove(&link) else {
+            return;
+        };
+        self.outputs.push_back(Output::Close { link });
+        self.ended(now, link, closed);
+    }
+
+    fn ended(&mut self, now: Instant, link: LinkId, ended: Link) {
+        self.unready.remove(&link);
+        if let State::Ready(hello) = &ended.state
+            && self.ready.get(&hello.node.name) == Some(&link)
+        {
+            self.ready.remove(&hello.node.name);
+            if !self.leaving {
+                self.dials.lost(now, &hello.node, &hello.address);
+            }
+            self.events.push_back(LinkEvent::Lost {
+                peer: hello.node.clone(),
+            });
+        }
+        if let Origin::Dialled(address) = &ended.origin {
+            self.dials.disconnected(now, address, link);
+        }
+    }
+
+    fn describe(&self, link: LinkId) -> String {
+        match self.links.get(&link) {
+            Some(Link {
+                state: State::Ready(hello) | State::InQuestion(hello),
+                ..
+            }) => format!("{} at {}", hello.node, hello.address),
+            Some(Link {
+                origin: Origin::Dialled(address),
+                ..
+            }) => address.to_string(),
+            _ => "an unknown peer".to_owned(),
+        }
+    }
+
+    fn warn(&mut self, message: String) {
+        self.events.push_back(LinkEvent::Warning { message });
+    }
+}
+
+enum Verdict {
+    Welcome,
+    /// A higher generation of that name is known.
+    Behind,
+    /// The old one on that link is to be asked first.
+    Ask(LinkId),
+    Refuse(Refusal),
+}
+
+fn linked_same_process(links: &BTreeMap<LinkId, Link>, ready: Option<&LinkId>, nonce: u64) -> bool {
+    ready
+        .and_then(|link| links.get(link))
+        .is_some_and(|link| matches!(&link.state, State::Ready(hello) if hello.nonce == nonce))
+}

@@ -1,0 +1,405 @@
+//! Whom to dial and when: seeds, members without a link, the recently dead, and rivals for a name.
+//!
+//! Rule: always redial, with jitter and at most [`MAX_BACKOFF`] apart, whoever should be linked and is not.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use super::{DialFailure, LinkId};
+use crate::id::{NodeId, NodeName};
+use crate::message::Address;
+use crate::time::Instant;
+
+/// First pause after a failed dial; each further one doubles it.
+const MIN_BACKOFF: Duration = Duration::from_millis(100);
+
+/// Longest pause between two dials of one address that should be linked.
+const MAX_BACKOFF: Duration = Duration::from_secs(5);
+
+/// How long the larger name of a pair waits for the smaller one to dial, when both learn of each other.
+const DEFERENCE: Duration = Duration::from_millis(250);
+
+/// Dials spread over this much time after a link broke, lest thousands come at once.
+const REDIAL_JITTER: Duration = Duration::from_millis(10);
+
+/// Most dials under way at once.
+const MAX_UNDER_WAY: usize = 64;
+
+/// Most addresses that are remembered for dialling: the known nodes and their packets.
+const MAX_ENTRIES: usize = 2 * crate::limits::MAX_KNOWN_NODES;
+
+/// First interval between two complaints about one address; each further one doubles it.
+const MIN_COMPLAINT_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Longest interval between two complaints about one address.
+const MAX_COMPLAINT_INTERVAL: Duration = Duration::from_secs(600);
+
+/// Why a node is to be dialled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// It is up: keep trying until it is linked or down.
+    Member,
+    /// It was up once, or is a packet's addressee: one try.
+    Once,
+}
+
+/// What is known of the seeds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SeedState {
+    /// None are configured, or all of them are this node itself.
+    None,
+    /// Some have not been heard of yet.
+    Trying,
+    /// Every one of them was refused: nobody listens at any of them.
+    AllRefused,
+    /// One answered.
+    Answered,
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+enum State {
+    #[default]
+    Idle,
+    UnderWay,
+    Linked(LinkId),
+}
+
+#[derive(Debug, Default)]
+struct Dial {
+    seed: bool,
+    /// A rival for this node's name is said to be there.
+    question: bool,
+    /// The node that should be there, and whether it is to be dialled until it is.
+    member: Option<NodeId>,
+    once: bool,
+    /// The link to `member` broke: a refusal now says that it is gone.
+    evidence: bool,
+    myself: bool,
+    /// Who answered there last.
+    resolved: Option<NodeName>,
+    refused: bool,
+    answered: bool,
+    state: State,
+    at: Instant,
+    attempts: u32,
+    complaints: u32,
+    complain_at: Instant,
+}
+
+impl Dial {
+    fn is_needed(&self, is_ready: &impl Fn(&NodeName) -> bool) -> bool {
+        if self.question {
+            return true;
+        }
+        let seed = self.seed && !self.myself && !self.resolved.as_ref().is_some_and(is_ready);
+        let member = self
+            .member
+            .as_ref()
+            .is_some_and(|node| !is_ready(&node.name));
+        seed || member
+    }
+}
+
+/// What a failed dial says.
+#[derive(Debug, Default)]
+pub(crate) struct Failed {
+    /// The link to that node had broken, and now its address refuses.
+    pub(crate) evidence: Option<NodeId>,
+    /// It is time to tell the operator.
+    pub(crate) complain: bool,
+}
+
+/// See the module.
+pub(crate) struct Dials {
+    entries: BTreeMap<Address, Dial>,
+    rng: StdRng,
+}
+
+impl Dials {
+    pub(crate) fn new(seed: u64) -> Self {
+        Dials {
+            entries: BTreeMap::new(),
+            rng: StdRng::seed_from_u64(seed),
+        }
+    }
+
+    pub(crate) fn set_seeds(&mut self, now: Instant, seeds: Vec<Address>) {
+        for (address, dial) in &mut self.entries {
+            dial.seed = seeds.contains(address);
+        }
+        for address in seeds {
+            let dial = self.entries.entry(address).or_insert_with(|| Dial {
+                at: now,
+                ..Dial::default()
+            });
+            dial.seed = true;
+        }
+        self.prune();
+    }
+
+    pub(crate) fn seed_state(&self) -> SeedState {
+        let mut seeds = self
+            .entries
+            .values()
+            .filter(|dial| dial.seed && !dial.myself)
+            .peekable();
+        if seeds.peek().is_none() {
+            return SeedState::None;
+        }
+        let mut all_refused = true;
+        for dial in seeds {
+            if dial.answered {
+                return SeedState::Answered;
+            }
+            all_refused &= dial.refused;
+        }
+        if all_refused {
+            SeedState::AllRefused
+        } else {
+            SeedState::Trying
+        }
+    }
+
+    pub(crate) fn want(
+        &mut self,
+        now: Instant,
+        node: &NodeId,
+        address: &Address,
+        purpose: Purpose,
+        defer: bool,
+    ) {
+        if self.entries.len() >= MAX_ENTRIES && !self.entries.contains_key(address) {
+            return;
+        }
+        let mut at = now;
+        if defer {
+            at += DEFERENCE + self.jitter(DEFERENCE);
+        }
+        let dial = self.entries.entry(address.clone()).or_insert_with(|| Dial {
+            at,
+            ..Dial::default()
+        });
+        match (&dial.member, purpose) {
+            // A packet to one node must not displace another that is up at that address.
+            (Some(member), Purpose::Once) if member.name != node.name && !dial.once => {}
+            (Some(member), Purpose::Once) if member == node => {}
+            (_, purpose) => {
+                dial.evidence &= dial.member.as_ref() == Some(node);
+                dial.member = Some(node.clone());
+                dial.once = purpose == Purpose::Once;
+            }
+        }
+    }
+
+    /// A rival for this node's name is said to be at that address.
+    pub(crate) fn question(&mut self, now: Instant, address: &Address) {
+        let dial = self.entries.entry(address.clone()).or_default();
+        dial.question = true;
+        dial.at = now;
+    }
+
+    /// The link to that node broke.
+    pub(crate) fn lost(&mut self, now: Instant, peer: &NodeId, address: &Address) {
+        let at = now + self.jitter(REDIAL_JITTER);
+        let dial = self.entries.entry(address.clone()).or_default();
+        dial.member = Some(peer.clone());
+        dial.once = false;
+        dial.evidence = true;
+        dial.attempts = 0;
+        dial.at = at;
+    }
+
+    /// That node is linked.
+    pub(crate) fn ready(&mut self, peer: &NodeId) {
+        for dial in self.entries.values_mut() {
+            if dial
+                .member
+                .as_ref()
+                .is_some_and(|member| member.name == peer.name)
+            {
+                dial.member = None;
+                dial.evidence = false;
+                dial.attempts = 0;
+            }
+        }
+        self.prune();
+    }
+
+    /// That life of the node is over.
+    pub(crate) fn forget(&mut self, node: &NodeId) {
+        for dial in self.entries.values_mut() {
+            if dial.member.as_ref() == Some(node) {
+                dial.member = None;
+                dial.evidence = false;
+            }
+        }
+        self.prune();
+    }
+
+    /// This node has a new identity: whoever refused the old one may take the new one.
+    pub(crate) fn retry_all(&mut self, now: Instant) {
+        for dial in self.entries.values_mut() {
+            dial.at = now;
+            dial.attempts = 0;
+        }
+    }
+
+    pub(crate) fn connected(&mut self, address: &Address, link: LinkId) {
+        if let Some(dial) = self.entries.get_mut(address) {
+            dial.state = State::Linked(link);
+        }
+    }
+
+    /// The connection that was dialled there is over, however far it had come.
+    pub(crate) fn disconnected(&mut self, now: Instant, address: &Address, link: LinkId) {
+        let Some(dial) = self.entries.get(address) else {
+            return;
+        };
+        if dial.state != State::Linked(link) {
+            return;
+        }
+        let at = now + self.backoff(address);
+        if let Some(dial) = self.entries.get_mut(address) {
+            dial.state = State::Idle;
+            // A link that was ready before is redialled at once: `lost` has set that time already.
+            if !dial.evidence {
+                dial.at = at;
+                dial.attempts = dial.attempts.saturating_add(1);
+            }
+            dial.question = false;
+            if dial.once {
+                dial.member = None;
+                dial.once = false;
+            }
+        }
+        self.prune();
+    }
+
+    /// Whoever answers there says that it is that node; returns the lost node that was expected instead.
+    pub(crate) fn resolved(&mut self, address: &Address, node: &NodeId) -> Option<NodeId> {
+        let dial = self.entries.get_mut(address)?;
+        dial.resolved = Some(node.name.clone());
+        dial.answered = true;
+        dial.complaints = 0;
+        let other = dial
+            .member
+            .take_if(|member| member.name != node.name || member.generation < node.generation)?;
+        std::mem::take(&mut dial.evidence).then_some(other)
+    }
+
+    pub(crate) fn is_myself(&mut self, address: &Address) {
+        if let Some(dial) = self.entries.get_mut(address) {
+            dial.myself = true;
+            dial.member = None;
+        }
+    }
+
+    pub(crate) fn failed(
+        &mut self,
+        now: Instant,
+        address: &Address,
+        failure: &DialFailure,
+    ) -> Failed {
+        let at = now + self.backoff(address);
+        let Some(dial) = self.entries.get_mut(address) else {
+            return Failed::default();
+        };
+        dial.state = State::Idle;
+        dial.question = false;
+        dial.attempts = dial.attempts.saturating_add(1);
+        dial.at = at;
+        dial.refused = *failure == DialFailure::Refused;
+        let evidence = if dial.evidence && dial.refused {
+            dial.member.clone()
+        } else {
+            None
+        };
+        if dial.once {
+            dial.member = None;
+            dial.once = false;
+        }
+        let complain = dial.seed && Self::is_time_to_complain(dial, now);
+        self.prune();
+        Failed { evidence, complain }
+    }
+
+    /// True once, then at growing intervals.
+    pub(crate) fn complain(&mut self, now: Instant, address: &Address) -> bool {
+        self.entries
+            .get_mut(address)
+            .is_none_or(|dial| Self::is_time_to_complain(dial, now))
+    }
+
+    fn is_time_to_complain(dial: &mut Dial, now: Instant) -> bool {
+        if dial.complaints > 0 && now < dial.complain_at {
+            return false;
+        }
+        let interval = MIN_COMPLAINT_INTERVAL
+            .saturating_mul(1 << dial.complaints.min(16))
+            .min(MAX_COMPLAINT_INTERVAL);
+        dial.complaints += 1;
+        dial.complain_at = now + interval;
+        true
+    }
+
+    /// The addresses to dial now; each is under way until its outcome is reported.
+    pub(crate) fn due(
+        &mut self,
+        now: Instant,
+        is_ready: impl Fn(&NodeName) -> bool,
+    ) -> Vec<Address> {
+        let under_way = self
+            .entries
+            .values()
+            .filter(|dial| dial.state == State::UnderWay)
+            .count();
+        let mut due = Vec::new();
+        for (address, dial) in &mut self.entries {
+            if under_way + due.len() >= MAX_UNDER_WAY {
+                break;
+            }
+            if dial.state == State::Idle && dial.at <= now && dial.is_needed(&is_ready) {
+                dial.state = State::UnderWay;
+                due.push(address.clone());
+            }
+        }
+        due
+    }
+
+    pub(crate) fn poll_timeout(&self, is_ready: impl Fn(&NodeName) -> bool) -> Option<Instant> {
+        let mut under_way = 0;
+        let mut next: Option<Instant> = None;
+        for dial in self.entries.values() {
+            match dial.state {
+                State::UnderWay => under_way += 1,
+                State::Idle if dial.is_needed(&is_ready) => {
+                    next = Some(next.map_or(dial.at, |next| next.min(dial.at)));
+                }
+                State::Idle | State::Linked(_) => {}
+            }
+        }
+        next.filter(|_| under_way < MAX_UNDER_WAY)
+    }
+
+    fn prune(&mut self) {
+        self.entries.retain(|_, dial| {
+            dial.seed || dial.question || dial.member.is_some() || dial.state != State::Idle
+        });
+    }
+
+    fn backoff(&mut self, address: &Address) -> Duration {
+        let attempts = self.entries.get(address).map_or(0, |dial| dial.attempts);
+        let full = MIN_BACKOFF
+            .saturating_mul(1 << attempts.min(10))
+            .min(MAX_BACKOFF);
+        full / 2 + self.jitter(full / 2)
+    }
+
+    fn jitter(&mut self, below: Duration) -> Duration {
+        let micros = u64::try_from(below.as_micros()).unwrap_or(u64::MAX).max(1);
+        Duration::from_micros(self.rng.random_range(0..micros))
+    }
+}
