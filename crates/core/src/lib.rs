@@ -9,7 +9,7 @@ mod entry;
 pub mod hello;
 mod id;
 pub mod limits;
-mod links;
+pub mod links;
 pub mod message;
 mod time;
 

@@ -201,6 +201,10 @@ impl Links {
         }
     }
 
+    pub(crate) fn hello(&self) -> &Hello {
+        &self.ours
+    }
+
     pub(crate) fn dials(&self) -> &Dials {
         &self.dials
     }
@@ -604,13 +608,15 @@ impl Links {
         {
             return Verdict::Ask(old);
         }
-        if names
-            .highest(name)
-            .is_some_and(|highest| highest > theirs.node.generation)
+        let up = names.up(name);
+        if up.is_none()
+            && names
+                .highest(name)
+                .is_some_and(|highest| highest > theirs.node.generation)
         {
             return Verdict::Behind;
         }
-        match names.up(name) {
+        match up {
             Some(up) if up.generation != theirs.node.generation => {
                 let renewed = linked_same_process(&self.links, self.ready.get(name), theirs.nonce);
                 let doubt = self.doubts.entry(name.clone()).or_insert(Doubt {
@@ -624,7 +630,11 @@ impl Links {
                 // A ghost is found out by membership within the down period; after that the doubt is over.
                 if renewed || now.since(doubt.since) >= self.down_period {
                     self.doubts.remove(name);
-                    Verdict::Welcome
+                    if up.generation > theirs.node.generation {
+                        Verdict::Behind
+                    } else {
+                        Verdict::Welcome
+                    }
                 } else {
                     Verdict::Refuse(Refusal::NameInQuestion { name: name.clone() })
                 }

@@ -1,0 +1,541 @@
+//! Membership, replication, registry and links as one state machine: what a driver, or the simulator, drives.
+//!
+//! Inputs are `handle_*(now, …)` and the commands; after each of them the driver empties
+//! [`poll_output`](Cluster::poll_output) and [`poll_event`](Cluster::poll_event), and calls
+//! [`handle_timeout`](Cluster::handle_timeout) no later than [`poll_timeout`](Cluster::poll_timeout) says. Nothing
+//! here blocks, reads a clock or draws randomness that the seed does not determine.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use crate::config::Settings;
+use crate::entry::{EntryUpdate, NewEntry, ServiceInfo};
+use crate::hello::Credentials;
+use crate::id::{ClusterName, Generation, NodeId, NodeName};
+use crate::links::{
+    DialFailure, LinkEvent, LinkId, Links, Names, Origin, Output, Purpose, SeedState,
+};
+use crate::membership::{MemberEvent, MemberInfo, Membership, MembershipConfig};
+use crate::message::{
+    Address, ControlMessage, Frame, Hello, Lane, MAGIC, PROTOCOL_MAJOR, PROTOCOL_MINOR,
+};
+use crate::placement::PLACEMENT_VERSION;
+use crate::registry::{Directory, Registry, RegistryEvent};
+use crate::time::{Instant, earliest};
+use crate::tracker::{AddError, OwnerStats, Tracker, TrackerConfig, UpdateError};
+
+/// How often the recently dead are tried again, and how many of them at once.
+const CANDIDATE_INTERVAL: Duration = Duration::from_secs(1);
+/// See [`CANDIDATE_INTERVAL`].
+const CANDIDATES_AT_ONCE: usize = 4;
+
+/// What a node is started with.
+#[derive(Clone, Debug)]
+pub struct ClusterConfig {
+    /// The cluster; nodes of others are refused.
+    pub cluster: ClusterName,
+    /// This node's name.
+    pub name: NodeName,
+    /// Where the others reach it.
+    pub address: Address,
+    /// Where the others may be found.
+    pub seeds: Vec<Address>,
+    /// Periods and bounds.
+    pub settings: Settings,
+    /// Microseconds since the Unix epoch, from which the generation is drawn.
+    pub wall_clock_micros: u64,
+    /// Drawn at random when the process starts.
+    pub nonce: u64,
+    /// Seeds all further randomness.
+    pub seed: u64,
+}
+
+/// What a node reports of itself and of the others.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum ClusterEvent {
+    /// A node is up.
+    MemberUp {
+        /// The node, in this life.
+        node: NodeId,
+        /// Where it is reached.
+        address: Address,
+    },
+    /// A node is down; it may come back.
+    MemberDown {
+        /// The node, in that life.
+        node: NodeId,
+    },
+    /// A node has left for good.
+    MemberLeft {
+        /// The node, in that life.
+        node: NodeId,
+    },
+    /// Services joined, left or changed.
+    Registry(RegistryEvent),
+    /// Every owner that is up has been synced: this node may route. Reported once.
+    Synced,
+    /// This node took a new generation, because an earlier life of its name had a higher one.
+    Renewed {
+        /// The node, in its new life.
+        node: NodeId,
+    },
+    /// A living node has this node's name: this one must stop.
+    NameTaken {
+        /// Where the other is reached, where that is known.
+        by: Option<Address>,
+    },
+    /// This node heard from nobody for so long that it must be the one that is cut off.
+    Isolated,
+    /// Something that an operator should know.
+    Warning {
+        /// What.
+        message: String,
+    },
+}
+
+/// Sizes and versions, for operators.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ClusterStats {
+    /// This node, in its current life.
+    pub node: NodeId,
+    /// The version of its own entries.
+    pub version: u64,
+    /// What is known of the other owners.
+    pub owners: Vec<OwnerStats>,
+    /// Nodes with a ready control link.
+    pub linked: usize,
+}
+
+/// See the module.
+pub struct Cluster {
+    me: NodeId,
+    links: Links,
+    membership: Membership,
+    tracker: Tracker,
+    registry: Registry,
+    rng: StdRng,
+    candidates_at: Instant,
+    synced: bool,
+    stopped: bool,
+    events: VecDeque<ClusterEvent>,
+}
+
+impl Cluster {
+    /// A node that has not met anybody yet.
+    pub fn new(config: ClusterConfig, now: Instant) -> Self {
+        let mut rng = StdRng::seed_from_u64(config.seed);
+        let settings = &config.settings;
+        let me = NodeId {
+            name: config.name,
+            generation: Generation {
+                number: config.wall_clock_micros,
+                random: rng.random(),
+            },
+        };
+        let hello = Hello {
+            magic: MAGIC,
+            major: PROTOCOL_MAJOR,
+            minor: PROTOCOL_MINOR,
+            lane: Lane::Control,
+            cluster: config.cluster,
+            node: me.clone(),
+            nonce: config.nonce,
+            address: config.address.clone(),
+            placement: PLACEMENT_VERSION,
+            periods_ms: (
+                millis(settings.broadcast_period()),
+                millis(settings.down_period()),
+            ),
+            joined: false,
+            highest_of_yours: None,
+        };
+        let links = Links::new(hello, settings.down_period(), config.seeds, now, rng.random());
+        let membership = Membership::new(
+            MembershipConfig::new(settings),
+            me.clone(),
+            config.address,
+            now,
+            rng.random(),
+        );
+        let tracker = Tracker::new(
+            TrackerConfig::new(settings),
+            me.clone(),
+            config.nonce,
+            now,
+            rng.random(),
+        );
+        let mut cluster = Cluster {
+            me,
+            links,
+            membership,
+            tracker,
+            registry: Registry::new(),
+            rng,
+            candidates_at: now + CANDIDATE_INTERVAL,
+            synced: false,
+            stopped: false,
+            events: VecDeque::new(),
+        };
+        cluster.settle(now);
+        cluster
+    }
+
+    /// This node, in its current life.
+    pub fn node(&self) -> &NodeId {
+        &self.me
+    }
+
+    /// What this node says of itself on every connection.
+    pub fn hello(&self) -> &Hello {
+        self.links.hello()
+    }
+
+    /// The services, as readers see them.
+    pub fn directory(&self) -> Arc<Directory> {
+        self.registry.directory()
+    }
+
+    /// The writer's side of the services.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// The writer's side of the services.
+    pub fn registry_mut(&mut self) -> &mut Registry {
+        &mut self.registry
+    }
+
+    /// The other nodes, living and recently dead.
+    pub fn members(&self) -> Vec<MemberInfo> {
+        self.membership.members().collect()
+    }
+
+    /// The owners that are up and whose entries this node does not have yet.
+    pub fn missing(&self) -> Vec<NodeName> {
+        self.tracker.missing()
+    }
+
+    /// True once [`ClusterEvent::Synced`] was reported.
+    pub fn is_synced(&self) -> bool {
+        self.synced
+    }
+
+    /// Sizes and versions.
+    pub fn stats(&self) -> ClusterStats {
+        ClusterStats {
+            node: self.me.clone(),
+            version: self.tracker.version(),
+            owners: self.tracker.owners(),
+            linked: self.links.ready_peers().count(),
+        }
+    }
+
+    /// The membership state machine, for reading.
+    pub fn membership(&self) -> &Membership {
+        &self.membership
+    }
+
+    /// The replication state machine, for reading.
+    pub fn tracker(&self) -> &Tracker {
+        &self.tracker
+    }
+
+    /// Registers services, all or none; visible locally when this returns.
+    pub fn add(
+        &mut self,
+        now: Instant,
+        entries: Vec<NewEntry>,
+    ) -> Result<Vec<Arc<ServiceInfo>>, AddError> {
+        let added = self.tracker.add(now, entries)?;
+        self.settle(now);
+        Ok(added)
+    }
+
+    /// Changes one of this node's own services; visible locally when this returns.
+    pub fn update(
+        &mut self,
+        now: Instant,
+        sequence: u64,
+        update: EntryUpdate,
+    ) -> Result<Arc<ServiceInfo>, UpdateError> {
+        let updated = self.tracker.update(now, sequence, update)?;
+        self.settle(now);
+        Ok(updated)
+    }
+
+    /// Removes one of this node's own services, and returns its last version.
+    pub fn remove(&mut self, now: Instant, sequence: u64) -> Result<Arc<ServiceInfo>, UpdateError> {
+        let removed = self.tracker.remove(now, sequence)?;
+        self.settle(now);
+        Ok(removed)
+    }
+
+    /// Says goodbye. What is to be sent comes out of [`poll_output`](Self::poll_output) at once; after that the driver
+    /// flushes its connections and drops the state machine.
+    pub fn leave(&mut self, now: Instant) {
+        self.links.set_leaving();
+        self.membership.leave(now);
+        self.stopped = true;
+        self.pump_membership(now);
+    }
+
+    /// The addresses of the seeds, looked up again.
+    pub fn set_seeds(&mut self, now: Instant, seeds: Vec<Address>) {
+        self.links.set_seeds(now, seeds);
+    }
+
+    /// A connection is open, and its encryption is through.
+    pub fn handle_connected(
+        &mut self,
+        now: Instant,
+        link: LinkId,
+        origin: Origin,
+        credentials: Credentials,
+    ) {
+        self.links.handle_connected(now, link, origin, credentials);
+        self.settle(now);
+    }
+
+    /// A frame arrived.
+    pub fn handle_frame(&mut self, now: Instant, link: LinkId, frame: &Frame) {
+        if self.links.peer_of(link).is_some() {
+            self.membership.heard(now);
+        }
+        let names = Facts(&self.membership);
+        self.links.handle_frame(now, link, frame, &names);
+        self.settle(now);
+    }
+
+    /// A connection is gone.
+    pub fn handle_disconnected(&mut self, now: Instant, link: LinkId) {
+        let names = Facts(&self.membership);
+        self.links.handle_disconnected(now, link, &names);
+        self.settle(now);
+    }
+
+    /// A dial failed.
+    pub fn handle_dial_failed(&mut self, now: Instant, address: &Address, failure: &DialFailure) {
+        self.links.handle_dial_failed(now, address, failure);
+        self.settle(now);
+    }
+
+    /// The queue of a connection is long (nothing but the necessary goes there), or short again.
+    pub fn set_congested(&mut self, now: Instant, link: LinkId, congested: bool) {
+        if let Some(peer) = self.links.peer_of(link).cloned() {
+            self.tracker.set_congested(now, &peer, congested);
+            self.settle(now);
+        }
+    }
+
+    /// The process did not run for a while. To be called once everything that arrived meanwhile was handled, and
+    /// before any timer is.
+    pub fn handle_resumed(&mut self, now: Instant) {
+        self.membership.resumed(now);
+        self.settle(now);
+    }
+
+    /// The time that [`poll_timeout`](Self::poll_timeout) named has come.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        let names = Facts(&self.membership);
+        self.links.handle_timeout(now, &names);
+        self.membership.handle_timeout(now);
+        self.tracker.handle_timeout(now);
+        if now >= self.candidates_at {
+            self.candidates_at = now + CANDIDATE_INTERVAL;
+            let candidates = self.membership.dial_candidates(now);
+            for (node, address) in candidates.into_iter().take(CANDIDATES_AT_ONCE) {
+                self.links.want(now, &node, &address, Purpose::Once);
+            }
+        }
+        self.settle(now);
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) is due.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        if self.stopped {
+            return None;
+        }
+        let machines = earliest(self.membership.poll_timeout(), self.tracker.poll_timeout());
+        let next = earliest(machines, self.links.poll_timeout());
+        earliest(next, Some(self.candidates_at))
+    }
+
+    /// The next thing to do on the network.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.links.poll_output()
+    }
+
+    /// The next thing to report.
+    pub fn poll_event(&mut self) -> Option<ClusterEvent> {
+        self.events.pop_front()
+    }
+
+    /// Lets the parts hear of each other until nothing is left to say.
+    fn settle(&mut self, now: Instant) {
+        if self.stopped {
+            return;
+        }
+        loop {
+            let mut busy = false;
+            while let Some(event) = self.links.poll_event() {
+                busy = true;
+                self.handle_link_event(now, event);
+            }
+            busy |= self.pump_membership(now);
+            while let Some((recipients, message)) = self.tracker.poll_transmit() {
+                let frame = message.encode();
+                for peer in recipients.iter() {
+                    self.links.send(peer, &frame);
+                }
+            }
+            if !busy {
+                break;
+            }
+        }
+        let changes = self.tracker.poll_changes();
+        if !changes.is_empty() {
+            let events = self.registry.apply(changes);
+            self.events
+                .extend(events.into_iter().map(ClusterEvent::Registry));
+        }
+        self.judge_sync();
+    }
+
+    fn handle_link_event(&mut self, now: Instant, event: LinkEvent) {
+        match event {
+            LinkEvent::Ready { peer, hello } => {
+                self.membership.link_up(now, &peer, &hello.address);
+                self.tracker.link_up(now, &peer);
+            }
+            LinkEvent::Lost { peer } => {
+                self.tracker.link_down(now, &peer);
+                self.membership.link_lost(now, &peer);
+            }
+            LinkEvent::RedialRefused { peer } => self.membership.redial_refused(now, &peer),
+            LinkEvent::Message { from, message } => self.handle_message(now, &from, message),
+            LinkEvent::HigherGeneration { number } => self.renew(now, number),
+            LinkEvent::Ghost { generation } => self.renew(now, generation.number),
+            LinkEvent::NameTaken { by } => self.events.push_back(ClusterEvent::NameTaken { by }),
+            LinkEvent::Warning { message } => {
+                self.events.push_back(ClusterEvent::Warning { message });
+            }
+        }
+    }
+
+    fn handle_message(&mut self, now: Instant, from: &NodeId, message: ControlMessage) {
+        match message {
+            ControlMessage::Membership(packet) => {
+                self.membership.handle_packet(now, from, &packet);
+            }
+            ControlMessage::Refused { node } => self.membership.handle_refused(now, from, &node),
+            ControlMessage::Goodbye { node, forget } => {
+                self.membership.handle_goodbye(now, from, &node, forget);
+            }
+            message => self.tracker.handle_message(now, from, message),
+        }
+    }
+
+    fn pump_membership(&mut self, now: Instant) -> bool {
+        let mut busy = false;
+        while let Some(event) = self.membership.poll_event() {
+            busy = true;
+            match event {
+                MemberEvent::Up { node, address } => {
+                    self.tracker.member_up(now, &node);
+                    self.links.want(now, &node, &address, Purpose::Member);
+                    self.events
+                        .push_back(ClusterEvent::MemberUp { node, address });
+                }
+                MemberEvent::Down { node, .. } => {
+                    self.tracker.member_down(now, &node);
+                    let names = Facts(&self.membership);
+                    self.links.forget(now, &node, &names);
+                    self.events.push_back(ClusterEvent::MemberDown { node });
+                }
+                MemberEvent::Left { node, forget } => {
+                    self.tracker.member_left(now, &node, forget);
+                    let names = Facts(&self.membership);
+                    self.links.forget(now, &node, &names);
+                    self.events.push_back(ClusterEvent::MemberLeft { node });
+                }
+                MemberEvent::NameConflict { node, address } => {
+                    self.links.question_rival(now, node.generation, &address);
+                }
+                MemberEvent::Isolated => self.events.push_back(ClusterEvent::Isolated),
+                _ => {}
+            }
+        }
+        while let Some((node, address, message)) = self.membership.poll_transmit() {
+            busy = true;
+            let frame = message.encode();
+            self.links.send_or_dial(now, &node, &address, &frame);
+        }
+        busy
+    }
+
+    /// Rule: the higher generation of this name was a ghost. Take a higher one, publish every entry anew, keep
+    /// the services' identities.
+    fn renew(&mut self, now: Instant, above: u64) {
+        let node = NodeId {
+            name: self.me.name.clone(),
+            generation: Generation {
+                number: above
+                    .max(self.me.generation.number)
+                    .saturating_add(1),
+                random: self.rng.random(),
+            },
+        };
+        tracing::info!(old = %self.me, new = %node, "taking a higher generation than an earlier life had");
+        self.me = node.clone();
+        self.links.renew(now, node.clone());
+        self.membership.renew_generation(now, node.clone());
+        self.tracker.renew(now, node.clone());
+        self.events.push_back(ClusterEvent::Renewed { node });
+    }
+
+    /// Rule: a fresh node must not route from a partial view.
+    fn judge_sync(&mut self) {
+        if self.synced {
+            return;
+        }
+        let synced = match self.links.dials().seed_state() {
+            SeedState::None | SeedState::AllRefused => self.tracker.missing().is_empty(),
+            SeedState::Trying => false,
+            SeedState::Answered => {
+                self.tracker.has_heard_of_owners() && self.tracker.missing().is_empty()
+            }
+        };
+        if synced {
+            self.synced = true;
+            self.links.set_joined();
+            self.events.push_back(ClusterEvent::Synced);
+        }
+    }
+}
+
+/// What the links may know of membership.
+struct Facts<'a>(&'a Membership);
+
+impl Names for Facts<'_> {
+    fn up(&self, name: &NodeName) -> Option<NodeId> {
+        self.0.is_up(name)
+    }
+
+    fn highest(&self, name: &NodeName) -> Option<Generation> {
+        self.0.highest_known(name)
+    }
+
+    fn is_left(&self, node: &NodeId) -> bool {
+        self.0.is_left(node)
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
