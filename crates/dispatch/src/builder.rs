@@ -1,0 +1,373 @@
+//! How a node is described and started.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use keydispatch_core::limits::DEFAULT_MAX_PAYLOAD_BYTES;
+use keydispatch_core::message::{Address, DecodeError};
+use keydispatch_core::{ClusterName, NameError, NodeName, Settings, SettingsError, Zone};
+
+use crate::discovery::{Seed, SeedError};
+use crate::memory::MemoryNetwork;
+use crate::node::Node;
+use crate::settings::{
+    Adapter, Config, ConfigError, DEFAULT_POOL_SIZE, LogLevel, MAX_POOL_SIZE, RegistrySection,
+};
+use crate::tls::{TlsError, TlsFiles};
+
+/// How long [`NodeBuilder::start`] waits to be synced before it says what is missing.
+pub const DEFAULT_START_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why a node did not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// A setting is wrong or missing.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A name is not a name.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// A seed is no address.
+    #[error(transparent)]
+    Seed(#[from] SeedError),
+    /// The advertised address is unusable.
+    #[error("the advertised address is unusable: {0}")]
+    Advertise(#[from] DecodeError),
+    /// The certificates cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The address cannot be bound.
+    #[error(transparent)]
+    Bind(#[from] crate::transport::BindError),
+    /// A living node of the cluster has the name.
+    #[error(
+        "the node name {name} is taken by a living node{}: choose another name, or stop that node first",
+        by.as_ref().map(|by| format!(" at {by}")).unwrap_or_default()
+    )]
+    NameTaken {
+        /// The name.
+        name: NodeName,
+        /// Where the other is reached, where that is known.
+        by: Option<Address>,
+    },
+    /// These nodes are up, and their entries did not arrive in time: this node would route from a partial view.
+    #[error("not synced after {waited:?}: the entries of {} are missing", list(missing))]
+    NotSynced {
+        /// How long was waited.
+        waited: Duration,
+        /// The owners whose entries are missing.
+        missing: Vec<NodeName>,
+    },
+    /// The node stopped while it was starting.
+    #[error("the node stopped while it was starting")]
+    Stopped,
+}
+
+fn list(names: &[NodeName]) -> String {
+    names
+        .iter()
+        .map(NodeName::as_str)
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+/// What carries the frames between the nodes.
+#[derive(Clone, Debug)]
+pub(crate) enum Network {
+    /// TCP with TLS by these files.
+    Tls(TlsFiles),
+    /// TCP without encryption, by explicit choice.
+    Plaintext,
+    /// In this process.
+    Memory(MemoryNetwork),
+}
+
+/// A node to be started; see [`Node::builder`].
+#[derive(Clone, Debug)]
+#[must_use = "a builder does nothing until it is started"]
+pub struct NodeBuilder {
+    name: String,
+    cluster: String,
+    bind: String,
+    advertise: Option<String>,
+    seeds: Vec<String>,
+    zone: Option<String>,
+    network: Option<Network>,
+    adapter: Adapter,
+    pool_size: usize,
+    registry: RegistrySection,
+    max_payload_bytes: usize,
+    start_timeout: Duration,
+}
+
+/// A description whose parts were all checked.
+pub(crate) struct Checked {
+    pub(crate) name: NodeName,
+    pub(crate) cluster: ClusterName,
+    pub(crate) bind: String,
+    pub(crate) advertise: Option<Address>,
+    pub(crate) seeds: Vec<Seed>,
+    pub(crate) zone: Option<Zone>,
+    /// None for the adapter `local`.
+    pub(crate) network: Option<Network>,
+    pub(crate) pool_size: usize,
+    pub(crate) settings: Settings,
+    pub(crate) log_level: LogLevel,
+    pub(crate) max_payload_bytes: usize,
+    pub(crate) start_timeout: Duration,
+}
+
+impl NodeBuilder {
+    pub(crate) fn new(name: String) -> Self {
+        NodeBuilder {
+            name,
+            cluster: "dispatch".to_owned(),
+            bind: "127.0.0.1:0".to_owned(),
+            advertise: None,
+            seeds: Vec::new(),
+            zone: None,
+            network: None,
+            adapter: Adapter::Mesh,
+            pool_size: DEFAULT_POOL_SIZE,
+            registry: RegistrySection::default(),
+            max_payload_bytes: DEFAULT_MAX_PAYLOAD_BYTES,
+            start_timeout: DEFAULT_START_TIMEOUT,
+        }
+    }
+
+    /// The cluster's name, `pubsub.name`; by default `dispatch`. Nodes of different clusters refuse each other.
+    pub fn cluster(mut self, name: impl Into<String>) -> Self {
+        self.cluster = name.into();
+        self
+    }
+
+    /// The address to listen on, `node.bind`: `host:port`, `[v6]:port`, port 0 for any; by default `127.0.0.1:0`.
+    pub fn bind(mut self, address: impl Into<String>) -> Self {
+        self.bind = address.into();
+        self
+    }
+
+    /// The address that others dial, `node.advertise`, where it differs from the bound one (containers); by default the
+    /// bound one.
+    pub fn advertise(mut self, address: impl Into<String>) -> Self {
+        self.advertise = Some(address.into());
+        self
+    }
+
+    /// Where other nodes may be found, `node.seeds`: addresses or DNS names with a port. Names are looked up again and
+    /// again; this node itself may be among them. Without seeds this is the first node of a cluster.
+    pub fn seeds(mut self, seeds: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.seeds = seeds.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// The failure domain of this node's services, `node.zone`.
+    pub fn zone(mut self, zone: impl Into<String>) -> Self {
+        self.zone = Some(zone.into());
+        self
+    }
+
+    /// Encrypt and authenticate by these files, `node.ca`, `node.cert`, `node.key`; they are re-read when they change.
+    pub fn tls(mut self, files: TlsFiles) -> Self {
+        self.network = Some(Network::Tls(files));
+        self
+    }
+
+    /// Do without encryption, `node.plaintext`: anybody who reaches the port can join and call.
+    pub fn plaintext(mut self) -> Self {
+        self.network = Some(Network::Plaintext);
+        self
+    }
+
+    /// A network inside this process, for tests.
+    pub fn memory(mut self, network: &MemoryNetwork) -> Self {
+        self.network = Some(Network::Memory(network.clone()));
+        self
+    }
+
+    /// How nodes reach each other, `pubsub.adapter`; by default [`Adapter::Mesh`].
+    pub fn adapter(mut self, adapter: Adapter) -> Self {
+        self.adapter = adapter;
+        self
+    }
+
+    /// Data connections per peer, `pubsub.pool_size`: 1 to 64, by default 1. A service always uses the same one.
+    pub fn pool_size(mut self, connections: usize) -> Self {
+        self.pool_size = connections;
+        self
+    }
+
+    /// How often versions are compared, `registry.broadcast_period`: 10 ms and more, by default 250 ms.
+    pub fn broadcast_period(mut self, period: Duration) -> Self {
+        self.registry.broadcast_period = Some(crate::settings::Period(period));
+        self
+    }
+
+    /// While nothing changes, versions are compared in every so many periods only, `registry.max_silent_periods`: 1 to
+    /// 1000, by default 3.
+    pub fn max_silent_periods(mut self, periods: u32) -> Self {
+        self.registry.max_silent_periods = Some(periods);
+        self
+    }
+
+    /// How long a node may be silent before it is taken for dead, `registry.down_period`: 600 ms and more; by default
+    /// `broadcast_period` × `max_silent_periods` × 2, and at least 1 s.
+    pub fn down_period(mut self, period: Duration) -> Self {
+        self.registry.down_period = Some(crate::settings::Period(period));
+        self
+    }
+
+    /// How long the dead are remembered, `registry.permdown_period`: longer than `down_period`, by default 20 min.
+    pub fn permdown_period(mut self, period: Duration) -> Self {
+        self.registry.permdown_period = Some(crate::settings::Period(period));
+        self
+    }
+
+    /// Whether dropping the node without leaving says goodbye, `registry.permdown_on_shutdown`; by default no.
+    pub fn permdown_on_shutdown(mut self, goodbye: bool) -> Self {
+        self.registry.permdown_on_shutdown = Some(goodbye);
+        self
+    }
+
+    /// Changes kept per owner for peers that missed some, `registry.max_delta_sizes`: 1 to 1,000,000, by default 10,000.
+    pub fn max_delta_sizes(mut self, changes: usize) -> Self {
+        self.registry.max_delta_sizes = Some(changes);
+        self
+    }
+
+    /// How much the registry logs of what it sees, `registry.log_level`; by default [`LogLevel::Info`].
+    pub fn log_level(mut self, level: LogLevel) -> Self {
+        self.registry.log_level = Some(level);
+        self
+    }
+
+    /// Longest payload of a call, a cast, a reply or a broadcast in bytes, `node.max_payload_bytes`; by default 16 MiB.
+    pub fn max_payload_bytes(mut self, bytes: usize) -> Self {
+        self.max_payload_bytes = bytes;
+        self
+    }
+
+    /// How long [`start`](Self::start) waits to be synced; by default 10 s.
+    pub fn start_timeout(mut self, timeout: Duration) -> Self {
+        self.start_timeout = timeout;
+        self
+    }
+
+    /// Starts the node: binds, joins, and returns once the entries of every node that is up have arrived.
+    ///
+    /// Where every seed is refused, this is the first node of its cluster, and it keeps trying them. Where seeds are
+    /// silent, it starts alone after the start timeout, says so in the log, and keeps trying.
+    ///
+    /// # Errors
+    ///
+    /// A wrong setting, an address that is taken, unusable certificates, a living node of the same name, or
+    /// [`StartError::NotSynced`] with the nodes whose entries did not arrive in time.
+    pub async fn start(self) -> Result<Node, StartError> {
+        Node::start(self.check()?).await
+    }
+
+    fn check(self) -> Result<Checked, StartError> {
+        if !(1..=MAX_POOL_SIZE).contains(&self.pool_size) {
+            return Err(ConfigError::PoolSize {
+                value: self.pool_size,
+            }
+            .into());
+        }
+        let network = match (self.adapter, self.network) {
+            (Adapter::Local, None) => None,
+            (Adapter::Local, Some(_)) => {
+                return Err(ConfigError::LocalAdapter {
+                    setting: "a network",
+                }
+                .into());
+            }
+            (Adapter::Mesh, None) => return Err(ConfigError::NoTls.into()),
+            (Adapter::Mesh, network) => network,
+        };
+        if network.is_none() && !self.seeds.is_empty() {
+            return Err(ConfigError::LocalAdapter {
+                setting: "node.seeds",
+            }
+            .into());
+        }
+        Ok(Checked {
+            name: NodeName::try_new(self.name)?,
+            cluster: ClusterName::try_new(self.cluster)?,
+            bind: self.bind,
+            advertise: self.advertise.map(Address::try_new).transpose()?,
+            seeds: self
+                .seeds
+                .iter()
+                .map(|seed| seed.parse::<Seed>())
+                .collect::<Result<_, _>>()?,
+            zone: self.zone.map(Zone::try_new).transpose()?,
+            network,
+            pool_size: self.pool_size,
+            settings: Settings::try_new(self.registry.raw())
+                .map_err(|error: SettingsError| ConfigError::from(error))?,
+            log_level: self.registry.log_level.unwrap_or_default(),
+            max_payload_bytes: self.max_payload_bytes,
+            start_timeout: self.start_timeout,
+        })
+    }
+}
+
+impl Config {
+    /// A builder with everything that the configuration says; `default_name` is used where it names no node.
+    pub fn builder(&self, default_name: &str) -> Result<NodeBuilder, ConfigError> {
+        let node = &self.node;
+        let name = node
+            .name
+            .as_ref()
+            .map_or(default_name, NodeName::as_str)
+            .to_owned();
+        let mut builder = NodeBuilder::new(name);
+        let adapter = self.pubsub.adapter.unwrap_or_default();
+        builder.network = match (&node.ca, &node.cert, &node.key) {
+            (None, None, None) if node.plaintext => Some(Network::Plaintext),
+            (None, None, None) => None,
+            (Some(_), Some(_), Some(_)) if node.plaintext => {
+                return Err(ConfigError::PlaintextAndTls);
+            }
+            (Some(ca), Some(cert), Some(key)) => Some(Network::Tls(tls_files(ca, cert, key))),
+            (None, ..) => return Err(ConfigError::IncompleteTls { missing: "ca" }),
+            (_, None, _) => return Err(ConfigError::IncompleteTls { missing: "cert" }),
+            (_, _, None) => return Err(ConfigError::IncompleteTls { missing: "key" }),
+        };
+        if adapter == Adapter::Local && node.bind.is_some() {
+            return Err(ConfigError::LocalAdapter {
+                setting: "node.bind",
+            });
+        }
+        if let Some(cluster) = &self.pubsub.name {
+            builder.cluster = cluster.as_str().to_owned();
+        }
+        if let Some(bind) = &node.bind {
+            builder.bind.clone_from(bind);
+        }
+        builder.advertise.clone_from(&node.advertise);
+        builder.seeds.clone_from(&node.seeds);
+        builder.zone = node.zone.as_ref().map(|zone| zone.as_str().to_owned());
+        builder.adapter = adapter;
+        builder.pool_size = self.pubsub.pool_size.unwrap_or(DEFAULT_POOL_SIZE);
+        if !(1..=MAX_POOL_SIZE).contains(&builder.pool_size) {
+            return Err(ConfigError::PoolSize {
+                value: builder.pool_size,
+            });
+        }
+        builder.registry = self.registry.clone();
+        if let Some(bytes) = node.max_payload_bytes {
+            builder.max_payload_bytes = bytes;
+        }
+        Ok(builder)
+    }
+}
+
+fn tls_files(ca: &PathBuf, cert: &PathBuf, key: &PathBuf) -> TlsFiles {
+    TlsFiles::new(ca, cert, key)
+}
+
+/// Used by the node to hold what it was started with.
+pub(crate) type SharedSeeds = Arc<[Seed]>;

@@ -1,0 +1,221 @@
+//! The task of one control connection, and the acceptor that tells the lanes apart.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use keydispatch_core::hello;
+use keydispatch_core::limits::MAX_CONTROL_FRAME_BYTES;
+use keydispatch_core::links::LinkId;
+use keydispatch_core::message::{ControlMessage, Frame, Hello, Lane};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use crate::data::DataPlane;
+use crate::driver::Input;
+use crate::transport::{Connection, ConnectionError, Transport};
+
+/// Length prefix and kind of a frame.
+pub(crate) const FRAME_HEAD_BYTES: usize = 5;
+
+/// Bytes handed to a connection at once; the rest waits in the queue that is counted.
+const WRITE_AHEAD_BYTES: usize = 256 * 1024;
+
+/// How long a connection that was accepted has to say Hello.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Most accepted connections that have yet to say Hello.
+const MAX_WAITING: usize = 1_024;
+
+/// What is to be sent on a connection.
+pub(crate) struct Outgoing {
+    pub(crate) frames: mpsc::UnboundedReceiver<Frame>,
+    /// Bytes in `frames`, kept by both sides; the sender judges it.
+    pub(crate) queued: Arc<AtomicUsize>,
+    /// The driver hears once the queue has been above and falls below this.
+    pub(crate) drained_below: usize,
+}
+
+enum Step {
+    Frame(Frame),
+    Drained,
+    Finished,
+    Closed(String),
+}
+
+/// Serves one control connection until either side is done with it.
+pub(crate) async fn serve(
+    mut connection: Box<dyn Connection>,
+    link: LinkId,
+    mut outgoing: Outgoing,
+    inputs: mpsc::Sender<Input>,
+) {
+    connection.set_frame_limit(MAX_CONTROL_FRAME_BYTES);
+    let mut full = false;
+    loop {
+        let step = poll_fn(|cx| step(cx, &mut *connection, &mut outgoing, &mut full)).await;
+        let input = match step {
+            Step::Frame(frame) => Input::Frame { link, frame },
+            Step::Drained => Input::Drained { link },
+            Step::Finished => return,
+            Step::Closed(why) => {
+                let _ = inputs.send(Input::Closed { link, why }).await;
+                return;
+            }
+        };
+        if inputs.send(input).await.is_err() {
+            // The driver has stopped: what it queued is flushed all the same.
+            flush(&mut *connection, &mut outgoing).await;
+            return;
+        }
+    }
+}
+
+fn step(
+    cx: &mut Context<'_>,
+    connection: &mut dyn Connection,
+    outgoing: &mut Outgoing,
+    full: &mut bool,
+) -> Poll<Step> {
+    match write(cx, connection, outgoing) {
+        Ok(true) => return Poll::Ready(Step::Finished),
+        Ok(false) => {}
+        Err(error) => return Poll::Ready(Step::Closed(error.to_string())),
+    }
+    let queued = outgoing.queued.load(Ordering::Relaxed);
+    if queued > outgoing.drained_below {
+        *full = true;
+    } else if std::mem::take(full) {
+        return Poll::Ready(Step::Drained);
+    }
+    match connection.poll_frame(cx) {
+        Poll::Ready(Some(Ok(frame))) => Poll::Ready(Step::Frame(frame)),
+        Poll::Ready(Some(Err(error))) => Poll::Ready(Step::Closed(error.to_string())),
+        Poll::Ready(None) => Poll::Ready(Step::Closed("closed by the peer".to_owned())),
+        Poll::Pending => Poll::Pending,
+    }
+}
+
+/// Moves frames into the connection and the connection's bytes out; true once the sender is gone and all is flushed.
+fn write(
+    cx: &mut Context<'_>,
+    connection: &mut dyn Connection,
+    outgoing: &mut Outgoing,
+) -> Result<bool, ConnectionError> {
+    loop {
+        let mut finished = false;
+        while connection.buffered() < WRITE_AHEAD_BYTES {
+            match outgoing.frames.poll_recv(cx) {
+                Poll::Ready(Some(frame)) => {
+                    let bytes = frame.body.len() + FRAME_HEAD_BYTES;
+                    outgoing.queued.fetch_sub(bytes, Ordering::Relaxed);
+                    connection.send(frame);
+                }
+                Poll::Ready(None) => {
+                    finished = true;
+                    break;
+                }
+                Poll::Pending => break,
+            }
+        }
+        if connection.buffered() == 0 {
+            return Ok(finished);
+        }
+        match connection.poll_flush(cx) {
+            Poll::Ready(Ok(())) if finished => return Ok(true),
+            // More may have been queued than fitted at once.
+            Poll::Ready(Ok(())) => {}
+            Poll::Ready(Err(error)) => return Err(error),
+            Poll::Pending => return Ok(false),
+        }
+    }
+}
+
+async fn flush(connection: &mut dyn Connection, outgoing: &mut Outgoing) {
+    let _ = poll_fn(|cx| match write(cx, connection, outgoing) {
+        Ok(true) => Poll::Ready(Ok(())),
+        Ok(false) => Poll::Pending,
+        Err(error) => Poll::Ready(Err(error)),
+    })
+    .await;
+}
+
+/// Accepts connections until the task is aborted; each goes to the lane that its Hello names.
+pub(crate) async fn accept(
+    transport: Arc<dyn Transport>,
+    inputs: mpsc::Sender<Input>,
+    data: Arc<DataPlane>,
+    ours: Arc<ArcSwap<Hello>>,
+) {
+    let mut waiting = JoinSet::new();
+    loop {
+        match transport.accept().await {
+            Ok(connection) => {
+                while waiting.try_join_next().is_some() {}
+                if waiting.len() >= MAX_WAITING {
+                    // Dropped: a flood of connections that say nothing must not grow.
+                    continue;
+                }
+                let (inputs, data, ours) = (inputs.clone(), Arc::clone(&data), Arc::clone(&ours));
+                waiting.spawn(async move {
+                    let greeting = greet(connection, &inputs, &data, &ours);
+                    if tokio::time::timeout(HELLO_TIMEOUT, greeting).await.is_err() {
+                        tracing::debug!("a connection said no hello in time");
+                    }
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "this node no longer accepts connections");
+                return;
+            }
+        }
+    }
+}
+
+async fn greet(
+    mut connection: Box<dyn Connection>,
+    inputs: &mpsc::Sender<Input>,
+    data: &DataPlane,
+    ours: &ArcSwap<Hello>,
+) {
+    let first = match poll_fn(|cx| connection.poll_frame(cx)).await {
+        Some(Ok(frame)) => frame,
+        Some(Err(error)) => {
+            tracing::warn!(peer = connection.peer(), %error, "refusing a connection");
+            return;
+        }
+        None => return,
+    };
+    match ControlMessage::decode(&first) {
+        Ok(Some(ControlMessage::Hello(theirs))) if theirs.lane == Lane::Data => {
+            let ours = ours.load();
+            let verdict = hello::check(&ours, &theirs, connection.credentials());
+            let answer = match &verdict {
+                Ok(()) => ControlMessage::Hello(Hello {
+                    lane: Lane::Data,
+                    ..Hello::clone(&ours)
+                }),
+                Err(refusal) => {
+                    tracing::warn!(peer = %theirs.node, %refusal, "refusing a data connection");
+                    ControlMessage::Refuse(refusal.clone())
+                }
+            };
+            connection.send(answer.encode());
+            if poll_fn(|cx| connection.poll_flush(cx)).await.is_ok() && verdict.is_ok() {
+                data.inbound(connection, theirs);
+            }
+        }
+        // Everything else, good or bad, is the state machine's to judge.
+        _ => {
+            let _ = inputs
+                .send(Input::Accepted {
+                    connection,
+                    hello: first,
+                })
+                .await;
+        }
+    }
+}

@@ -1,0 +1,564 @@
+//! The one task that owns the core's state machine: commands and frames in, frames and events out.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use keydispatch_core::links::{DialFailure, LinkId, Origin, Output};
+use keydispatch_core::message::{Address, Frame, Hello};
+use keydispatch_core::{
+    AddError, Cluster, ClusterEvent, ClusterStats, Directory, EntryUpdate, Instant, NewEntry,
+    NodeName, ServiceInfo, UpdateError, Zone,
+};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+
+use crate::control::{self, Outgoing};
+use crate::data::DataPlane;
+use crate::events::Watchers;
+use crate::members::{Member, MemberChange, MemberWatchers};
+use crate::settings::LogLevel;
+use crate::transport::{Connection, DialError, Transport};
+
+/// Commands and frames that wait for the driver; senders wait beyond that.
+pub(crate) const QUEUE: usize = 1_024;
+
+/// Commands and frames handled before what they lead to is sent: one delta carries them all.
+const BATCH: usize = 256;
+
+/// A timer that is this late was late because the process did not run.
+const PAUSE: Duration = Duration::from_millis(300);
+
+/// How long what arrived during a pause is read before any timer is judged.
+const DRAIN_AFTER_PAUSE: Duration = Duration::from_millis(50);
+
+/// Bytes queued for one control link beyond which only the necessary goes there.
+const CONGESTED_BYTES: usize = 4 * 1024 * 1024;
+
+/// Bytes queued for one control link beyond which it is closed: the peer has stopped reading.
+const MAX_QUEUED_BYTES: usize = 32 * 1024 * 1024;
+
+/// How long a leaving node flushes its goodbyes.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A command to the driver.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Add {
+        entries: Vec<NewEntry>,
+        reply: oneshot::Sender<Result<Vec<Arc<ServiceInfo>>, AddError>>,
+    },
+    Update {
+        sequence: u64,
+        update: EntryUpdate,
+        reply: oneshot::Sender<Result<Arc<ServiceInfo>, UpdateError>>,
+    },
+    Remove {
+        sequence: u64,
+        reply: oneshot::Sender<Result<Arc<ServiceInfo>, UpdateError>>,
+    },
+    Stats {
+        reply: oneshot::Sender<ClusterStats>,
+    },
+    Missing {
+        reply: oneshot::Sender<Vec<NodeName>>,
+    },
+    Seeds(Vec<Address>),
+    Leave {
+        reply: oneshot::Sender<()>,
+    },
+}
+
+/// What the network tells the driver.
+pub(crate) enum Input {
+    /// Somebody dialled this node; the first frame was a Hello for the control lane.
+    Accepted {
+        connection: Box<dyn Connection>,
+        hello: Frame,
+    },
+    Dialled {
+        address: Address,
+        outcome: Result<Box<dyn Connection>, DialError>,
+    },
+    Frame {
+        link: LinkId,
+        frame: Frame,
+    },
+    /// The queue of a congested link is short again.
+    Drained {
+        link: LinkId,
+    },
+    Closed {
+        link: LinkId,
+        why: String,
+    },
+}
+
+/// How far a node has come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    Joining,
+    Synced,
+    /// A living node has the name; where it is, if known.
+    NameTaken(Option<Address>),
+    Stopped,
+}
+
+/// What readers and the driver share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) name: NodeName,
+    pub(crate) nonce: u64,
+    pub(crate) zone: Option<Zone>,
+    pub(crate) directory: Arc<Directory>,
+    pub(crate) commands: mpsc::Sender<Command>,
+    pub(crate) watchers: Watchers,
+    pub(crate) roster: ArcSwap<Vec<Member>>,
+    pub(crate) member_changes: MemberWatchers,
+    sequences: AtomicU64,
+    /// Services that ended where nobody could wait for the driver.
+    ended: Mutex<Vec<u64>>,
+    ended_signal: tokio::sync::Notify,
+}
+
+impl Shared {
+    pub(crate) fn new(
+        name: NodeName,
+        nonce: u64,
+        zone: Option<Zone>,
+        directory: Arc<Directory>,
+        commands: mpsc::Sender<Command>,
+    ) -> Self {
+        Shared {
+            name,
+            nonce,
+            zone,
+            directory,
+            commands,
+            watchers: Watchers::default(),
+            roster: ArcSwap::default(),
+            member_changes: MemberWatchers::new(QUEUE),
+            sequences: AtomicU64::new(1),
+            ended: Mutex::default(),
+            ended_signal: tokio::sync::Notify::new(),
+        }
+    }
+
+    pub(crate) fn next_sequence(&self) -> u64 {
+        self.sequences.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Bounded by the services of this process, each of which ends once.
+    pub(crate) fn remove_soon(&self, sequence: u64) {
+        self.ended
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(sequence);
+        self.ended_signal.notify_one();
+    }
+}
+
+struct Link {
+    outgoing: mpsc::UnboundedSender<Frame>,
+    queued: Arc<AtomicUsize>,
+    congested: bool,
+}
+
+/// Everything that the driver is started with.
+pub(crate) struct Driver {
+    pub(crate) cluster: Cluster,
+    pub(crate) clock: Clock,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) transport: Option<Arc<dyn Transport>>,
+    pub(crate) data: Arc<DataPlane>,
+    pub(crate) hello: Arc<ArcSwap<Hello>>,
+    pub(crate) log_level: LogLevel,
+    pub(crate) goodbye_on_drop: bool,
+    pub(crate) commands: mpsc::Receiver<Command>,
+    pub(crate) inputs: mpsc::Receiver<Input>,
+    pub(crate) input_sender: mpsc::Sender<Input>,
+    pub(crate) shutdown: watch::Receiver<bool>,
+    pub(crate) phase: watch::Sender<Phase>,
+    pub(crate) links: Links,
+}
+
+/// The open control links and the tasks that serve them.
+#[derive(Default)]
+pub(crate) struct Links {
+    open: HashMap<LinkId, Link>,
+    last: u64,
+    tasks: JoinSet<()>,
+}
+
+/// The core's time: microseconds since the node started.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Clock {
+    origin: tokio::time::Instant,
+}
+
+impl Clock {
+    pub(crate) fn start() -> Self {
+        Clock {
+            origin: tokio::time::Instant::now(),
+        }
+    }
+
+    pub(crate) fn now(self) -> Instant {
+        Instant::ZERO + self.origin.elapsed()
+    }
+
+    fn deadline(self, at: Instant) -> tokio::time::Instant {
+        self.origin + at.since(Instant::ZERO)
+    }
+}
+
+enum Wake {
+    Commands,
+    Inputs,
+    Timer,
+    Ended,
+    Dropped,
+}
+
+impl Driver {
+    /// Runs until the node leaves, is dropped, or finds its name taken.
+    pub(crate) async fn run(mut self) {
+        let mut commands = Vec::with_capacity(BATCH);
+        let mut inputs = Vec::with_capacity(BATCH);
+        let leave = loop {
+            self.pump();
+            if matches!(*self.phase.borrow(), Phase::NameTaken(_)) {
+                break None;
+            }
+            match self.wait(&mut commands, &mut inputs).await {
+                Wake::Commands => {
+                    if let Some(reply) = self.handle_commands(&mut commands) {
+                        break Some(reply);
+                    }
+                }
+                Wake::Inputs => {
+                    let now = self.clock.now();
+                    for input in inputs.drain(..) {
+                        self.handle_input(now, input);
+                    }
+                }
+                Wake::Timer => self.handle_timer(&mut inputs).await,
+                Wake::Ended => self.remove_ended(),
+                Wake::Dropped => break None,
+            }
+        };
+        let said_goodbye = leave.is_some() || self.goodbye_on_drop;
+        self.stop(said_goodbye).await;
+        if let Some(reply) = leave {
+            // The caller may have gone; the node has left all the same.
+            let _ = reply.send(());
+        }
+    }
+
+    async fn wait(&mut self, commands: &mut Vec<Command>, inputs: &mut Vec<Input>) -> Wake {
+        let deadline = self.cluster.poll_timeout().map(|at| self.clock.deadline(at));
+        let timer = async {
+            match deadline {
+                Some(deadline) => tokio::time::sleep_until(deadline).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            _ = self.shutdown.wait_for(|stop| *stop) => Wake::Dropped,
+            _ = self.inputs.recv_many(inputs, BATCH) => Wake::Inputs,
+            () = self.shared.ended_signal.notified() => Wake::Ended,
+            _ = self.commands.recv_many(commands, BATCH) => Wake::Commands,
+            () = timer => Wake::Timer,
+        }
+    }
+
+    /// Rule: after a pause, the sockets are drained before any timer is judged.
+    async fn handle_timer(&mut self, inputs: &mut Vec<Input>) {
+        let now = self.clock.now();
+        let late = self.cluster.poll_timeout().map(|at| now.since(at));
+        if late.is_some_and(|late| late >= PAUSE) {
+            tracing::debug!(late_ms = late.map(|late| late.as_millis()), "this process did not run");
+            let until = tokio::time::Instant::now() + DRAIN_AFTER_PAUSE;
+            while tokio::time::timeout_at(until, self.inputs.recv_many(inputs, BATCH))
+                .await
+                .is_ok()
+            {
+                let now = self.clock.now();
+                for input in inputs.drain(..) {
+                    self.handle_input(now, input);
+                }
+                self.pump();
+            }
+            self.cluster.handle_resumed(self.clock.now());
+        }
+        self.cluster.handle_timeout(self.clock.now());
+    }
+
+    /// Commands of one batch are carried out before anything is sent. Returns who asked to leave.
+    fn handle_commands(&mut self, commands: &mut Vec<Command>) -> Option<oneshot::Sender<()>> {
+        let now = self.clock.now();
+        for command in commands.drain(..) {
+            match command {
+                Command::Add { entries, reply } => {
+                    let _ = reply.send(self.cluster.add(now, entries));
+                }
+                Command::Update {
+                    sequence,
+                    update,
+                    reply,
+                } => {
+                    let _ = reply.send(self.cluster.update(now, sequence, update));
+                }
+                Command::Remove { sequence, reply } => {
+                    let _ = reply.send(self.cluster.remove(now, sequence));
+                }
+                Command::Stats { reply } => {
+                    let _ = reply.send(self.cluster.stats());
+                }
+                Command::Missing { reply } => {
+                    let _ = reply.send(self.cluster.missing());
+                }
+                Command::Seeds(seeds) => self.cluster.set_seeds(now, seeds),
+                Command::Leave { reply } => return Some(reply),
+            }
+        }
+        None
+    }
+
+    fn remove_ended(&mut self) {
+        let now = self.clock.now();
+        let ended = std::mem::take(
+            &mut *self
+                .shared
+                .ended
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        );
+        for sequence in ended {
+            // It may have been removed by hand already.
+            let _ = self.cluster.remove(now, sequence);
+        }
+    }
+
+    fn handle_input(&mut self, now: Instant, input: Input) {
+        match input {
+            Input::Accepted { connection, hello } => {
+                let credentials = connection.credentials().clone();
+                let link = self.open(connection);
+                self.cluster
+                    .handle_connected(now, link, Origin::Accepted, credentials);
+                self.cluster.handle_frame(now, link, &hello);
+            }
+            Input::Dialled {
+                address,
+                outcome: Ok(connection),
+            } => {
+                let credentials = connection.credentials().clone();
+                let link = self.open(connection);
+                self.cluster
+                    .handle_connected(now, link, Origin::Dialled(address), credentials);
+            }
+            Input::Dialled {
+                address,
+                outcome: Err(error),
+            } => {
+                let failure = match error {
+                    DialError::Refused { .. } => DialFailure::Refused,
+                    error => DialFailure::Unreachable(error.to_string()),
+                };
+                self.cluster.handle_dial_failed(now, &address, &failure);
+            }
+            Input::Frame { link, frame } => self.cluster.handle_frame(now, link, &frame),
+            Input::Drained { link } => {
+                if let Some(open) = self.links.open.get_mut(&link)
+                    && open.congested
+                {
+                    open.congested = false;
+                    self.cluster.set_congested(now, link, false);
+                }
+            }
+            Input::Closed { link, why } => {
+                if self.links.open.remove(&link).is_some() {
+                    tracing::debug!(link = link.0, why, "a control connection is gone");
+                    self.cluster.handle_disconnected(now, link);
+                }
+            }
+        }
+    }
+
+    fn open(&mut self, connection: Box<dyn Connection>) -> LinkId {
+        self.links.last += 1;
+        let link = LinkId(self.links.last);
+        let (outgoing, receiver) = mpsc::unbounded_channel();
+        let queued = Arc::new(AtomicUsize::new(0));
+        self.links.tasks.spawn(control::serve(
+            connection,
+            link,
+            Outgoing {
+                frames: receiver,
+                queued: Arc::clone(&queued),
+                drained_below: CONGESTED_BYTES / 4,
+            },
+            self.input_sender.clone(),
+        ));
+        self.links.open.insert(
+            link,
+            Link {
+                outgoing,
+                queued,
+                congested: false,
+            },
+        );
+        link
+    }
+
+    /// Does what the state machine wants done, and reports what it has to say.
+    fn pump(&mut self) {
+        let now = self.clock.now();
+        loop {
+            while let Some(output) = self.cluster.poll_output() {
+                self.handle_output(now, output);
+            }
+            let Some(event) = self.cluster.poll_event() else {
+                break;
+            };
+            self.handle_event(event);
+        }
+        while self.links.tasks.try_join_next().is_some() {}
+    }
+
+    fn handle_output(&mut self, now: Instant, output: Output) {
+        match output {
+            Output::Transmit { link, frame } => {
+                let Some(open) = self.links.open.get_mut(&link) else {
+                    return;
+                };
+                let bytes = frame.body.len() + control::FRAME_HEAD_BYTES;
+                let queued = open.queued.fetch_add(bytes, Ordering::Relaxed) + bytes;
+                let gone = open.outgoing.send(frame).is_err();
+                if queued > MAX_QUEUED_BYTES && !gone {
+                    tracing::warn!(link = link.0, queued, "closing a control connection: the peer does not read");
+                    self.links.open.remove(&link);
+                    self.cluster.handle_disconnected(now, link);
+                } else if queued > CONGESTED_BYTES && !open.congested {
+                    open.congested = true;
+                    self.cluster.set_congested(now, link, true);
+                }
+            }
+            Output::Dial { address } => {
+                let Some(transport) = self.transport.clone() else {
+                    return;
+                };
+                let inputs = self.input_sender.clone();
+                self.links.tasks.spawn(async move {
+                    let outcome = transport.dial(&address).await;
+                    // The driver is gone only when the node is.
+                    let _ = inputs.send(Input::Dialled { address, outcome }).await;
+                });
+            }
+            // The task flushes what was queued, and then ends.
+            Output::Close { link } => {
+                self.links.open.remove(&link);
+            }
+        }
+    }
+
+    fn handle_event(&mut self, event: ClusterEvent) {
+        let log = self.log_level;
+        match event {
+            ClusterEvent::Registry(event) => {
+                if log.allows(tracing::Level::DEBUG) {
+                    tracing::debug!(target: "keydispatch::registry", node = %self.shared.name, ?event);
+                }
+                self.shared.watchers.publish(&self.shared.directory, event);
+            }
+            ClusterEvent::MemberUp { node, address } => {
+                if log.allows(tracing::Level::INFO) {
+                    tracing::info!(target: "keydispatch::registry", node = %self.shared.name, peer = %node, %address, "up");
+                }
+                self.data.member_up(node.clone(), address.clone());
+                self.publish_member(MemberChange::Up { node, address });
+            }
+            ClusterEvent::MemberDown { node } => {
+                if log.allows(tracing::Level::INFO) {
+                    tracing::info!(target: "keydispatch::registry", node = %self.shared.name, peer = %node, "down");
+                }
+                self.data.member_down(&node);
+                self.publish_member(MemberChange::Down { node });
+            }
+            ClusterEvent::MemberLeft { node } => {
+                if log.allows(tracing::Level::INFO) {
+                    tracing::info!(target: "keydispatch::registry", node = %self.shared.name, peer = %node, "left");
+                }
+                self.data.member_down(&node);
+                self.publish_member(MemberChange::Left { node });
+            }
+            ClusterEvent::Synced => {
+                self.phase.send_replace(Phase::Synced);
+            }
+            ClusterEvent::Renewed { node } => {
+                if log.allows(tracing::Level::WARN) {
+                    tracing::warn!(target: "keydispatch::registry", node = %self.shared.name, now = %node, "took a higher generation");
+                }
+                self.hello.store(Arc::new(self.cluster.hello().clone()));
+            }
+            ClusterEvent::NameTaken { by } => {
+                if log.allows(tracing::Level::ERROR) {
+                    tracing::error!(
+                        target: "keydispatch::registry",
+                        node = %self.shared.name,
+                        by = by.as_ref().map(tracing::field::display),
+                        "a living node has this name: stopping"
+                    );
+                }
+                self.phase.send_replace(Phase::NameTaken(by));
+            }
+            ClusterEvent::Isolated => {
+                if log.allows(tracing::Level::WARN) {
+                    tracing::warn!(target: "keydispatch::registry", node = %self.shared.name, "cut off: heard from nobody");
+                }
+            }
+            ClusterEvent::Warning { message } => {
+                if log.allows(tracing::Level::WARN) {
+                    tracing::warn!(target: "keydispatch::registry", node = %self.shared.name, "{message}");
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn publish_member(&self, change: MemberChange) {
+        self.shared
+            .roster
+            .store(Arc::new(Member::roster(&self.cluster.members())));
+        self.shared.member_changes.publish(change);
+    }
+
+    async fn stop(mut self, said_goodbye: bool) {
+        if said_goodbye {
+            self.cluster.leave(self.clock.now());
+            while let Some(output) = self.cluster.poll_output() {
+                self.handle_output(self.clock.now(), output);
+            }
+        }
+        // Dropping the senders lets each task flush what is queued and close its connection.
+        self.links.open.clear();
+        self.inputs.close();
+        let flushed = async { while self.links.tasks.join_next().await.is_some() {} };
+        if said_goodbye && tokio::time::timeout(FLUSH_TIMEOUT, flushed).await.is_err() {
+            tracing::debug!("some peers did not take the goodbye in time");
+        }
+        self.links.tasks.abort_all();
+        self.data.close();
+        self.shared.watchers.close();
+        self.shared.member_changes.close();
+        if !matches!(*self.phase.borrow(), Phase::NameTaken(_)) {
+            self.phase.send_replace(Phase::Stopped);
+        }
+    }
+}

@@ -1,0 +1,358 @@
+//! `Node`: start, what it offers, leave.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use arc_swap::ArcSwap;
+use keydispatch_core::message::Address;
+use keydispatch_core::{Cluster, ClusterConfig, ClusterName, ClusterStats, NodeName};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+
+use crate::builder::{Checked, Network, NodeBuilder, StartError};
+use crate::control;
+use crate::data::{DataConfig, DataPlane, DataStats};
+use crate::discovery::{self, Seed};
+use crate::driver::{Clock, Command, Driver, Links, Phase, QUEUE, Shared};
+use crate::handle::ServiceHandle;
+use crate::members::{Member, MemberChanges};
+use crate::pubsub::PubSub;
+use crate::registry::Registry;
+use crate::service::{Protocol, ServeError, ServeOptions, Served, Service};
+use crate::transport::tcp::TcpTransport;
+use crate::transport::Transport;
+
+/// How often the seeds' names are looked up again.
+const RESOLVE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// The address of a node without a network.
+const LOCAL_ADDRESS: &str = "local";
+
+/// A member of a cluster: serves services, finds and calls those of the others.
+///
+/// Cheap to clone. When the last clone is dropped the node stops as if its process had died, unless
+/// [`permdown_on_shutdown`](NodeBuilder::permdown_on_shutdown) is set: then it says goodbye, as [`leave`](Self::leave) does.
+/// Handles and registries taken from it do not keep it alive. It runs on the tokio runtime that it was started on.
+#[derive(Clone)]
+pub struct Node {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    cluster: ClusterName,
+    address: Address,
+    shared: Arc<Shared>,
+    registry: Registry,
+    data: Arc<DataPlane>,
+    pubsub: PubSub,
+    phase: watch::Receiver<Phase>,
+    /// Dropped last: tells the driver to stop.
+    shutdown: watch::Sender<bool>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.shutdown.send_replace(true);
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+/// Sizes, versions and counters of a node, for operators.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct NodeStats {
+    /// Replication: versions and sizes by owner.
+    pub cluster: ClusterStats,
+    /// Calls, casts and connections.
+    pub data: DataStats,
+    /// The nodes, living and recently dead.
+    pub members: Vec<Member>,
+}
+
+impl Node {
+    /// Describes a node of that name, which is unique in its cluster and the same after a restart.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// use keydispatch::{Node, TlsFiles};
+    /// let node = Node::builder("a")
+    ///     .cluster("files")
+    ///     .bind("10.0.0.1:7400")
+    ///     .seeds(["10.0.0.2:7400"])
+    ///     .tls(TlsFiles::new("certs/ca.pem", "certs/a.pem", "certs/a.key"))
+    ///     .start()
+    ///     .await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn builder(name: impl Into<String>) -> NodeBuilder {
+        NodeBuilder::new(name.into())
+    }
+
+    pub(crate) async fn start(checked: Checked) -> Result<Node, StartError> {
+        let transport = bind(&checked)?;
+        let address = match (&checked.advertise, &transport) {
+            (Some(address), _) => address.clone(),
+            (None, Some(transport)) => transport.local_address(),
+            (None, None) => Address::try_new(LOCAL_ADDRESS)?,
+        };
+        let nonce = rand::random();
+        let clock = Clock::start();
+        let cluster = Cluster::new(
+            ClusterConfig {
+                cluster: checked.cluster.clone(),
+                name: checked.name.clone(),
+                address: address.clone(),
+                seeds: discovery::resolve(&checked.seeds).await,
+                settings: checked.settings.clone(),
+                wall_clock_micros: wall_clock_micros(),
+                nonce,
+                seed: rand::random(),
+            },
+            clock.now(),
+        );
+        let hello = Arc::new(ArcSwap::from_pointee(cluster.hello().clone()));
+        let (commands, command_receiver) = mpsc::channel(QUEUE);
+        let (inputs, input_receiver) = mpsc::channel(QUEUE);
+        let (shutdown, shutdown_receiver) = watch::channel(false);
+        let (phase_sender, phase) = watch::channel(Phase::Joining);
+        let shared = Arc::new(Shared::new(
+            checked.name.clone(),
+            nonce,
+            checked.zone.clone(),
+            cluster.directory(),
+            commands.clone(),
+        ));
+        let registry = Registry::new(Arc::clone(&shared));
+        let data = DataPlane::new(DataConfig {
+            transport: transport.clone(),
+            hello: Arc::clone(&hello),
+            pool_size: checked.pool_size,
+            max_payload_bytes: checked.max_payload_bytes,
+        });
+        let driver = Driver {
+            cluster,
+            clock,
+            shared: Arc::clone(&shared),
+            transport: transport.clone(),
+            data: Arc::clone(&data),
+            hello: Arc::clone(&hello),
+            log_level: checked.log_level,
+            goodbye_on_drop: checked.settings.permdown_on_shutdown(),
+            commands: command_receiver,
+            inputs: input_receiver,
+            input_sender: inputs.clone(),
+            shutdown: shutdown_receiver,
+            phase: phase_sender,
+            links: Links::default(),
+        };
+        let mut tasks = Vec::new();
+        if let Some(transport) = &transport {
+            tasks.push(tokio::spawn(control::accept(
+                Arc::clone(transport),
+                inputs,
+                Arc::clone(&data),
+                hello,
+            )));
+            if checked.seeds.iter().any(Seed::is_name) {
+                tasks.push(tokio::spawn(resolve_again(checked.seeds.clone(), commands)));
+            }
+        }
+        tokio::spawn(driver.run());
+        let pubsub = PubSub::new(Arc::clone(&data), checked.name.clone());
+        let node = Node {
+            inner: Arc::new(Inner {
+                cluster: checked.cluster,
+                address,
+                shared,
+                registry,
+                data,
+                pubsub,
+                phase,
+                shutdown,
+                tasks,
+            }),
+        };
+        node.wait_synced(checked.start_timeout).await?;
+        Ok(node)
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &NodeName {
+        &self.inner.shared.name
+    }
+
+    /// Its cluster.
+    pub fn cluster(&self) -> &ClusterName {
+        &self.inner.cluster
+    }
+
+    /// Where the others reach it: the advertised address, or the bound one with the port that was taken.
+    pub fn address(&self) -> &Address {
+        &self.inner.address
+    }
+
+    /// Starts a service on this node and registers it under its protocol's name, with the defaults of [`ServeOptions`].
+    ///
+    /// Found locally when this returns, and on the other nodes within milliseconds. It lives until it stops, panics, or
+    /// the node ends; it leaves the registry by itself.
+    pub async fn serve<S: Service>(&self, service: S) -> Result<Served<S::Protocol>, ServeError> {
+        self.serve_with(ServeOptions::new(), service).await
+    }
+
+    /// Starts and registers a service under a name, with a weight, a zone, tags, or a larger mailbox.
+    pub async fn serve_with<S: Service>(
+        &self,
+        options: ServeOptions,
+        service: S,
+    ) -> Result<Served<S::Protocol>, ServeError> {
+        crate::service::serve(&self.inner.registry, &self.inner.data, options, service).await
+    }
+
+    /// A typed handle to the services of a protocol, wherever they run. Cheap to clone.
+    pub fn services<P: Protocol>(&self) -> ServiceHandle<P> {
+        ServiceHandle::new(&self.inner.registry, &self.inner.data)
+    }
+
+    /// The untyped registry, which also holds external endpoints.
+    pub fn registry(&self) -> &Registry {
+        &self.inner.registry
+    }
+
+    /// Topics across the cluster.
+    pub fn pubsub(&self) -> &PubSub {
+        &self.inner.pubsub
+    }
+
+    /// The other nodes, living and recently dead.
+    pub fn members(&self) -> Vec<Member> {
+        Vec::clone(&self.inner.shared.roster.load())
+    }
+
+    /// The nodes that come and go from now on.
+    pub fn subscribe_members(&self) -> MemberChanges {
+        self.inner.shared.member_changes.subscribe()
+    }
+
+    /// Sizes, versions and counters; none once the node has stopped.
+    pub async fn stats(&self) -> Option<NodeStats> {
+        let (reply, answer) = oneshot::channel();
+        self.command(Command::Stats { reply }).await?;
+        Some(NodeStats {
+            cluster: answer.await.ok()?,
+            data: self.inner.data.stats(),
+            members: self.members(),
+        })
+    }
+
+    /// Stops the services, says goodbye to every peer, and ends: the entries are gone everywhere at once, and nobody
+    /// waits for this node to come back. Returns when the goodbyes are flushed, within about a second.
+    pub async fn leave(self) {
+        self.inner.data.stop_services().await;
+        let (reply, answer) = oneshot::channel();
+        if self.command(Command::Leave { reply }).await.is_some() {
+            // An error says that the node had stopped already.
+            let _ = answer.await;
+        }
+        self.inner.shutdown.send_replace(true);
+    }
+
+    /// Waits until the node has stopped by itself, and says why: only a living node of the same name makes it do so.
+    pub async fn stopped(&self) -> StopCause {
+        let mut phase = self.inner.phase.clone();
+        let ended = phase
+            .wait_for(|phase| matches!(phase, Phase::NameTaken(_) | Phase::Stopped))
+            .await;
+        match ended.as_deref() {
+            Ok(Phase::NameTaken(by)) => StopCause::NameTaken { by: by.clone() },
+            _ => StopCause::Left,
+        }
+    }
+
+    async fn wait_synced(&self, timeout: Duration) -> Result<(), StartError> {
+        let mut phase = self.inner.phase.clone();
+        let joined = phase.wait_for(|phase| *phase != Phase::Joining);
+        match tokio::time::timeout(timeout, joined).await {
+            Ok(Ok(phase)) => match &*phase {
+                Phase::Synced | Phase::Joining => Ok(()),
+                Phase::NameTaken(by) => Err(StartError::NameTaken {
+                    name: self.name().clone(),
+                    by: by.clone(),
+                }),
+                Phase::Stopped => Err(StartError::Stopped),
+            },
+            Ok(Err(_)) => Err(StartError::Stopped),
+            Err(_) => {
+                let (reply, answer) = oneshot::channel();
+                self.command(Command::Missing { reply }).await;
+                let missing = answer.await.map_err(|_| StartError::Stopped)?;
+                if missing.is_empty() {
+                    tracing::warn!(node = %self.name(), waited = ?timeout, "no seed answered: starting alone, and still trying");
+                    return Ok(());
+                }
+                Err(StartError::NotSynced {
+                    waited: timeout,
+                    missing,
+                })
+            }
+        }
+    }
+
+    async fn command(&self, command: Command) -> Option<()> {
+        self.inner.shared.commands.send(command).await.ok()
+    }
+}
+
+impl std::fmt::Debug for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Node")
+            .field("name", self.name())
+            .field("cluster", &self.inner.cluster)
+            .field("address", &self.inner.address)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why a node stopped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum StopCause {
+    /// It left.
+    Left,
+    /// A living node of the same name was met, and this one was the one to stop.
+    NameTaken {
+        /// Where the other is reached, where that is known.
+        by: Option<Address>,
+    },
+}
+
+fn bind(checked: &Checked) -> Result<Option<Arc<dyn Transport>>, StartError> {
+    Ok(match &checked.network {
+        None => None,
+        Some(Network::Memory(network)) => Some(network.bind(&checked.bind)?),
+        Some(Network::Plaintext) => Some(Arc::new(TcpTransport::plaintext(&checked.bind)?)),
+        Some(Network::Tls(files)) => Some(Arc::new(TcpTransport::tls(
+            &checked.bind,
+            files,
+            &checked.cluster,
+        )?)),
+    })
+}
+
+async fn resolve_again(seeds: Vec<Seed>, commands: mpsc::Sender<Command>) {
+    loop {
+        tokio::time::sleep(RESOLVE_INTERVAL).await;
+        let addresses = discovery::resolve(&seeds).await;
+        if commands.send(Command::Seeds(addresses)).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn wall_clock_micros() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
+}

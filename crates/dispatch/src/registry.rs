@@ -1,0 +1,506 @@
+//! The public registry: lock-free reads from the current view, commands to the driver.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use keydispatch_core::{
+    AddError, Directory, EntryError, EntryUpdate, InstanceName, Key, Metadata, NameError, NewEntry,
+    NodeName, Reference, ServiceId, ServiceInfo, ServiceState, ServiceType, UpdateError, View,
+    Weight, Zone,
+};
+use tokio::sync::oneshot;
+
+use crate::driver::{Command, Shared};
+use crate::events::Subscription;
+
+/// Why a registry command failed. Nothing was changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RegistryError {
+    /// The service has been added already, or another one of this node has its name.
+    #[error(transparent)]
+    Add(#[from] AddError),
+    /// There is no such service on this node.
+    #[error(transparent)]
+    Update(#[from] UpdateError),
+    /// Only the node that registered a service can change it.
+    #[error("the service {id} belongs to the node {}, and only that node can change it", id.node)]
+    NotOurs {
+        /// The service.
+        id: ServiceId,
+    },
+    /// A name is not a name.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// A weight, an address or the tags are out of bounds.
+    #[error(transparent)]
+    Entry(#[from] EntryError),
+    /// The node has left or was dropped.
+    #[error("the node has stopped")]
+    NodeStopped,
+}
+
+/// No instance owns a key.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no service for key: no instance of {service_type:?} is online")]
+pub struct NoService {
+    /// The type that was asked for.
+    pub service_type: String,
+}
+
+/// An external endpoint to be registered: an address served by something else, with a share of the keys.
+///
+/// ```
+/// use keydispatch::NewService;
+/// let endpoint = NewService::endpoint("uploader", "https://10.0.0.9:8443")
+///     .weight(200)
+///     .zone("eu-1")
+///     .tag("disk", "ssd");
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewService {
+    service_type: String,
+    name: Option<String>,
+    state: ServiceState,
+    weight: Option<u16>,
+    zone: Option<String>,
+    address: Option<String>,
+    tags: BTreeMap<Box<str>, Box<str>>,
+}
+
+impl NewService {
+    /// An endpoint of `service_type` at `address`, which this library never dials.
+    ///
+    /// Its instance name is the address, unless [`name`](Self::name) says otherwise: whoever registers the same
+    /// endpoint again gets the same keys.
+    pub fn endpoint(service_type: impl Into<String>, address: impl Into<String>) -> Self {
+        let address = address.into();
+        NewService {
+            service_type: service_type.into(),
+            name: Some(address.clone()),
+            state: ServiceState::Online,
+            weight: None,
+            zone: None,
+            address: Some(address),
+            tags: BTreeMap::new(),
+        }
+    }
+
+    /// The stable name that placement hashes: at most 255 bytes.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// Its share of the keys relative to the others: 1 to 1000, by default 100.
+    pub fn weight(mut self, weight: u16) -> Self {
+        self.weight = Some(weight);
+        self
+    }
+
+    /// Its failure domain; by default the node's.
+    pub fn zone(mut self, zone: impl Into<String>) -> Self {
+        self.zone = Some(zone.into());
+        self
+    }
+
+    /// A label. Zone, address and labels together hold at most 4 KiB.
+    pub fn tag(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.tags
+            .insert(key.into().into(), value.into().into());
+        self
+    }
+
+    /// Registered, but without keys until [`Registration::enable`].
+    pub fn offline(mut self) -> Self {
+        self.state = ServiceState::Offline;
+        self
+    }
+
+    pub(crate) fn into_entry(
+        self,
+        sequence: u64,
+        default_zone: Option<&Zone>,
+    ) -> Result<NewEntry, RegistryError> {
+        let zone = match self.zone {
+            Some(zone) => Some(Zone::try_new(zone)?),
+            None => default_zone.cloned(),
+        };
+        Ok(NewEntry {
+            sequence,
+            service_type: ServiceType::try_new(self.service_type)?,
+            name: self.name.map(InstanceName::try_new).transpose()?,
+            state: self.state,
+            weight: self.weight.map_or(Ok(Weight::default()), Weight::try_new)?,
+            protocol_version: None,
+            metadata: Metadata::try_new(zone, self.address.map(Into::into), self.tags)?,
+        })
+    }
+}
+
+/// What of a registered service is to change; what is not said stays as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServiceUpdate {
+    weight: Option<u16>,
+    zone: Option<String>,
+    address: Option<String>,
+    tags: BTreeMap<Box<str>, Option<Box<str>>>,
+}
+
+impl ServiceUpdate {
+    /// Nothing yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A new weight: 1 to 1000.
+    pub fn weight(mut self, weight: u16) -> Self {
+        self.weight = Some(weight);
+        self
+    }
+
+    /// A new failure domain.
+    pub fn zone(mut self, zone: impl Into<String>) -> Self {
+        self.zone = Some(zone.into());
+        self
+    }
+
+    /// A new address of an external endpoint.
+    pub fn address(mut self, address: impl Into<String>) -> Self {
+        self.address = Some(address.into());
+        self
+    }
+
+    /// A new or changed label.
+    pub fn tag(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.tags
+            .insert(key.into().into(), Some(value.into().into()));
+        self
+    }
+
+    /// A label to be taken away.
+    pub fn remove_tag(mut self, key: impl Into<String>) -> Self {
+        self.tags.insert(key.into().into(), None);
+        self
+    }
+
+    fn into_update(self, of: &ServiceInfo) -> Result<EntryUpdate, RegistryError> {
+        let mut tags: BTreeMap<Box<str>, Box<str>> = of
+            .tags()
+            .map(|(key, value)| (key.into(), value.into()))
+            .collect();
+        for (key, value) in self.tags {
+            match value {
+                Some(value) => tags.insert(key, value),
+                None => tags.remove(&key),
+            };
+        }
+        let zone = match self.zone {
+            Some(zone) => Some(Zone::try_new(zone)?),
+            None => of.zone().cloned(),
+        };
+        let address = self
+            .address
+            .map(Into::into)
+            .or_else(|| of.address().map(Into::into));
+        Ok(EntryUpdate {
+            state: None,
+            weight: self.weight.map(Weight::try_new).transpose()?,
+            metadata: Some(Metadata::try_new(zone, address, tags)?),
+        })
+    }
+}
+
+/// The registry of a node: every service of the cluster, read without asking anyone.
+///
+/// Cheap to clone. It outlives the node: reads then give the last view, and commands fail with
+/// [`RegistryError::NodeStopped`].
+#[derive(Clone)]
+pub struct Registry {
+    shared: Arc<Shared>,
+}
+
+impl Registry {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Registry { shared }
+    }
+
+    /// Registers an external endpoint; found locally when this returns, and on the other nodes within milliseconds.
+    ///
+    /// Adding the same endpoint twice is an error. Dropping the returned handle changes nothing: the entry lives until
+    /// it is removed or the node ends.
+    pub async fn add_service(&self, service: NewService) -> Result<Registration, RegistryError> {
+        let mut added = self.add_services([service]).await?;
+        added.pop().ok_or(RegistryError::NodeStopped)
+    }
+
+    /// Registers a batch, all or none, as one change for the other nodes.
+    pub async fn add_services(
+        &self,
+        services: impl IntoIterator<Item = NewService>,
+    ) -> Result<Vec<Registration>, RegistryError> {
+        let entries = services
+            .into_iter()
+            .map(|service| service.into_entry(self.next_sequence(), self.shared.zone.as_ref()))
+            .collect::<Result<Vec<_>, _>>()?;
+        let added = self.add_entries(entries).await?;
+        Ok(added
+            .into_iter()
+            .map(|info| Registration {
+                registry: self.clone(),
+                reference: info.reference(),
+                id: info.id().clone(),
+            })
+            .collect())
+    }
+
+    /// Gives a service its share of the keys (again).
+    pub async fn enable_service(&self, id: &ServiceId) -> Result<Reference, RegistryError> {
+        self.set_state(id, ServiceState::Online).await
+    }
+
+    /// Takes a service's keys away; it stays listed.
+    pub async fn disable_service(&self, id: &ServiceId) -> Result<Reference, RegistryError> {
+        self.set_state(id, ServiceState::Offline).await
+    }
+
+    /// Takes a service's keys away while it finishes what it has; it stays listed as draining.
+    pub async fn drain(&self, id: &ServiceId) -> Result<Reference, RegistryError> {
+        self.set_state(id, ServiceState::Draining).await
+    }
+
+    /// Changes weight, zone, address or tags, in one step for every reader.
+    pub async fn update_service(
+        &self,
+        id: &ServiceId,
+        update: ServiceUpdate,
+    ) -> Result<Reference, RegistryError> {
+        let info = self.own(id).await?;
+        let update = update.into_update(&info)?;
+        Ok(self.update_entry(id, update).await?.reference())
+    }
+
+    /// Removes a service, and returns its last version.
+    pub async fn remove_service(&self, id: &ServiceId) -> Result<Arc<ServiceInfo>, RegistryError> {
+        self.check_ours(id)?;
+        let (reply, answer) = oneshot::channel();
+        self.command(Command::Remove {
+            sequence: id.sequence,
+            reply,
+        })
+        .await?;
+        Ok(answer.await.map_err(|_| RegistryError::NodeStopped)??)
+    }
+
+    /// All services of a type, in whatever state, in the order of their names.
+    pub fn services(&self, service_type: &str) -> Vec<Arc<ServiceInfo>> {
+        self.view(service_type)
+            .map(|view| view.services().to_vec())
+            .unwrap_or_default()
+    }
+
+    /// The services of a type that own keys.
+    pub fn online_services(&self, service_type: &str) -> Vec<Arc<ServiceInfo>> {
+        self.view(service_type)
+            .map(|view| view.online().cloned().collect())
+            .unwrap_or_default()
+    }
+
+    /// The owner of a key: the same on every node that has the same view.
+    ///
+    /// ```
+    /// # use keydispatch::{Registry, NoService};
+    /// # fn example(registry: &Registry) -> Result<(), NoService> {
+    /// let owner = registry.find_service("uploader", "file.png")?;
+    /// let other = registry.find_service("uploader", ("tenant", 7))?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn find_service(
+        &self,
+        service_type: &str,
+        key: impl Into<Key>,
+    ) -> Result<Arc<ServiceInfo>, NoService> {
+        self.shared
+            .directory
+            .find(service_type, key.into())
+            .ok_or_else(|| NoService {
+                service_type: service_type.to_owned(),
+            })
+    }
+
+    /// The first `n` owners of a key in order of preference, or all that are online where there are fewer.
+    pub fn find_multi_service(
+        &self,
+        n: usize,
+        service_type: &str,
+        key: impl Into<Key>,
+    ) -> Vec<Arc<ServiceInfo>> {
+        self.view(service_type)
+            .map(|view| view.owners(key.into(), n).into_iter().cloned().collect())
+            .unwrap_or_default()
+    }
+
+    /// The view of a type at this moment, to look many keys up in; none while nothing of it was ever registered.
+    pub fn view(&self, service_type: &str) -> Option<Arc<View>> {
+        self.shared.directory.view(service_type)
+    }
+
+    /// The view of a type, then each service that joins, leaves or changes. Dropping it ends it.
+    pub fn subscribe(&self, service_type: &str) -> Result<Subscription, NameError> {
+        let service_type = ServiceType::try_new(service_type)?;
+        Ok(self
+            .shared
+            .watchers
+            .subscribe(service_type, Arc::clone(&self.shared.directory)))
+    }
+
+    /// The node that this is the registry of.
+    pub fn node(&self) -> &NodeName {
+        &self.shared.name
+    }
+
+    pub(crate) fn directory(&self) -> &Arc<Directory> {
+        &self.shared.directory
+    }
+
+    pub(crate) fn zone(&self) -> Option<&Zone> {
+        self.shared.zone.as_ref()
+    }
+
+    pub(crate) fn nonce(&self) -> u64 {
+        self.shared.nonce
+    }
+
+    /// A number for a service of this process, never given twice.
+    pub(crate) fn next_sequence(&self) -> u64 {
+        self.shared.next_sequence()
+    }
+
+    pub(crate) async fn add_entry(&self, entry: NewEntry) -> Result<Arc<ServiceInfo>, RegistryError> {
+        let mut added = self.add_entries(vec![entry]).await?;
+        added.pop().ok_or(RegistryError::NodeStopped)
+    }
+
+    pub(crate) async fn add_entries(
+        &self,
+        entries: Vec<NewEntry>,
+    ) -> Result<Vec<Arc<ServiceInfo>>, RegistryError> {
+        let (reply, answer) = oneshot::channel();
+        self.command(Command::Add { entries, reply }).await?;
+        Ok(answer.await.map_err(|_| RegistryError::NodeStopped)??)
+    }
+
+    pub(crate) async fn update_entry(
+        &self,
+        id: &ServiceId,
+        update: EntryUpdate,
+    ) -> Result<Arc<ServiceInfo>, RegistryError> {
+        self.check_ours(id)?;
+        let (reply, answer) = oneshot::channel();
+        self.command(Command::Update {
+            sequence: id.sequence,
+            update,
+            reply,
+        })
+        .await?;
+        Ok(answer.await.map_err(|_| RegistryError::NodeStopped)??)
+    }
+
+    /// Removes a service from where nothing can be awaited; its reader has gone already.
+    pub(crate) fn remove_soon(&self, id: &ServiceId) {
+        self.shared.remove_soon(id.sequence);
+    }
+
+    async fn set_state(
+        &self,
+        id: &ServiceId,
+        state: ServiceState,
+    ) -> Result<Reference, RegistryError> {
+        let update = EntryUpdate {
+            state: Some(state),
+            ..EntryUpdate::default()
+        };
+        Ok(self.update_entry(id, update).await?.reference())
+    }
+
+    async fn own(&self, id: &ServiceId) -> Result<Arc<ServiceInfo>, RegistryError> {
+        // An update that says nothing returns the entry as it is.
+        self.update_entry(id, EntryUpdate::default()).await
+    }
+
+    fn check_ours(&self, id: &ServiceId) -> Result<(), RegistryError> {
+        if id.node == self.shared.name && id.nonce == self.shared.nonce {
+            Ok(())
+        } else {
+            Err(RegistryError::NotOurs { id: id.clone() })
+        }
+    }
+
+    async fn command(&self, command: Command) -> Result<(), RegistryError> {
+        self.shared
+            .commands
+            .send(command)
+            .await
+            .map_err(|_| RegistryError::NodeStopped)
+    }
+}
+
+impl std::fmt::Debug for Registry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Registry")
+            .field("node", &self.shared.name)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A registered service: what can be done with it.
+///
+/// Dropping it changes nothing; the entry lives until it is removed or its node ends.
+#[derive(Clone, Debug)]
+pub struct Registration {
+    registry: Registry,
+    reference: Reference,
+    id: ServiceId,
+}
+
+impl Registration {
+    /// The service.
+    pub fn id(&self) -> &ServiceId {
+        &self.id
+    }
+
+    /// The version of the entry that this handle's last command made.
+    pub fn reference(&self) -> Reference {
+        self.reference
+    }
+
+    /// See [`Registry::enable_service`].
+    pub async fn enable(&mut self) -> Result<Reference, RegistryError> {
+        self.reference = self.registry.enable_service(&self.id).await?;
+        Ok(self.reference)
+    }
+
+    /// See [`Registry::disable_service`].
+    pub async fn disable(&mut self) -> Result<Reference, RegistryError> {
+        self.reference = self.registry.disable_service(&self.id).await?;
+        Ok(self.reference)
+    }
+
+    /// See [`Registry::drain`].
+    pub async fn drain(&mut self) -> Result<Reference, RegistryError> {
+        self.reference = self.registry.drain(&self.id).await?;
+        Ok(self.reference)
+    }
+
+    /// See [`Registry::update_service`].
+    pub async fn update(&mut self, update: ServiceUpdate) -> Result<Reference, RegistryError> {
+        self.reference = self.registry.update_service(&self.id, update).await?;
+        Ok(self.reference)
+    }
+
+    /// See [`Registry::remove_service`].
+    pub async fn remove(self) -> Result<Arc<ServiceInfo>, RegistryError> {
+        self.registry.remove_service(&self.id).await
+    }
+}
