@@ -15,6 +15,8 @@ use crate::message::{Address, Challenge, ControlMessage, Frame, Hello, MAGIC, Re
 use crate::time::{Instant, earliest};
 
 mod dials;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use dials::{Dials, Purpose, SeedState};
 
