@@ -147,6 +147,9 @@ impl Net {
             Output::Close { link } => {
                 if let Some((a, b)) = self.wires[link.0 as usize].take() {
                     let to = if a == from { b } else { a };
+                    if self.hung.contains(&to) {
+                        return;
+                    }
                     let host = &mut self.hosts[to];
                     host.links.handle_disconnected(self.now, link, &host.known);
                 }
@@ -179,8 +182,10 @@ impl Net {
 
     fn tick(&mut self, after: Duration) {
         self.now += after;
-        for host in &mut self.hosts {
-            host.links.handle_timeout(self.now, &host.known);
+        for (at, host) in self.hosts.iter_mut().enumerate() {
+            if !self.hung.contains(&at) {
+                host.links.handle_timeout(self.now, &host.known);
+            }
         }
         self.pump();
     }
