@@ -793,20 +793,20 @@ impl Links {
     }
 
     fn handle_refusal(&mut self, now: Instant, link: LinkId, refusal: Refusal) {
-        if let Origin::Dialled(address) = &self.links[&link].origin {
-            let address = address.clone();
-            match &refusal {
-                Refusal::Duplicate | Refusal::Myself => {}
-                Refusal::NameTaken { .. } => {
-                    self.events.push_back(LinkEvent::NameTaken { by: None });
-                }
-                _ => self.warn_once_per_address(now, &address, &refusal),
-            }
-            if matches!(refusal, Refusal::Myself) {
-                self.dials.is_myself(&address);
-            }
-        }
+        let origin = self.links[&link].origin.clone();
         self.close(now, link);
+        let Origin::Dialled(address) = origin else {
+            return;
+        };
+        match refusal {
+            Refusal::Duplicate => {}
+            Refusal::Myself => self.dials.is_myself(&address),
+            Refusal::NameTaken { .. } => {
+                self.events.push_back(LinkEvent::NameTaken { by: None });
+            }
+            Refusal::NameInQuestion { .. } => self.dials.retry_soon(now, &address),
+            refusal => self.warn_once_per_address(now, &address, &refusal),
+        }
     }
 
     fn warn_once_per_address(&mut self, now: Instant, address: &Address, refusal: &Refusal) {

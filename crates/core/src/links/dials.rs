@@ -247,6 +247,15 @@ impl Dials {
         }
     }
 
+    /// Rule: a newcomer whose name is in question retries until the old one has answered or is down.
+    pub(crate) fn retry_soon(&mut self, now: Instant, address: &Address) {
+        let at = now + DEFERENCE + self.jitter(DEFERENCE);
+        if let Some(dial) = self.entries.get_mut(address) {
+            dial.at = at;
+            dial.attempts = 0;
+        }
+    }
+
     pub(crate) fn connected(&mut self, address: &Address, link: LinkId) {
         if let Some(dial) = self.entries.get_mut(address) {
             dial.state = State::Linked(link);
