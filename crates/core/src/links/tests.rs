@@ -140,6 +140,9 @@ impl Net {
             Output::Transmit { link, frame } => {
                 if let Some((a, b)) = self.wires[link.0 as usize] {
                     let to = if a == from { b } else { a };
+                    if self.hung.contains(&to) {
+                        return;
+                    }
                     let host = &mut self.hosts[to];
                     host.links.handle_frame(self.now, link, &frame, &host.known);
                 }
