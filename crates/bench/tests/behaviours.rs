@@ -201,7 +201,10 @@ async fn removal_announces_a_leave_and_lookups_then_fail(stage: Stage) {
     let id = stage.far_endpoint("uploader", "host:1").await;
     stage.near_lists("uploader", 1).await;
     let mut events = stage.near.registry().subscribe("uploader").unwrap();
-    assert!(matches!(events.next().await, Some(ServiceEvent::Current(_))));
+    assert!(matches!(
+        events.next().await,
+        Some(ServiceEvent::Current(_))
+    ));
     assert_eq!(stage.tell(Order::Remove(id.clone())).await, Answer::Done);
     match events.next().await {
         Some(ServiceEvent::Left(info)) => assert_eq!(info.id(), &id),
@@ -219,7 +222,10 @@ async fn disable_announces_the_change_and_keeps_the_entry_listed_but_not_found(s
     let id = stage.far_endpoint("uploader", "host:1").await;
     stage.near_lists("uploader", 1).await;
     let mut events = stage.near.registry().subscribe("uploader").unwrap();
-    assert!(matches!(events.next().await, Some(ServiceEvent::Current(_))));
+    assert!(matches!(
+        events.next().await,
+        Some(ServiceEvent::Current(_))
+    ));
     stage.tell(Order::Disable(id.clone())).await;
     match events.next().await {
         Some(ServiceEvent::Updated { before, after }) => {
@@ -310,7 +316,9 @@ async fn a_structured_key_resolves(stage: Stage) {
     }
     stage.near_lists("uploader", 4).await;
     let registry = stage.near.registry();
-    let by_tuple = registry.find_service("uploader", ("tenant", 7_u64)).unwrap();
+    let by_tuple = registry
+        .find_service("uploader", ("tenant", 7_u64))
+        .unwrap();
     let again = registry
         .find_service("uploader", (String::from("tenant"), 7_u64))
         .unwrap();
@@ -383,7 +391,10 @@ async fn multi_call_returns_n_results_beside_their_instances(stage: Stage) {
     stage.near_lists("counter", 3).await;
     let counters = stage.near.services::<Counters>();
     let results = counters.multi_call("key", 2, CounterCall::Add(1)).await;
-    let owners = stage.near.registry().find_multi_service(2, "counter", "key");
+    let owners = stage
+        .near
+        .registry()
+        .find_multi_service(2, "counter", "key");
     let asked: Vec<_> = results.iter().map(|(info, _)| info.id().clone()).collect();
     let expected: Vec<_> = owners.iter().map(|info| info.id().clone()).collect();
     assert_eq!(asked, expected);

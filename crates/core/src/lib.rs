@@ -8,10 +8,17 @@ pub mod config;
 mod entry;
 pub mod hello;
 mod id;
+mod key;
 pub mod limits;
 pub mod links;
+mod log;
 pub mod message;
+pub mod placement;
+pub mod registry;
+mod replica;
 mod time;
+pub mod tracker;
+mod view;
 
 pub use config::{RawSettings, Settings, SettingsError};
 pub use entry::{
@@ -22,4 +29,8 @@ pub use id::{
     ClusterName, Generation, InstanceName, NameError, NodeId, NodeName, Reference, ServiceId,
     ServiceType, Topic, Zone,
 };
+pub use key::{Key, KeyError, KeyPart, SLOTS, Slot};
+pub use registry::{Cell, Directory, Registry, RegistryEvent};
 pub use time::{Instant, earliest};
+pub use tracker::{AddError, OwnerStats, Tracker, TrackerConfig, UpdateError};
+pub use view::{Owners, Spread, View};

@@ -20,6 +20,9 @@ pub const DEFAULT_MAX_PAYLOAD_BYTES: usize = 16 * 1024 * 1024;
 /// Most instances of one service type in the cluster.
 pub const MAX_INSTANCES_PER_TYPE: usize = 10_000;
 
+/// Most services that one node registers.
+pub const MAX_SERVICES_PER_NODE: usize = 1_000_000;
+
 /// Most nodes that one node keeps track of, living and recently dead together.
 ///
 /// The cluster is designed for 300 living ones; the rest is room for the names of the dead, which are

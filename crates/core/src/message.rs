@@ -234,6 +234,17 @@ pub struct Request {
     pub owner: NodeId,
     /// The version the asker has; `None` asks for a snapshot in any case.
     pub have: Option<u64>,
+    /// The next chunk of a snapshot that is under way.
+    pub resume: Option<Resume>,
+}
+
+/// Which chunk of which snapshot is asked for: whoever asks sets the pace, so that nothing piles up for a slow reader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resume {
+    /// The version that the snapshot is of.
+    pub version: u64,
+    /// The chunk.
+    pub chunk: u32,
 }
 
 /// The answer to a [`Request`] that cannot be served.

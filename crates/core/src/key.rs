@@ -1,0 +1,235 @@
+//! A key → its 64-bit hash → its slot: the published hash specification.
+//!
+//! The hash of a key is XXH3-64 with seed 0 of its canonical bytes; the top 16 bits of the hash are its slot. Another
+//! language that wants to find the same owner needs the canonical bytes:
+//!
+//! | key | canonical bytes |
+//! |---|---|
+//! | a string | its UTF-8 bytes |
+//! | bytes, also a UUID | as they are |
+//! | an integer of any width | 16 bytes, little endian, two's complement |
+//! | a tuple | for each part, the length of its canonical bytes as `u32` little endian, and these bytes |
+//! | any other serde value ([`Key::of`]) | its encoding by postcard |
+//!
+//! So `7_u8` and `7_i64` are one key, and so are `"a"` and `b"a"`; `("a", 7)` and what [`Key::of`] makes of that tuple
+//! are two.
+
+use bytes::Bytes;
+use serde::Serialize;
+use xxhash_rust::xxh3::xxh3_64;
+
+/// Slots of the key space.
+pub const SLOTS: usize = 1 << 16;
+
+/// One of [`SLOTS`] parts of the key space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Slot(pub u16);
+
+/// What a service is found by, as its hash.
+///
+/// ```
+/// use keydispatch_core::Key;
+/// assert_eq!(Key::from("file.png"), Key::from(String::from("file.png")));
+/// assert_eq!(Key::from(7_u8), Key::from(7_i64));
+/// assert_ne!(Key::from(("a", 7)), Key::from(("b", 7)));
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key(u64);
+
+/// A value that cannot be a key.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the value cannot be encoded as a key: {cause}")]
+pub struct KeyError {
+    /// What the encoder said.
+    cause: String,
+}
+
+impl Key {
+    /// The key with these canonical bytes.
+    #[inline]
+    pub fn from_canonical(bytes: &[u8]) -> Self {
+        Key(xxh3_64(bytes))
+    }
+
+    /// Any serde value as a key, by its encoding in postcard. Maps must have a fixed order (`BTreeMap`, not `HashMap`).
+    ///
+    /// # Errors
+    ///
+    /// Where the value cannot be encoded: a sequence without a known length, or an error of its own.
+    pub fn of<T: Serialize + ?Sized>(value: &T) -> Result<Self, KeyError> {
+        let bytes = postcard::to_allocvec(value).map_err(|error| KeyError {
+            cause: error.to_string(),
+        })?;
+        Ok(Key::from_canonical(&bytes))
+    }
+
+    /// XXH3-64 of the canonical bytes.
+    #[inline]
+    pub const fn hash(self) -> u64 {
+        self.0
+    }
+
+    /// The slot: the top 16 bits of the hash.
+    #[inline]
+    pub const fn slot(self) -> Slot {
+        Slot((self.0 >> 48) as u16)
+    }
+}
+
+/// A value with canonical bytes, which can be a part of a key.
+pub trait KeyPart {
+    /// Appends the canonical bytes.
+    fn write(&self, bytes: &mut Vec<u8>);
+}
+
+macro_rules! by_bytes {
+    ($($type:ty => |$value:ident| $bytes:expr;)*) => {$(
+        impl From<$type> for Key {
+            #[inline]
+            fn from($value: $type) -> Key {
+                Key::from_canonical($bytes)
+            }
+        }
+        impl KeyPart for $type {
+            fn write(&self, bytes: &mut Vec<u8>) {
+                let $value = self;
+                bytes.extend_from_slice($bytes);
+            }
+        }
+    )*};
+}
+
+by_bytes! {
+    &str => |value| value.as_bytes();
+    String => |value| value.as_bytes();
+    &String => |value| value.as_bytes();
+    &[u8] => |value| value.as_ref();
+    Vec<u8> => |value| value.as_slice();
+    &Vec<u8> => |value| value.as_slice();
+    Bytes => |value| value.as_ref();
+    &Bytes => |value| value.as_ref();
+}
+
+impl<const N: usize> From<[u8; N]> for Key {
+    #[inline]
+    fn from(value: [u8; N]) -> Key {
+        Key::from_canonical(&value)
+    }
+}
+
+impl<const N: usize> From<&[u8; N]> for Key {
+    #[inline]
+    fn from(value: &[u8; N]) -> Key {
+        Key::from_canonical(value)
+    }
+}
+
+impl<const N: usize> KeyPart for [u8; N] {
+    fn write(&self, bytes: &mut Vec<u8>) {
+        bytes.extend_from_slice(self);
+    }
+}
+
+impl<const N: usize> KeyPart for &[u8; N] {
+    fn write(&self, bytes: &mut Vec<u8>) {
+        bytes.extend_from_slice(*self);
+    }
+}
+
+macro_rules! integers {
+    ($($type:ty)*) => {$(
+        impl From<$type> for Key {
+            #[inline]
+            fn from(value: $type) -> Key {
+                Key::from_canonical(&(value as i128).to_le_bytes())
+            }
+        }
+        impl KeyPart for $type {
+            fn write(&self, bytes: &mut Vec<u8>) {
+                bytes.extend_from_slice(&(*self as i128).to_le_bytes());
+            }
+        }
+    )*};
+}
+
+integers! { u8 u16 u32 u64 u128 usize i8 i16 i32 i64 i128 isize }
+
+macro_rules! tuples {
+    ($(($($part:ident $index:tt),*))*) => {$(
+        impl<$($part: KeyPart),*> From<($($part,)*)> for Key {
+            fn from(value: ($($part,)*)) -> Key {
+                let mut bytes = Vec::with_capacity(64);
+                value.write(&mut bytes);
+                Key::from_canonical(&bytes)
+            }
+        }
+        impl<$($part: KeyPart),*> KeyPart for ($($part,)*) {
+            fn write(&self, bytes: &mut Vec<u8>) {
+                $(write_part(&self.$index, bytes);)*
+            }
+        }
+    )*};
+}
+
+tuples! {
+    (A 0, B 1)
+    (A 0, B 1, C 2)
+    (A 0, B 1, C 2, D 3)
+    (A 0, B 1, C 2, D 3, E 4)
+}
+
+fn write_part(part: &impl KeyPart, bytes: &mut Vec<u8>) {
+    let start = bytes.len();
+    bytes.extend_from_slice(&[0; 4]);
+    part.write(bytes);
+    let length = u32::try_from(bytes.len() - start - 4).unwrap_or(u32::MAX);
+    bytes[start..start + 4].copy_from_slice(&length.to_le_bytes());
+}
+
+#[cfg(feature = "uuid")]
+impl From<uuid::Uuid> for Key {
+    #[inline]
+    fn from(value: uuid::Uuid) -> Key {
+        Key::from_canonical(value.as_bytes())
+    }
+}
+
+#[cfg(feature = "uuid")]
+impl KeyPart for uuid::Uuid {
+    fn write(&self, bytes: &mut Vec<u8>) {
+        bytes.extend_from_slice(self.as_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_canonical_bytes_are_those_of_the_specification() {
+        let mut bytes = Vec::new();
+        ("ab", 7_u8).write(&mut bytes);
+        let mut expected = vec![2, 0, 0, 0, b'a', b'b', 16, 0, 0, 0, 7];
+        expected.extend_from_slice(&[0; 15]);
+        assert_eq!(bytes, expected);
+        assert_eq!(Key::from(("ab", 7_u8)), Key::from_canonical(&expected));
+        assert_eq!(Key::from(-1_i8), Key::from_canonical(&[0xff; 16]));
+    }
+
+    #[test]
+    fn the_hash_is_pinned() {
+        assert_eq!(Key::from("").hash(), 0x2d06_8005_38d3_94c2);
+        assert_eq!(Key::from("").slot(), Slot(0x2d06));
+    }
+
+    #[test]
+    fn parts_do_not_run_into_each_other() {
+        assert_ne!(Key::from(("ab", "c")), Key::from(("a", "bc")));
+    }
+
+    #[test]
+    fn any_serde_value_is_a_key() {
+        let key = Key::of(&Some(("tenant", 7_u32))).unwrap();
+        assert_eq!(key, Key::of(&Some(("tenant", 7_u32))).unwrap());
+    }
+}

@@ -1,0 +1,213 @@
+//! One owner's versioned entries, as the owner keeps them: append, delta since a version, snapshot.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use crate::entry::ServiceInfo;
+use crate::id::NodeId;
+use crate::message::{Delta, Operation, OwnerVersion};
+
+/// Estimated bytes of the operations in one delta; longer ones are cut into several.
+pub(crate) const MAX_DELTA_BYTES: usize = 256 * 1024;
+
+/// The hash of one version of an entry, of which an owner's content hash is the wrapping sum: independent of order.
+pub(crate) fn content_hash(info: &ServiceInfo) -> u64 {
+    let record = info.to_record();
+    let bytes =
+        postcard::to_allocvec(&record).expect("a record is plain data, which postcard can hold");
+    xxhash_rust::xxh3::xxh3_64(&bytes)
+}
+
+/// Bytes of an entry in a message, give or take a few.
+pub(crate) fn estimated_bytes(info: &ServiceInfo) -> usize {
+    const FIXED: usize = 48;
+    let tags: usize = info
+        .tags()
+        .map(|(key, value)| key.len() + value.len() + 4)
+        .sum();
+    FIXED
+        + info.service_type().as_str().len()
+        + info.name().as_str().len()
+        + info.zone().map_or(0, |zone| zone.as_str().len())
+        + info.address().map_or(0, str::len)
+        + tags
+}
+
+#[derive(Clone, Debug)]
+struct Change {
+    sequence: u64,
+    /// None for a removal.
+    after: Option<Arc<ServiceInfo>>,
+    /// The content hash once this change was made.
+    content: u64,
+}
+
+/// See the module. Every change counts the version up by one.
+#[derive(Clone, Debug)]
+pub(crate) struct Log {
+    owner: NodeId,
+    nonce: u64,
+    version: u64,
+    content: u64,
+    entries: BTreeMap<u64, Arc<ServiceInfo>>,
+    /// The changes that led to `version`, at most `kept` of them.
+    changes: VecDeque<Change>,
+    kept: usize,
+}
+
+impl Log {
+    pub(crate) fn new(owner: NodeId, nonce: u64, kept: usize) -> Self {
+        Log {
+            owner,
+            nonce,
+            version: 0,
+            content: 0,
+            entries: BTreeMap::new(),
+            changes: VecDeque::new(),
+            kept,
+        }
+    }
+
+    pub(crate) fn version(&self) -> u64 {
+        self.version
+    }
+
+    pub(crate) fn owner_version(&self) -> OwnerVersion {
+        OwnerVersion {
+            owner: self.owner.clone(),
+            version: self.version,
+            content: self.content,
+        }
+    }
+
+    pub(crate) fn get(&self, sequence: u64) -> Option<&Arc<ServiceInfo>> {
+        self.entries.get(&sequence)
+    }
+
+    pub(crate) fn entries(&self) -> impl ExactSizeIterator<Item = &Arc<ServiceInfo>> {
+        self.entries.values()
+    }
+
+    /// Writes the entry that `make` gives for the next version, and returns it with the one before.
+    pub(crate) fn put(
+        &mut self,
+        sequence: u64,
+        make: impl FnOnce(u64) -> ServiceInfo,
+    ) -> (Option<Arc<ServiceInfo>>, Arc<ServiceInfo>) {
+        self.version += 1;
+        let after = Arc::new(make(self.version));
+        debug_assert_eq!(after.id().sequence, sequence);
+        let before = self.entries.insert(sequence, Arc::clone(&after));
+        if let Some(before) = &before {
+            self.content = self.content.wrapping_sub(content_hash(before));
+        }
+        self.content = self.content.wrapping_add(content_hash(&after));
+        self.append(sequence, Some(Arc::clone(&after)));
+        (before, after)
+    }
+
+    pub(crate) fn remove(&mut self, sequence: u64) -> Option<Arc<ServiceInfo>> {
+        let before = self.entries.remove(&sequence)?;
+        self.version += 1;
+        self.content = self.content.wrapping_sub(content_hash(&before));
+        self.append(sequence, None);
+        Some(before)
+    }
+
+    fn append(&mut self, sequence: u64, after: Option<Arc<ServiceInfo>>) {
+        if self.changes.len() >= self.kept {
+            self.changes.pop_front();
+        }
+        self.changes.push_back(Change {
+            sequence,
+            after,
+            content: self.content,
+        });
+    }
+
+    /// True where [`since`](Self::since) can tell what changed after that version.
+    pub(crate) fn reaches(&self, version: u64) -> bool {
+        version <= self.version && self.version - version <= self.changes.len() as u64
+    }
+
+    /// What changed after `from`, in deltas that follow each other; one empty delta where nothing did. None where the
+    /// log no longer reaches back.
+    pub(crate) fn since(&self, from: u64) -> Option<Vec<Delta>> {
+        if !self.reaches(from) {
+            return None;
+        }
+        let skip = self.changes.len() - (self.version - from) as usize;
+        let mut deltas = Vec::new();
+        let mut version = from;
+        let mut start = from;
+        let mut folded: BTreeMap<u64, Option<&Arc<ServiceInfo>>> = BTreeMap::new();
+        let mut bytes = 0;
+        let mut content = if skip == 0 {
+            self.content
+        } else {
+            self.changes[skip - 1].content
+        };
+        for change in self.changes.range(skip..) {
+            version += 1;
+            content = change.content;
+            bytes += change.after.as_deref().map_or(16, estimated_bytes);
+            folded.insert(change.sequence, change.after.as_ref());
+            if bytes >= MAX_DELTA_BYTES {
+                deltas.push(self.delta(start, version, content, std::mem::take(&mut folded)));
+                (start, bytes) = (version, 0);
+            }
+        }
+        if start < version || deltas.is_empty() {
+            if start == version {
+                content = self.content;
+            }
+            deltas.push(self.delta(start, version, content, folded));
+        }
+        Some(deltas)
+    }
+
+    fn delta(
+        &self,
+        from: u64,
+        to: u64,
+        content: u64,
+        folded: BTreeMap<u64, Option<&Arc<ServiceInfo>>>,
+    ) -> Delta {
+        Delta {
+            owner: self.owner.clone(),
+            nonce: self.nonce,
+            from,
+            to,
+            content,
+            operations: folded
+                .into_iter()
+                .map(|(sequence, after)| match after {
+                    Some(info) => Operation::Put(info.to_record()),
+                    None => Operation::Remove { sequence },
+                })
+                .collect(),
+        }
+    }
+
+    /// The owner took a new generation: every entry is written anew, and what led here is forgotten. Returns each entry
+    /// before and after.
+    pub(crate) fn renew(&mut self, owner: NodeId) -> Vec<(Arc<ServiceInfo>, Arc<ServiceInfo>)> {
+        self.owner = owner;
+        self.version = 0;
+        self.content = 0;
+        self.changes.clear();
+        let before = std::mem::take(&mut self.entries);
+        let mut renewed = Vec::with_capacity(before.len());
+        for (sequence, before) in before {
+            let mut record = before.to_record();
+            record.previous = Some(before.reference());
+            let (owner, nonce) = (self.owner.clone(), self.nonce);
+            let (_, after) = self.put(sequence, |version| {
+                record.version = version;
+                ServiceInfo::from_record(&owner.name, owner.generation, nonce, record)
+            });
+            renewed.push((before, after));
+        }
+        renewed
+    }
+}

@@ -1,0 +1,924 @@
+//! Replication: each node's own entries to all nodes, by contiguous deltas, requests for what is missing, and digests.
+//!
+//! The rules of the protocol, named where they are followed: *single writer* (only the owner's own link carries its
+//! deltas), *contiguity*, *one period's grace* (a difference is acted on only when it outlives a period), *the owner
+//! first*, *one request an owner*, *hiding by generation*, *the owner's own word*.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use crate::config::Settings;
+use crate::entry::{EntryChange, EntryUpdate, NewEntry, ServiceInfo};
+use crate::id::{NodeId, NodeName};
+use crate::limits::MAX_KNOWN_NODES;
+use crate::log::Log;
+use crate::message::{ControlMessage, Delta, Digest, OwnerVersion, Vector};
+use crate::replica::{Rejected, Replica};
+use crate::time::{Instant, earliest};
+
+mod fetch;
+mod own;
+mod serve;
+#[cfg(test)]
+mod tests;
+
+pub use own::{AddError, UpdateError};
+
+use fetch::Fetch;
+use own::Names;
+use serve::Serving;
+
+/// Changes are collected for this long before they go out.
+const COALESCE: Duration = Duration::from_millis(1);
+
+/// Rows of one [`Vector`]: at most half a control frame with the longest names.
+const VECTOR_ROWS: usize = 1_024;
+
+/// What the tracker is started with.
+#[derive(Clone, Debug)]
+pub struct TrackerConfig {
+    broadcast_period: Duration,
+    max_silent_periods: u32,
+    down_period: Duration,
+    permdown_period: Duration,
+    max_delta_sizes: usize,
+}
+
+impl TrackerConfig {
+    /// What the settings say of replication.
+    pub fn new(settings: &Settings) -> Self {
+        TrackerConfig {
+            broadcast_period: settings.broadcast_period(),
+            max_silent_periods: settings.max_silent_periods(),
+            down_period: settings.down_period(),
+            permdown_period: settings.permdown_period(),
+            max_delta_sizes: settings.max_delta_sizes(),
+        }
+    }
+}
+
+/// Which rules hold. All do, but for tests that show what happens without one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TrackerRules {
+    /// A delta is applied only where it is contiguous.
+    pub contiguity: bool,
+    /// An owner's entries show only while membership says that it is up in exactly that generation.
+    pub hiding: bool,
+    /// Up again, an owner's entries show only once its current version is known and reached.
+    pub confirming: bool,
+    /// Versions are compared now and then.
+    pub digests: bool,
+    /// The dead are forgotten after `permdown_period`.
+    pub forgetting: bool,
+}
+
+impl Default for TrackerRules {
+    fn default() -> Self {
+        TrackerRules {
+            contiguity: true,
+            hiding: true,
+            confirming: true,
+            digests: true,
+            forgetting: true,
+        }
+    }
+}
+
+/// What is known of one other owner, for operators.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct OwnerStats {
+    /// The owner, in that life.
+    pub node: NodeId,
+    /// The version that this node has of it; none before the first.
+    pub version: Option<u64>,
+    /// The version that the owner is known to have, where that is higher.
+    pub behind: Option<u64>,
+    /// How many entries.
+    pub entries: usize,
+    /// Membership says that it is up.
+    pub up: bool,
+    /// Its entries show.
+    pub visible: bool,
+    /// There is a direct link to it.
+    pub linked: bool,
+}
+
+/// How often each thing that can go wrong did, for tests that want to know what they exercised.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TrackerCounts {
+    /// Deltas that were not contiguous.
+    pub gaps: u64,
+    /// Suffixes of the log that were served.
+    pub suffixes: u64,
+    /// Snapshots of this node's own entries that were served.
+    pub snapshots: u64,
+    /// Snapshots of another owner's entries that were served.
+    pub relayed: u64,
+    /// Snapshots that were given up before their end.
+    pub interrupted: u64,
+    /// Snapshots that were installed.
+    pub installed: u64,
+    /// Copies that turned out to differ from their owner's word.
+    pub differences: u64,
+    /// Messages that broke a rule and were dropped.
+    pub rejected: u64,
+    /// New generations of this node.
+    pub renewals: u64,
+}
+
+/// To whom a message goes.
+#[derive(Clone, Debug)]
+pub enum Recipients {
+    /// One peer.
+    One(NodeId),
+    /// All these.
+    Many(Arc<[NodeId]>),
+}
+
+impl Recipients {
+    /// The peers.
+    pub fn iter(&self) -> impl Iterator<Item = &NodeId> {
+        match self {
+            Recipients::One(peer) => std::slice::from_ref(peer).iter(),
+            Recipients::Many(peers) => peers.iter(),
+        }
+    }
+}
+
+/// What is known of one life of another owner.
+#[derive(Debug)]
+struct Owner {
+    replica: Replica,
+    /// Membership says that it is up in this life.
+    up: bool,
+    /// When it was last up, or first heard of.
+    down_since: Instant,
+    /// Its entries are with the readers.
+    visible: bool,
+    /// Since it came up, its current version was learnt and reached.
+    confirmed: bool,
+    /// The highest version that it is known to have.
+    target: Option<u64>,
+    /// The copy is known to be wrong, and has to be replaced whatever its version.
+    differs: bool,
+    /// Since when it is known to be ahead of this copy.
+    behind_since: Option<Instant>,
+    /// The owner itself said so over the current link.
+    word: bool,
+    /// What is missing cannot be on its way any more.
+    overdue: bool,
+    /// A peer that said it has more than this copy.
+    source: Option<NodeId>,
+}
+
+impl Owner {
+    fn new(node: NodeId, now: Instant) -> Self {
+        Owner {
+            replica: Replica::new(node),
+            up: false,
+            down_since: now,
+            visible: false,
+            confirmed: false,
+            target: None,
+            differs: false,
+            behind_since: None,
+            word: false,
+            overdue: false,
+            source: None,
+        }
+    }
+
+    fn is_behind(&self) -> bool {
+        self.differs
+            || match (self.replica.version(), self.target) {
+                (None, Some(_)) => true,
+                (Some(have), Some(target)) => have < target,
+                (_, None) => false,
+            }
+    }
+}
+
+/// A peer with a ready link.
+#[derive(Clone, Copy, Debug, Default)]
+struct Peer {
+    /// Its queue is long: deltas are skipped, and found missing later.
+    congested: bool,
+    /// It missed deltas, and gets the versions once its queue is short.
+    missed: bool,
+}
+
+/// See the module.
+pub struct Tracker {
+    config: TrackerConfig,
+    rules: TrackerRules,
+    me: NodeId,
+    nonce: u64,
+    log: Log,
+    names: Names,
+    /// The version that all uncongested peers have been sent.
+    sent: u64,
+    flush_at: Option<Instant>,
+    owners: BTreeMap<NodeId, Owner>,
+    peers: BTreeMap<NodeId, Peer>,
+    /// Owners that a peer says are up, until membership says so here: a newcomer waits for them.
+    expected: BTreeMap<NodeId, Instant>,
+    heard_of_owners: bool,
+    /// Rule: one request an owner at a time.
+    fetches: BTreeMap<NodeId, Fetch>,
+    serving: Vec<Serving>,
+    tick_at: Instant,
+    silent_periods: u32,
+    changed: bool,
+    rng: StdRng,
+    transmits: VecDeque<(Recipients, ControlMessage)>,
+    changes: Vec<EntryChange>,
+    counts: TrackerCounts,
+}
+
+impl Tracker {
+    /// A tracker without entries, on its own.
+    pub fn new(config: TrackerConfig, me: NodeId, nonce: u64, now: Instant, seed: u64) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed);
+        // Nodes that start together do not compare their versions together.
+        let first = config.broadcast_period.mul_f64(rng.random_range(0.5..1.5));
+        Tracker {
+            log: Log::new(me.clone(), nonce, config.max_delta_sizes),
+            rules: TrackerRules::default(),
+            names: Names::new(me.name.clone()),
+            me,
+            nonce,
+            sent: 0,
+            flush_at: None,
+            owners: BTreeMap::new(),
+            peers: BTreeMap::new(),
+            expected: BTreeMap::new(),
+            heard_of_owners: false,
+            fetches: BTreeMap::new(),
+            serving: Vec::new(),
+            tick_at: now + first,
+            silent_periods: 0,
+            changed: false,
+            config,
+            rng,
+            transmits: VecDeque::new(),
+            changes: Vec::new(),
+            counts: TrackerCounts::default(),
+        }
+    }
+
+    /// Turns rules off, for tests that show what happens without them.
+    #[cfg(any(test, feature = "fault-switches"))]
+    pub fn set_rules(&mut self, rules: TrackerRules) {
+        self.rules = rules;
+    }
+
+    /// The version of this node's own entries.
+    pub fn version(&self) -> u64 {
+        self.log.version()
+    }
+
+    /// This node's own entries.
+    pub fn own(&self) -> impl ExactSizeIterator<Item = &Arc<ServiceInfo>> {
+        self.log.entries()
+    }
+
+    /// How often what happened.
+    pub fn counts(&self) -> TrackerCounts {
+        self.counts
+    }
+
+    /// What is known of the other owners, living and not yet forgotten.
+    pub fn owners(&self) -> Vec<OwnerStats> {
+        self.owners
+            .iter()
+            .map(|(node, owner)| OwnerStats {
+                node: node.clone(),
+                version: owner.replica.version(),
+                behind: owner.target.filter(|_| owner.is_behind()),
+                entries: owner.replica.entries().len(),
+                up: owner.up,
+                visible: owner.visible,
+                linked: self.peers.contains_key(node),
+            })
+            .collect()
+    }
+
+    /// The owners that are up, or that a peer says are up, and whose entries do not show yet.
+    pub fn missing(&self) -> Vec<NodeName> {
+        let up = self
+            .owners
+            .iter()
+            .filter(|(_, owner)| owner.up && !owner.visible)
+            .map(|(node, _)| &node.name);
+        let expected = self.expected.keys().map(|node| &node.name);
+        let names: BTreeSet<&NodeName> = up.chain(expected).collect();
+        names.into_iter().cloned().collect()
+    }
+
+    /// True once a peer has told which owners there are.
+    pub fn has_heard_of_owners(&self) -> bool {
+        self.heard_of_owners
+    }
+
+    /// Registers services, all or none.
+    pub fn add(
+        &mut self,
+        now: Instant,
+        entries: Vec<NewEntry>,
+    ) -> Result<Vec<Arc<ServiceInfo>>, AddError> {
+        let names = self.names.reserve(&entries)?;
+        let added = entries
+            .into_iter()
+            .zip(names)
+            .map(|(entry, name)| {
+                let (me, nonce) = (self.me.clone(), self.nonce);
+                let (_, after) = self.log.put(entry.sequence, |version| {
+                    own::new_info(&me, nonce, version, name, entry)
+                });
+                self.changes.push(EntryChange {
+                    before: None,
+                    after: Some(Arc::clone(&after)),
+                });
+                after
+            })
+            .collect();
+        self.own_change(now);
+        Ok(added)
+    }
+
+    /// Changes one of this node's own services; an update that says nothing changes nothing.
+    pub fn update(
+        &mut self,
+        now: Instant,
+        sequence: u64,
+        update: EntryUpdate,
+    ) -> Result<Arc<ServiceInfo>, UpdateError> {
+        let before = self
+            .log
+            .get(sequence)
+            .cloned()
+            .ok_or(UpdateError::Unknown { sequence })?;
+        if update == EntryUpdate::default() {
+            return Ok(before);
+        }
+        let (me, nonce) = (self.me.clone(), self.nonce);
+        let (_, after) = self.log.put(sequence, |version| {
+            own::updated_info(&me, nonce, version, &before, update)
+        });
+        self.changes.push(EntryChange {
+            before: Some(before),
+            after: Some(Arc::clone(&after)),
+        });
+        self.own_change(now);
+        Ok(after)
+    }
+
+    /// Removes one of this node's own services.
+    pub fn remove(&mut self, now: Instant, sequence: u64) -> Result<Arc<ServiceInfo>, UpdateError> {
+        let before = self
+            .log
+            .remove(sequence)
+            .ok_or(UpdateError::Unknown { sequence })?;
+        self.names.release(&before);
+        self.changes.push(EntryChange {
+            before: Some(Arc::clone(&before)),
+            after: None,
+        });
+        self.own_change(now);
+        Ok(before)
+    }
+
+    /// Rule: this node took a new generation: every entry is published anew, and keeps its identity.
+    pub fn renew(&mut self, now: Instant, me: NodeId) {
+        self.counts.renewals += 1;
+        self.me = me.clone();
+        self.expected.remove(&me);
+        for (before, after) in self.log.renew(me) {
+            self.changes.push(EntryChange {
+                before: Some(before),
+                after: Some(after),
+            });
+        }
+        // Every link says Hello again, and starts with the versions.
+        self.sent = self.log.version();
+        self.changed = true;
+        self.tick_at = self.tick_at.min(now + self.config.broadcast_period);
+    }
+
+    /// Membership says that this life is up.
+    pub fn member_up(&mut self, now: Instant, node: &NodeId) {
+        if *node == self.me {
+            return;
+        }
+        self.expected.retain(|other, _| other.name != node.name);
+        let older: Vec<NodeId> = self
+            .owners
+            .keys()
+            .filter(|other| other.name == node.name && *other != node)
+            .cloned()
+            .collect();
+        for other in older {
+            // Rule: a new generation replaces the old entries.
+            if other.generation < node.generation {
+                self.forget(&other);
+            } else {
+                self.hide(now, &other);
+            }
+        }
+        let linked = self.peers.contains_key(node);
+        let confirming = self.rules.confirming;
+        let owner = self.owner(now, node);
+        owner.up = true;
+        owner.confirmed = !confirming && owner.replica.version().is_some();
+        if linked {
+            // What was learnt over this link before still holds: the owner's own word, and nothing lost since.
+            owner.confirmed |=
+                owner.word && owner.replica.version().is_some() && !owner.is_behind();
+        } else {
+            owner.target = None;
+        }
+        self.judge(now, node);
+    }
+
+    /// Membership says that this life is down.
+    pub fn member_down(&mut self, now: Instant, node: &NodeId) {
+        self.expected.remove(node);
+        self.hide(now, node);
+    }
+
+    /// This life has left for good.
+    pub fn member_left(&mut self, now: Instant, node: &NodeId, forget: bool) {
+        self.expected.remove(node);
+        if forget {
+            self.forget(node);
+        } else {
+            self.hide(now, node);
+        }
+    }
+
+    /// The link to that node is ready.
+    pub fn link_up(&mut self, _: Instant, peer: &NodeId) {
+        self.peers.insert(peer.clone(), Peer::default());
+        if let Some(owner) = self.owners.get_mut(peer) {
+            owner.word = false;
+        }
+        // Rule: on every (re)connect the full vector goes.
+        self.send_versions(peer);
+    }
+
+    /// The link to that node is gone.
+    pub fn link_down(&mut self, now: Instant, peer: &NodeId) {
+        self.peers.remove(peer);
+        self.serving.retain(|serving| serving.to != *peer);
+        if let Some(owner) = self.owners.get_mut(peer) {
+            // Whatever was sent since may be lost: the next link starts with the owner's word.
+            owner.word = false;
+            if !owner.up && owner.replica.entries().len() == 0 {
+                self.owners.remove(peer);
+            }
+        }
+        self.abandon_fetches_from(now, peer);
+    }
+
+    /// The queue to that peer is long, or short again.
+    pub fn set_congested(&mut self, _: Instant, peer: &NodeId, congested: bool) {
+        let Some(entry) = self.peers.get_mut(peer) else {
+            return;
+        };
+        entry.congested = congested;
+        if !congested && std::mem::take(&mut entry.missed) {
+            self.send_versions(peer);
+        }
+    }
+
+    /// A message from a peer.
+    pub fn handle_message(&mut self, now: Instant, from: &NodeId, message: ControlMessage) {
+        if !self.peers.contains_key(from) {
+            return;
+        }
+        match message {
+            ControlMessage::Delta(delta) => self.handle_delta(now, from, delta),
+            ControlMessage::Digest(digest) => self.handle_digest(from, digest),
+            ControlMessage::Vector(vector) => self.handle_vector(now, from, vector),
+            ControlMessage::Request(request) => self.serve(now, from, request),
+            ControlMessage::Unavailable(unavailable) => {
+                self.handle_unavailable(now, from, &unavailable.owner);
+            }
+            ControlMessage::Snapshot(chunk) => self.handle_chunk(now, from, chunk),
+            _ => {}
+        }
+    }
+
+    /// The time that [`poll_timeout`](Self::poll_timeout) named has come.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if self.flush_at.is_some_and(|at| at <= now) {
+            self.flush();
+        }
+        self.retry_fetches(now);
+        if self.tick_at <= now {
+            self.tick_at = now + self.config.broadcast_period;
+            self.tick(now);
+        }
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) is due.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let next = earliest(self.flush_at, Some(self.tick_at));
+        earliest(next, self.fetch_deadline())
+    }
+
+    /// The next message to be sent.
+    pub fn poll_transmit(&mut self) -> Option<(Recipients, ControlMessage)> {
+        self.transmits.pop_front()
+    }
+
+    /// What changed in the eyes of this node since the last time, in order.
+    pub fn poll_changes(&mut self) -> Vec<EntryChange> {
+        std::mem::take(&mut self.changes)
+    }
+
+    fn own_change(&mut self, now: Instant) {
+        self.changed = true;
+        if self.flush_at.is_none() && self.sent < self.log.version() {
+            self.flush_at = Some(now + COALESCE);
+        }
+    }
+
+    /// Sends what changed since the last time to everybody, encoded once.
+    fn flush(&mut self) {
+        self.flush_at = None;
+        let deltas = self.log.since(self.sent);
+        self.sent = self.log.version();
+        let mut recipients = Vec::with_capacity(self.peers.len());
+        for (peer, state) in &mut self.peers {
+            if state.congested || deltas.is_none() {
+                state.missed = true;
+            } else {
+                recipients.push(peer.clone());
+            }
+        }
+        let Some(deltas) = deltas else {
+            // More changed at once than is kept: the peers fetch a snapshot.
+            let peers: Vec<NodeId> = self.peers.keys().cloned().collect();
+            for peer in peers {
+                if !self.peers[&peer].congested {
+                    self.send_versions(&peer);
+                }
+            }
+            return;
+        };
+        if recipients.is_empty() {
+            return;
+        }
+        let recipients: Arc<[NodeId]> = recipients.into();
+        for delta in deltas {
+            self.transmits.push_back((
+                Recipients::Many(Arc::clone(&recipients)),
+                ControlMessage::Delta(delta),
+            ));
+        }
+    }
+
+    fn handle_delta(&mut self, now: Instant, from: &NodeId, delta: Delta) {
+        // Rule: a single writer. Only the owner's own link carries its deltas.
+        if delta.owner != *from || delta.from > delta.to {
+            self.reject(from, "a delta of another owner's entries");
+            return;
+        }
+        let (to, content) = (delta.to, delta.content);
+        let contiguity = self.rules.contiguity;
+        let owner = self.owner(now, from);
+        let mut delta = delta;
+        if !contiguity && let Some(have) = owner.replica.version() {
+            delta.from = delta.from.min(have);
+        }
+        let outcome = owner.replica.apply(delta);
+        owner.word = true;
+        owner.target = Some(owner.target.map_or(to, |target| target.max(to)));
+        match outcome {
+            Ok(changes) => {
+                owner.differs = owner.replica.content() != content;
+                owner.confirmed |= !owner.is_behind();
+                let differs = owner.differs;
+                if owner.visible {
+                    self.changes.extend(changes);
+                }
+                if differs {
+                    self.counts.differences += 1;
+                }
+                self.answered(now, from);
+            }
+            Err(Rejected::Known) => {
+                owner.confirmed |= owner.replica.version() == Some(to) && !owner.differs;
+                self.answered(now, from);
+            }
+            Err(Rejected::Gap) => {
+                owner.overdue = true;
+                self.counts.gaps += 1;
+            }
+            Err(Rejected::Differs) => {
+                owner.overdue = true;
+                owner.differs = true;
+                self.counts.differences += 1;
+            }
+        }
+        self.judge(now, from);
+    }
+
+    fn handle_digest(&mut self, from: &NodeId, digest: Digest) {
+        if digest.ask && digest.hash != self.digest() {
+            self.send_versions(from);
+        }
+    }
+
+    fn handle_vector(&mut self, now: Instant, from: &NodeId, vector: Vector) {
+        self.heard_of_owners = true;
+        let mut ahead = Vec::new();
+        for row in vector.owners.into_iter().take(MAX_KNOWN_NODES) {
+            if row.owner == self.me {
+                continue;
+            }
+            if row.owner == *from {
+                self.handle_own_word(now, row);
+            } else {
+                ahead.extend(self.handle_hearsay(now, from, row));
+            }
+        }
+        if !ahead.is_empty() {
+            self.send_to(from, ControlMessage::Vector(Vector { owners: ahead }));
+        }
+    }
+
+    /// Rule: the owner's own word on its own link overrides anything relayed. Whatever it sent before has arrived.
+    fn handle_own_word(&mut self, now: Instant, row: OwnerVersion) {
+        let owner = self.owner(now, &row.owner);
+        owner.target = Some(row.version);
+        owner.word = true;
+        owner.overdue = true;
+        match owner.replica.version() {
+            Some(have) if have == row.version && owner.replica.content() == row.content => {
+                owner.confirmed = true;
+                owner.differs = false;
+            }
+            Some(have) if have >= row.version => {
+                owner.differs = true;
+                self.counts.differences += 1;
+            }
+            _ => {}
+        }
+        let node = row.owner;
+        self.judge(now, &node);
+    }
+
+    /// What a peer says of another owner. Returns this node's row where it is ahead of the peer's.
+    fn handle_hearsay(
+        &mut self,
+        now: Instant,
+        from: &NodeId,
+        row: OwnerVersion,
+    ) -> Option<OwnerVersion> {
+        let direct = self.peers.contains_key(&row.owner);
+        let Some(owner) = self.owners.get_mut(&row.owner) else {
+            self.expect(now, row.owner);
+            return None;
+        };
+        let have = owner.replica.version();
+        match have {
+            Some(have) if have > row.version => {
+                return owner.confirmed.then(|| owner.replica.owner_version());
+            }
+            Some(have) if have == row.version => {
+                if !direct && owner.replica.content() == row.content {
+                    // Without a link to the owner, this is the best word there is.
+                    owner.confirmed = true;
+                }
+            }
+            _ => {
+                owner.target = Some(
+                    owner
+                        .target
+                        .map_or(row.version, |target| target.max(row.version)),
+                );
+                owner.source = Some(from.clone());
+                owner.behind_since.get_or_insert(now);
+            }
+        }
+        if !owner.up {
+            let name_is_up = self
+                .owners
+                .iter()
+                .any(|(node, owner)| node.name == row.owner.name && owner.up);
+            if !name_is_up {
+                self.expect(now, row.owner.clone());
+            }
+        }
+        self.judge(now, &row.owner);
+        None
+    }
+
+    fn expect(&mut self, now: Instant, node: NodeId) {
+        if self.expected.len() < MAX_KNOWN_NODES && node.name != self.me.name {
+            self.expected.entry(node).or_insert(now);
+        }
+    }
+
+    /// What is to be done about one owner: fetch what is missing, show what is complete.
+    fn judge(&mut self, now: Instant, node: &NodeId) {
+        let hiding = self.rules.hiding;
+        let Some(owner) = self.owners.get_mut(node) else {
+            return;
+        };
+        if owner.is_behind() {
+            owner.behind_since.get_or_insert(now);
+        } else {
+            owner.behind_since = None;
+            owner.overdue = false;
+        }
+        if owner.confirmed && !owner.differs && (owner.up || !hiding) && !owner.visible {
+            owner.visible = true;
+            self.changes
+                .extend(owner.replica.entries().map(|info| EntryChange {
+                    before: None,
+                    after: Some(Arc::clone(info)),
+                }));
+        }
+        if owner.is_behind() && owner.up {
+            self.fetch_if_due(now, node);
+        }
+    }
+
+    /// Rule: down hides.
+    fn hide(&mut self, now: Instant, node: &NodeId) {
+        self.give_up_fetch(node);
+        let hiding = self.rules.hiding;
+        let Some(owner) = self.owners.get_mut(node) else {
+            return;
+        };
+        owner.up = false;
+        owner.confirmed = false;
+        owner.down_since = now;
+        if hiding && std::mem::take(&mut owner.visible) {
+            self.changes
+                .extend(owner.replica.entries().map(|info| EntryChange {
+                    before: Some(Arc::clone(info)),
+                    after: None,
+                }));
+        }
+    }
+
+    fn forget(&mut self, node: &NodeId) {
+        self.give_up_fetch(node);
+        if let Some(owner) = self.owners.remove(node)
+            && owner.visible
+        {
+            self.changes
+                .extend(owner.replica.entries().map(|info| EntryChange {
+                    before: Some(Arc::clone(info)),
+                    after: None,
+                }));
+        }
+    }
+
+    fn owner(&mut self, now: Instant, node: &NodeId) -> &mut Owner {
+        self.owners
+            .entry(node.clone())
+            .or_insert_with(|| Owner::new(node.clone(), now))
+    }
+
+    /// Once every `broadcast_period`.
+    fn tick(&mut self, now: Instant) {
+        // Rule: one period's grace. What is still behind is asked for.
+        let behind: Vec<NodeId> = self
+            .owners
+            .iter()
+            .filter(|(_, owner)| owner.up && (owner.is_behind() || !owner.confirmed))
+            .map(|(node, _)| node.clone())
+            .collect();
+        for node in behind {
+            self.judge(now, &node);
+        }
+        self.forget_the_dead(now);
+        let patience = self.config.down_period * 2;
+        self.expected
+            .retain(|_, since| now.since(*since) < patience);
+        self.silent_periods += 1;
+        if self.changed || self.silent_periods >= self.config.max_silent_periods {
+            self.changed = false;
+            self.silent_periods = 0;
+            self.compare_with_somebody();
+        }
+    }
+
+    fn forget_the_dead(&mut self, now: Instant) {
+        if !self.rules.forgetting {
+            return;
+        }
+        let permdown = self.config.permdown_period;
+        let dead: Vec<NodeId> = self
+            .owners
+            .iter()
+            .filter(|(_, owner)| !owner.up && now.since(owner.down_since) >= permdown)
+            .map(|(node, _)| node.clone())
+            .collect();
+        for node in dead {
+            self.forget(&node);
+        }
+        // Retained dead owners are bounded: the longest dead go first.
+        while self.owners.len() > MAX_KNOWN_NODES {
+            let oldest = self
+                .owners
+                .iter()
+                .filter(|(_, owner)| !owner.up)
+                .min_by_key(|(_, owner)| owner.down_since)
+                .map(|(node, _)| node.clone());
+            match oldest {
+                Some(node) => self.forget(&node),
+                None => break,
+            }
+        }
+    }
+
+    fn compare_with_somebody(&mut self) {
+        if self.peers.is_empty() || !self.rules.digests {
+            return;
+        }
+        let at = self.rng.random_range(0..self.peers.len());
+        if let Some((peer, state)) = self.peers.iter().nth(at)
+            && !state.congested
+        {
+            let peer = peer.clone();
+            let digest = Digest {
+                hash: self.digest(),
+                ask: true,
+            };
+            self.send_to(&peer, ControlMessage::Digest(digest));
+        }
+    }
+
+    /// One hash over all owners that are up, this node among them, in the order of their names.
+    fn digest(&self) -> u64 {
+        let mut rows = Vec::with_capacity((self.owners.len() + 1) * 64);
+        let mut sorted: BTreeMap<&NodeId, OwnerVersion> = self
+            .owners
+            .iter()
+            .filter(|(_, owner)| owner.visible)
+            .map(|(node, owner)| (node, owner.replica.owner_version()))
+            .collect();
+        sorted.insert(&self.me, self.log.owner_version());
+        for (node, row) in sorted {
+            rows.extend_from_slice(node.name.as_str().as_bytes());
+            rows.push(0xff);
+            for number in [
+                node.generation.number,
+                node.generation.random,
+                row.version,
+                row.content,
+            ] {
+                rows.extend_from_slice(&number.to_le_bytes());
+            }
+        }
+        xxhash_rust::xxh3::xxh3_64(&rows)
+    }
+
+    /// This node's versions of all owners that are up, its own first.
+    fn send_versions(&mut self, to: &NodeId) {
+        let mut rows = vec![self.log.owner_version()];
+        rows.extend(
+            self.owners
+                .values()
+                .filter(|owner| owner.visible && owner.replica.owner() != to)
+                .map(|owner| owner.replica.owner_version()),
+        );
+        // What has not been sent yet follows as a delta: the peer is told of the version that it can have.
+        if self.sent < self.log.version() {
+            self.flush();
+        }
+        for chunk in rows.chunks(VECTOR_ROWS) {
+            self.send_to(
+                to,
+                ControlMessage::Vector(Vector {
+                    owners: chunk.to_vec(),
+                }),
+            );
+        }
+    }
+
+    fn send_to(&mut self, to: &NodeId, message: ControlMessage) {
+        debug_assert_ne!(*to, self.me, "no message to self");
+        self.transmits
+            .push_back((Recipients::One(to.clone()), message));
+    }
+
+    fn reject(&mut self, from: &NodeId, what: &str) {
+        self.counts.rejected += 1;
+        if self.counts.rejected.is_power_of_two() {
+            tracing::warn!(peer = %from, times = self.counts.rejected, "dropped {what}");
+        }
+    }
+}

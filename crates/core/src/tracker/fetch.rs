@@ -1,0 +1,294 @@
+//! The asking side of requests: one an owner at a time, the owner first, the asker sets the pace.
+
+use std::time::Duration;
+
+use super::{Recipients, Tracker};
+use crate::entry::Record;
+use crate::id::NodeId;
+use crate::limits::MAX_SERVICES_PER_NODE;
+use crate::message::{ControlMessage, OwnerVersion, Request, Resume, SnapshotChunk};
+use crate::time::{Instant, earliest};
+
+/// Requests under way at once: with [`WINDOW`] chunks each, what a newcomer is sent stays bounded.
+const MAX_FETCHES: usize = 32;
+
+/// Chunks of a snapshot that are asked for ahead.
+const WINDOW: u32 = 4;
+
+/// How long an answer, or the next part of it, may take.
+const TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Most chunks of one snapshot.
+const MAX_CHUNKS: u32 = 65_536;
+
+/// A request under way.
+#[derive(Debug)]
+pub(super) struct Fetch {
+    from: NodeId,
+    deadline: Instant,
+    incoming: Option<Incoming>,
+}
+
+/// A snapshot of which not all chunks are here.
+#[derive(Debug)]
+struct Incoming {
+    of: OwnerVersion,
+    nonce: u64,
+    next: u32,
+    count: u32,
+    records: Vec<Record>,
+}
+
+impl Tracker {
+    /// Rule: the owner is asked first, another peer only where there is no direct link; what may still be on its way
+    /// has one period to arrive.
+    pub(super) fn fetch_if_due(&mut self, now: Instant, node: &NodeId) {
+        if self.fetches.contains_key(node) || self.fetches.len() >= MAX_FETCHES {
+            return;
+        }
+        let Some(owner) = self.owners.get(node) else {
+            return;
+        };
+        let waited = owner
+            .behind_since
+            .is_some_and(|since| now.since(since) >= self.config.broadcast_period);
+        if !waited && !owner.overdue {
+            return;
+        }
+        let from = if self.peers.contains_key(node) {
+            node.clone()
+        } else {
+            match &owner.source {
+                Some(source) if waited && self.peers.contains_key(source) => source.clone(),
+                _ => return,
+            }
+        };
+        let request = Request {
+            owner: node.clone(),
+            have: owner.replica.version().filter(|_| !owner.differs),
+            resume: None,
+        };
+        self.fetches.insert(
+            node.clone(),
+            Fetch {
+                from: from.clone(),
+                deadline: now + TIMEOUT,
+                incoming: None,
+            },
+        );
+        self.send_to(&from, ControlMessage::Request(request));
+    }
+
+    /// The owner's delta arrived: what was asked for may be complete.
+    pub(super) fn answered(&mut self, now: Instant, node: &NodeId) {
+        let behind = self.owners.get(node).is_some_and(super::Owner::is_behind);
+        let Some(fetch) = self.fetches.get_mut(node) else {
+            return;
+        };
+        if !behind {
+            self.fetches.remove(node);
+            self.fetch_others(now);
+        } else if fetch.incoming.is_none() {
+            fetch.deadline = now + TIMEOUT;
+        }
+    }
+
+    pub(super) fn handle_unavailable(&mut self, now: Instant, from: &NodeId, node: &NodeId) {
+        if self
+            .fetches
+            .get(node)
+            .is_none_or(|fetch| fetch.from != *from)
+        {
+            return;
+        }
+        self.give_up_fetch(node);
+        if let Some(owner) = self.owners.get_mut(node) {
+            // Asked again after one period, where another peer has said more by then, there.
+            owner.behind_since = Some(now);
+            owner.overdue = false;
+            if owner.source.as_ref() == Some(from) {
+                owner.source = None;
+            }
+        }
+        self.fetch_others(now);
+    }
+
+    pub(super) fn handle_chunk(&mut self, now: Instant, from: &NodeId, chunk: SnapshotChunk) {
+        let node = chunk.of.owner.clone();
+        let Some(fetch) = self
+            .fetches
+            .get_mut(&node)
+            .filter(|fetch| fetch.from == *from)
+        else {
+            // The rest of an answer that was given up.
+            return;
+        };
+        let incoming = match &mut fetch.incoming {
+            None if chunk.index == 0 && (1..=MAX_CHUNKS).contains(&chunk.count) => {
+                fetch.incoming.insert(Incoming {
+                    of: chunk.of,
+                    nonce: chunk.nonce,
+                    next: 0,
+                    count: chunk.count,
+                    records: Vec::new(),
+                })
+            }
+            // Rule: a snapshot is one immutable (generation, version, hash).
+            Some(incoming)
+                if incoming.of == chunk.of
+                    && incoming.next == chunk.index
+                    && incoming.count == chunk.count
+                    && incoming.nonce == chunk.nonce =>
+            {
+                incoming
+            }
+            _ => {
+                self.give_up_fetch(&node);
+                return self.reject(from, "a chunk of another snapshot than the one asked for");
+            }
+        };
+        if incoming.records.len() + chunk.records.len() > MAX_SERVICES_PER_NODE {
+            self.give_up_fetch(&node);
+            return self.reject(
+                from,
+                "a snapshot with more than MAX_SERVICES_PER_NODE entries",
+            );
+        }
+        let first = incoming.next == 0;
+        incoming.records.extend(chunk.records);
+        incoming.next += 1;
+        fetch.deadline = now + TIMEOUT;
+        if incoming.next == incoming.count {
+            if let Some(complete) = self.fetches.remove(&node).and_then(|fetch| fetch.incoming) {
+                self.install(now, from, complete);
+            }
+            return self.fetch_others(now);
+        }
+        let last = incoming.count - 1;
+        let ahead = (incoming.next - 1 + WINDOW).min(last);
+        let wanted = if first {
+            1..=ahead
+        } else if incoming.next - 1 + WINDOW <= last {
+            ahead..=ahead
+        } else {
+            return;
+        };
+        let version = incoming.of.version;
+        for chunk in wanted {
+            let request = Request {
+                owner: node.clone(),
+                have: None,
+                resume: Some(Resume { version, chunk }),
+            };
+            self.transmits.push_back((
+                Recipients::One(from.clone()),
+                ControlMessage::Request(request),
+            ));
+        }
+    }
+
+    fn install(&mut self, now: Instant, from: &NodeId, incoming: Incoming) {
+        let node = incoming.of.owner.clone();
+        let direct = *from == node;
+        let linked = self.peers.contains_key(&node);
+        let Some(owner) = self.owners.get_mut(&node) else {
+            return;
+        };
+        let newer = owner
+            .replica
+            .version()
+            .is_none_or(|have| incoming.of.version > have);
+        if !newer && !direct {
+            return;
+        }
+        match owner
+            .replica
+            .install(&incoming.of, incoming.nonce, incoming.records)
+        {
+            Ok(changes) => {
+                owner.differs = false;
+                let version = incoming.of.version;
+                owner.target = Some(owner.target.map_or(version, |target| target.max(version)));
+                owner.confirmed |= (direct || !linked) && !owner.is_behind();
+                if direct {
+                    // Whatever followed is on the same link, and what was dropped meanwhile has to be asked for.
+                    owner.overdue = true;
+                }
+                if owner.visible {
+                    self.changes.extend(changes);
+                }
+                self.counts.installed += 1;
+            }
+            Err(_) => {
+                owner.behind_since = Some(now);
+                owner.overdue = false;
+                self.counts.differences += 1;
+                self.reject(from, "a snapshot whose entries do not match its hash");
+            }
+        }
+        self.judge(now, &node);
+    }
+
+    pub(super) fn give_up_fetch(&mut self, node: &NodeId) {
+        if self
+            .fetches
+            .remove(node)
+            .is_some_and(|fetch| fetch.incoming.is_some())
+        {
+            self.counts.interrupted += 1;
+        }
+    }
+
+    pub(super) fn abandon_fetches_from(&mut self, now: Instant, peer: &NodeId) {
+        let nodes: Vec<NodeId> = self
+            .fetches
+            .iter()
+            .filter(|(_, fetch)| fetch.from == *peer)
+            .map(|(node, _)| node.clone())
+            .collect();
+        for node in nodes {
+            self.give_up_fetch(&node);
+            self.judge(now, &node);
+        }
+    }
+
+    pub(super) fn retry_fetches(&mut self, now: Instant) {
+        if self.fetch_deadline().is_none_or(|deadline| deadline > now) {
+            return;
+        }
+        let late: Vec<NodeId> = self
+            .fetches
+            .iter()
+            .filter(|(_, fetch)| fetch.deadline <= now)
+            .map(|(node, _)| node.clone())
+            .collect();
+        for node in late {
+            self.give_up_fetch(&node);
+            self.judge(now, &node);
+        }
+    }
+
+    pub(super) fn fetch_deadline(&self) -> Option<Instant> {
+        self.fetches
+            .values()
+            .fold(None, |next, fetch| earliest(next, Some(fetch.deadline)))
+    }
+
+    /// There is room for another request.
+    fn fetch_others(&mut self, now: Instant) {
+        let behind: Vec<NodeId> = self
+            .owners
+            .iter()
+            .filter(|(node, owner)| {
+                owner.up && owner.is_behind() && !self.fetches.contains_key(*node)
+            })
+            .map(|(node, _)| node.clone())
+            .collect();
+        for node in behind {
+            if self.fetches.len() >= MAX_FETCHES {
+                return;
+            }
+            self.fetch_if_due(now, &node);
+        }
+    }
+}

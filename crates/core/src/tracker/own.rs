@@ -1,0 +1,283 @@
+//! This node's own entries: what may be added, and under which instance name.
+
+use std::collections::{BTreeSet, HashMap};
+
+use crate::entry::{EntryUpdate, NewEntry, Record, ServiceInfo};
+use crate::id::{InstanceName, NodeId, NodeName, ServiceType};
+use crate::limits::{MAX_INSTANCES_PER_TYPE, MAX_NAME_BYTES, MAX_SERVICES_PER_NODE};
+
+/// Why services cannot be added. None of the batch was.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AddError {
+    /// The service, or another one of this name, has been added already.
+    #[error(
+        "this node has a service of the type {service_type} and the name {name} already: remove that one, or choose \
+         another name"
+    )]
+    NameTaken {
+        /// The type.
+        service_type: ServiceType,
+        /// The instance name.
+        name: InstanceName,
+    },
+    /// The service has been added already.
+    #[error("the service with the number {sequence} has been added already")]
+    SequenceTaken {
+        /// Its number within the process.
+        sequence: u64,
+    },
+    /// The type has as many instances as it may.
+    #[error(
+        "the type {service_type} would have more than {MAX_INSTANCES_PER_TYPE} instances (MAX_INSTANCES_PER_TYPE)"
+    )]
+    TypeFull {
+        /// The type.
+        service_type: ServiceType,
+    },
+    /// The node has as many services as it may.
+    #[error(
+        "this node would have more than {MAX_SERVICES_PER_NODE} services (MAX_SERVICES_PER_NODE)"
+    )]
+    NodeFull,
+}
+
+/// Why a service cannot be changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum UpdateError {
+    /// This node has no such service (any more).
+    #[error("this node has no service with the number {sequence}: it was removed, or never added")]
+    Unknown {
+        /// Its number within the process.
+        sequence: u64,
+    },
+}
+
+/// The instance names of this node's services, by type.
+#[derive(Debug)]
+pub(super) struct Names {
+    node: NodeName,
+    by_type: HashMap<ServiceType, TypeNames>,
+    sequences: BTreeSet<u64>,
+}
+
+#[derive(Debug, Default)]
+struct TypeNames {
+    taken: HashMap<InstanceName, u64>,
+    /// Ordinals below `next` that were given up.
+    free: BTreeSet<u64>,
+    next: u64,
+}
+
+impl Names {
+    pub(super) fn new(node: NodeName) -> Self {
+        Names {
+            node,
+            by_type: HashMap::new(),
+            sequences: BTreeSet::new(),
+        }
+    }
+
+    /// Names for all of them, or an error and nothing reserved.
+    pub(super) fn reserve(&mut self, entries: &[NewEntry]) -> Result<Vec<InstanceName>, AddError> {
+        if self.sequences.len() + entries.len() > MAX_SERVICES_PER_NODE {
+            return Err(AddError::NodeFull);
+        }
+        let mut names = Vec::with_capacity(entries.len());
+        for entry in entries {
+            match self.reserve_one(entry) {
+                Ok(name) => names.push(name),
+                Err(error) => {
+                    for (entry, name) in entries.iter().zip(names) {
+                        self.release_name(entry.sequence, &entry.service_type, &name);
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        Ok(names)
+    }
+
+    fn reserve_one(&mut self, entry: &NewEntry) -> Result<InstanceName, AddError> {
+        if self.sequences.contains(&entry.sequence) {
+            return Err(AddError::SequenceTaken {
+                sequence: entry.sequence,
+            });
+        }
+        let names = self.by_type.entry(entry.service_type.clone()).or_default();
+        if names.taken.len() >= MAX_INSTANCES_PER_TYPE {
+            return Err(AddError::TypeFull {
+                service_type: entry.service_type.clone(),
+            });
+        }
+        let name = match &entry.name {
+            Some(name) if names.taken.contains_key(name) => {
+                return Err(AddError::NameTaken {
+                    service_type: entry.service_type.clone(),
+                    name: name.clone(),
+                });
+            }
+            Some(name) => name.clone(),
+            None => names.by_ordinal(&self.node),
+        };
+        names.taken.insert(name.clone(), entry.sequence);
+        self.sequences.insert(entry.sequence);
+        Ok(name)
+    }
+
+    pub(super) fn release(&mut self, info: &ServiceInfo) {
+        self.release_name(info.id().sequence, info.service_type(), info.name());
+    }
+
+    fn release_name(&mut self, sequence: u64, service_type: &ServiceType, name: &InstanceName) {
+        self.sequences.remove(&sequence);
+        let Some(names) = self.by_type.get_mut(service_type) else {
+            return;
+        };
+        names.taken.remove(name);
+        if let Some(ordinal) = ordinal(&self.node, name)
+            && ordinal < names.next
+        {
+            names.free.insert(ordinal);
+        }
+        if names.taken.is_empty() {
+            self.by_type.remove(service_type);
+        }
+    }
+}
+
+impl TypeNames {
+    /// The smallest ordinal that is free, so that a restarted service takes its old name, and its keys, again.
+    fn by_ordinal(&mut self, node: &NodeName) -> InstanceName {
+        loop {
+            let ordinal = self.free.pop_first().unwrap_or_else(|| {
+                self.next += 1;
+                self.next - 1
+            });
+            let name = default_name(node, ordinal);
+            // The user may have given that name to another one.
+            if !self.taken.contains_key(&name) {
+                return name;
+            }
+        }
+    }
+}
+
+/// `<node>/<ordinal>`; the node's name is cut where both would be too long.
+fn default_name(node: &NodeName, ordinal: u64) -> InstanceName {
+    let suffix = format!("/{ordinal}");
+    let mut end = node.as_str().len().min(MAX_NAME_BYTES - suffix.len());
+    while !node.as_str().is_char_boundary(end) {
+        end -= 1;
+    }
+    InstanceName::try_new(format!("{}{suffix}", &node.as_str()[..end]))
+        .expect("a node's name and a number within the limit make a name")
+}
+
+fn ordinal(node: &NodeName, name: &InstanceName) -> Option<u64> {
+    let (_, ordinal) = name.as_str().rsplit_once('/')?;
+    let ordinal = ordinal.parse().ok()?;
+    (default_name(node, ordinal) == *name).then_some(ordinal)
+}
+
+pub(super) fn new_info(
+    me: &NodeId,
+    nonce: u64,
+    version: u64,
+    name: InstanceName,
+    entry: NewEntry,
+) -> ServiceInfo {
+    let record = Record {
+        sequence: entry.sequence,
+        version,
+        previous: None,
+        service_type: entry.service_type,
+        name,
+        state: entry.state,
+        weight: entry.weight,
+        protocol_version: entry.protocol_version,
+        metadata: Some(Box::new(entry.metadata)),
+    };
+    ServiceInfo::from_record(&me.name, me.generation, nonce, record)
+}
+
+pub(super) fn updated_info(
+    me: &NodeId,
+    nonce: u64,
+    version: u64,
+    before: &ServiceInfo,
+    update: EntryUpdate,
+) -> ServiceInfo {
+    let mut record = before.to_record();
+    record.version = version;
+    record.previous = Some(before.reference());
+    if let Some(state) = update.state {
+        record.state = state;
+    }
+    if let Some(weight) = update.weight {
+        record.weight = weight;
+    }
+    if let Some(metadata) = update.metadata {
+        record.metadata = Some(Box::new(metadata));
+    }
+    ServiceInfo::from_record(&me.name, me.generation, nonce, record)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entry::Metadata;
+    use crate::{ServiceState, Weight};
+
+    fn entry(sequence: u64, name: Option<&str>) -> NewEntry {
+        NewEntry {
+            sequence,
+            service_type: ServiceType::try_new("uploader").unwrap(),
+            name: name.map(|name| InstanceName::try_new(name).unwrap()),
+            state: ServiceState::Online,
+            weight: Weight::default(),
+            protocol_version: Some(1),
+            metadata: Metadata::default(),
+        }
+    }
+
+    fn names() -> Names {
+        Names::new(NodeName::try_new("a").unwrap())
+    }
+
+    #[test]
+    fn the_smallest_free_ordinal_is_taken() {
+        let mut names = names();
+        let given = names
+            .reserve(&[entry(1, None), entry(2, None), entry(3, None)])
+            .unwrap();
+        let given: Vec<_> = given.iter().map(InstanceName::as_str).collect();
+        assert_eq!(given, ["a/0", "a/1", "a/2"]);
+        let service_type = ServiceType::try_new("uploader").unwrap();
+        names.release_name(2, &service_type, &InstanceName::try_new("a/1").unwrap());
+        assert_eq!(names.reserve(&[entry(4, None)]).unwrap()[0].as_str(), "a/1");
+        assert_eq!(names.reserve(&[entry(5, None)]).unwrap()[0].as_str(), "a/3");
+    }
+
+    #[test]
+    fn a_name_given_by_hand_is_not_given_again() {
+        let mut names = names();
+        names.reserve(&[entry(1, Some("a/0"))]).unwrap();
+        assert_eq!(names.reserve(&[entry(2, None)]).unwrap()[0].as_str(), "a/1");
+    }
+
+    #[test]
+    fn a_batch_with_a_name_that_is_taken_reserves_nothing() {
+        let mut names = names();
+        let error = names
+            .reserve(&[entry(1, Some("x")), entry(2, Some("x"))])
+            .unwrap_err();
+        assert!(matches!(error, AddError::NameTaken { .. }));
+        assert!(names.reserve(&[entry(1, Some("x"))]).is_ok());
+        assert!(matches!(
+            names.reserve(&[entry(1, Some("y"))]),
+            Err(AddError::SequenceTaken { sequence: 1 })
+        ));
+    }
+}

@@ -1,0 +1,175 @@
+//! The answering side of requests: the suffix of the log, or a snapshot chunk by chunk as it is asked for.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Recipients, Tracker};
+use crate::entry::ServiceInfo;
+use crate::id::NodeId;
+use crate::log::estimated_bytes;
+use crate::message::{ControlMessage, OwnerVersion, Request, Resume, SnapshotChunk, Unavailable};
+use crate::time::Instant;
+
+/// Rule: at most two snapshots are served at once, those of a single chunk not counted.
+const MAX_SERVING: usize = 2;
+
+/// Estimated bytes of one chunk.
+const CHUNK_BYTES: usize = 128 * 1024;
+
+/// A suffix with more deltas than this is sent as a snapshot, which its reader paces.
+const MAX_SUFFIX_DELTAS: usize = 8;
+
+/// A reader that does not ask for the next chunk for this long has gone elsewhere.
+const IDLE: Duration = Duration::from_secs(3);
+
+/// A snapshot that is being read.
+#[derive(Debug)]
+pub(super) struct Serving {
+    pub(super) to: NodeId,
+    of: OwnerVersion,
+    nonce: u64,
+    entries: Vec<Arc<ServiceInfo>>,
+    /// Where each chunk ends.
+    ends: Vec<usize>,
+    asked_at: Instant,
+}
+
+impl Serving {
+    fn chunk(&self, index: u32) -> Option<SnapshotChunk> {
+        let at = usize::try_from(index).ok()?;
+        let end = *self.ends.get(at)?;
+        let start = at.checked_sub(1).map_or(0, |before| self.ends[before]);
+        Some(SnapshotChunk {
+            of: self.of.clone(),
+            nonce: self.nonce,
+            index,
+            count: u32::try_from(self.ends.len()).ok()?,
+            records: self.entries[start..end]
+                .iter()
+                .map(|info| info.to_record())
+                .collect(),
+        })
+    }
+}
+
+impl Tracker {
+    pub(super) fn serve(&mut self, now: Instant, to: &NodeId, request: Request) {
+        self.serving
+            .retain(|serving| now.since(serving.asked_at) < IDLE);
+        let answer = match request.resume {
+            Some(resume) => self.next_chunk(now, to, &request.owner, resume),
+            None => {
+                if request.owner == self.me
+                    && let Some(have) = request.have
+                    && let Some(deltas) = self.log.since(have)
+                    && deltas.len() <= MAX_SUFFIX_DELTAS
+                {
+                    self.counts.suffixes += 1;
+                    for delta in deltas {
+                        self.send_to(to, ControlMessage::Delta(delta));
+                    }
+                    return;
+                }
+                self.first_chunk(now, to, &request)
+            }
+        };
+        let answer = match answer {
+            Some(chunk) => ControlMessage::Snapshot(chunk),
+            None => ControlMessage::Unavailable(Unavailable {
+                owner: request.owner,
+            }),
+        };
+        self.transmits
+            .push_back((Recipients::One(to.clone()), answer));
+    }
+
+    fn next_chunk(
+        &mut self,
+        now: Instant,
+        to: &NodeId,
+        owner: &NodeId,
+        resume: Resume,
+    ) -> Option<SnapshotChunk> {
+        let at = self.serving.iter().position(|serving| {
+            serving.to == *to && serving.of.owner == *owner && serving.of.version == resume.version
+        })?;
+        let serving = &mut self.serving[at];
+        serving.asked_at = now;
+        let chunk = serving.chunk(resume.chunk);
+        if chunk
+            .as_ref()
+            .is_none_or(|chunk| chunk.index + 1 == chunk.count)
+        {
+            self.serving.swap_remove(at);
+        }
+        chunk
+    }
+
+    fn first_chunk(
+        &mut self,
+        now: Instant,
+        to: &NodeId,
+        request: &Request,
+    ) -> Option<SnapshotChunk> {
+        let own = request.owner == self.me;
+        let (of, nonce, entries): (_, _, Vec<Arc<ServiceInfo>>) = if own {
+            let entries = self.log.entries().cloned().collect();
+            (self.log.owner_version(), self.nonce, entries)
+        } else {
+            let owner = self
+                .owners
+                .get(&request.owner)
+                .filter(|owner| owner.visible && !owner.differs)?;
+            let version = owner.replica.version()?;
+            if request.have.is_some_and(|have| have >= version) {
+                return None;
+            }
+            let entries = owner.replica.entries().cloned().collect();
+            (
+                owner.replica.owner_version(),
+                owner.replica.nonce(),
+                entries,
+            )
+        };
+        let serving = Serving {
+            to: to.clone(),
+            of,
+            nonce,
+            ends: ends(&entries),
+            entries,
+            asked_at: now,
+        };
+        self.serving
+            .retain(|other| other.to != *to || other.of.owner != serving.of.owner);
+        let chunk = serving.chunk(0)?;
+        if chunk.count > 1 {
+            if self.serving.len() >= MAX_SERVING {
+                return None;
+            }
+            self.serving.push(serving);
+        }
+        if own {
+            self.counts.snapshots += 1;
+        } else {
+            self.counts.relayed += 1;
+        }
+        Some(chunk)
+    }
+}
+
+/// Where each chunk ends; one empty chunk where there are no entries.
+fn ends(entries: &[Arc<ServiceInfo>]) -> Vec<usize> {
+    let mut ends = Vec::new();
+    let mut bytes = 0;
+    for (at, info) in entries.iter().enumerate() {
+        bytes += estimated_bytes(info);
+        if bytes >= CHUNK_BYTES {
+            ends.push(at + 1);
+            bytes = 0;
+        }
+    }
+    if ends.last() != Some(&entries.len()) || ends.is_empty() {
+        ends.push(entries.len());
+    }
+    ends
+}

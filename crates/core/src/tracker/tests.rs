@@ -1,0 +1,594 @@
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::RawSettings;
+use crate::entry::{Metadata, ServiceState, Weight};
+use crate::id::{Generation, InstanceName, ServiceId, ServiceType};
+use crate::message::{Frame, Operation, Request};
+
+fn node(name: &str, number: u64) -> NodeId {
+    NodeId {
+        name: NodeName::try_new(name).unwrap(),
+        generation: Generation { number, random: 0 },
+    }
+}
+
+fn entry(sequence: u64) -> NewEntry {
+    NewEntry {
+        sequence,
+        service_type: ServiceType::try_new(format!("type{}", sequence % 3)).unwrap(),
+        name: Some(InstanceName::try_new(format!("i{sequence}")).unwrap()),
+        state: ServiceState::Online,
+        weight: Weight::default(),
+        protocol_version: None,
+        metadata: Metadata::default(),
+    }
+}
+
+fn tracker(me: &NodeId, kept: usize, now: Instant) -> Tracker {
+    let settings = crate::Settings::try_new(RawSettings {
+        max_delta_sizes: Some(kept),
+        ..RawSettings::default()
+    })
+    .unwrap();
+    let nonce = me.generation.number;
+    Tracker::new(TrackerConfig::new(&settings), me.clone(), nonce, now, nonce)
+}
+
+/// Trackers that hear each other over links in order; what readers see is kept, and checked at every step.
+struct Net {
+    now: Instant,
+    trackers: BTreeMap<NodeId, Tracker>,
+    seen: BTreeMap<NodeId, BTreeMap<ServiceId, Arc<ServiceInfo>>>,
+    wires: BTreeMap<(NodeId, NodeId), VecDeque<Frame>>,
+    kept: usize,
+}
+
+impl Net {
+    fn new(nodes: &[NodeId], kept: usize) -> Self {
+        let now = Instant::from_micros(1_000_000);
+        let mut net = Net {
+            now,
+            trackers: BTreeMap::new(),
+            seen: BTreeMap::new(),
+            wires: BTreeMap::new(),
+            kept,
+        };
+        for me in nodes {
+            net.start(me);
+        }
+        net
+    }
+
+    fn start(&mut self, me: &NodeId) {
+        self.trackers
+            .insert(me.clone(), tracker(me, self.kept, self.now));
+        self.seen.insert(me.clone(), BTreeMap::new());
+    }
+
+    fn at(&mut self, me: &NodeId) -> &mut Tracker {
+        self.trackers.get_mut(me).unwrap()
+    }
+
+    fn connect(&mut self, a: &NodeId, b: &NodeId) {
+        let now = self.now;
+        for (me, peer) in [(a, b), (b, a)] {
+            self.wires
+                .insert((me.clone(), peer.clone()), VecDeque::new());
+            self.at(me).link_up(now, peer);
+        }
+        self.collect();
+    }
+
+    fn disconnect(&mut self, a: &NodeId, b: &NodeId) {
+        let now = self.now;
+        for (me, peer) in [(a, b), (b, a)] {
+            self.wires.remove(&(me.clone(), peer.clone()));
+            self.at(me).link_down(now, peer);
+        }
+        self.collect();
+    }
+
+    fn meet(&mut self, a: &NodeId, b: &NodeId) {
+        let now = self.now;
+        self.connect(a, b);
+        self.at(a).member_up(now, b);
+        self.at(b).member_up(now, a);
+        self.collect();
+    }
+
+    fn meet_all(&mut self) {
+        let nodes: Vec<NodeId> = self.trackers.keys().cloned().collect();
+        for (at, a) in nodes.iter().enumerate() {
+            for b in &nodes[at + 1..] {
+                self.meet(a, b);
+            }
+        }
+    }
+
+    fn collect(&mut self) {
+        for (me, tracker) in &mut self.trackers {
+            while let Some((recipients, message)) = tracker.poll_transmit() {
+                let frame = message.encode();
+                for peer in recipients.iter() {
+                    assert_ne!(peer, me, "no message to self");
+                    if let Some(wire) = self.wires.get_mut(&(me.clone(), peer.clone())) {
+                        wire.push_back(frame.clone());
+                    }
+                }
+            }
+            let seen = self.seen.get_mut(me).unwrap();
+            for change in tracker.poll_changes() {
+                let id = change
+                    .before
+                    .as_ref()
+                    .or(change.after.as_ref())
+                    .unwrap()
+                    .id()
+                    .clone();
+                let was = match &change.after {
+                    Some(after) => seen.insert(id, Arc::clone(after)),
+                    None => seen.remove(&id),
+                };
+                assert_eq!(was, change.before, "readers are told what they saw");
+                if let (Some(before), Some(after)) = (&was, &change.after) {
+                    assert!(
+                        after.reference() > before.reference(),
+                        "references never go back"
+                    );
+                }
+            }
+        }
+    }
+
+    /// Delivers one frame of that wire.
+    fn deliver(&mut self, from: &NodeId, to: &NodeId) -> bool {
+        let wire = self.wires.get_mut(&(from.clone(), to.clone()));
+        let Some(frame) = wire.and_then(VecDeque::pop_front) else {
+            return false;
+        };
+        let now = self.now;
+        let message = ControlMessage::decode(&frame).unwrap().unwrap();
+        self.at(to).handle_message(now, from, message);
+        self.collect();
+        true
+    }
+
+    fn deliver_all(&mut self) {
+        loop {
+            let wires: Vec<_> = self.wires.keys().cloned().collect();
+            if !wires.iter().any(|(from, to)| self.deliver(from, to)) {
+                return;
+            }
+        }
+    }
+
+    fn pass(&mut self, time: Duration) {
+        let until = self.now + time;
+        loop {
+            self.deliver_all();
+            let next = self
+                .trackers
+                .values()
+                .filter_map(Tracker::poll_timeout)
+                .min()
+                .filter(|next| *next <= until);
+            let Some(next) = next else { break };
+            self.now = self.now.max(next);
+            let now = self.now;
+            for tracker in self.trackers.values_mut() {
+                tracker.handle_timeout(now);
+            }
+            self.collect();
+        }
+        self.now = until;
+    }
+
+    fn add(&mut self, me: &NodeId, sequences: impl IntoIterator<Item = u64>) {
+        let now = self.now;
+        let entries = sequences.into_iter().map(entry).collect();
+        self.at(me).add(now, entries).unwrap();
+        self.collect();
+    }
+
+    fn ids(&self, me: &NodeId) -> Vec<(String, u64)> {
+        self.seen[me]
+            .keys()
+            .map(|id| (id.node.to_string(), id.sequence))
+            .collect()
+    }
+
+    fn assert_equal(&self) {
+        let mut views = self.seen.iter();
+        let (first, expected) = views.next().unwrap();
+        for (me, seen) in views {
+            assert_eq!(seen, expected, "{me} sees what {first} sees");
+        }
+        let own: usize = self
+            .trackers
+            .values()
+            .map(|tracker| tracker.own().len())
+            .sum();
+        assert_eq!(expected.len(), own, "exactly what the owners hold");
+        for (me, tracker) in &self.trackers {
+            assert!(tracker.missing().is_empty(), "{me}");
+        }
+    }
+}
+
+fn three() -> [NodeId; 3] {
+    [node("a", 1), node("b", 2), node("c", 3)]
+}
+
+#[test]
+fn a_change_goes_out_after_a_millisecond_as_one_delta() {
+    let [a, b, c] = three();
+    let mut net = Net::new(&[a.clone(), b.clone(), c.clone()], 100);
+    net.meet_all();
+    net.deliver_all();
+    net.add(&a, 1..=5);
+    net.add(&a, 6..=7);
+    assert!(net.wires[&(a.clone(), b.clone())].is_empty());
+    net.pass(COALESCE);
+    assert_eq!(net.ids(&b).len(), 7);
+    net.assert_equal();
+}
+
+#[test]
+fn a_newcomer_gets_what_was_there_before_it_shows_anything() {
+    let [a, b, c] = three();
+    let mut net = Net::new(&[a.clone(), b.clone()], 100);
+    net.meet_all();
+    net.add(&a, 1..=500);
+    net.pass(Duration::from_millis(10));
+    net.start(&c);
+    net.meet(&a, &c);
+    net.meet(&b, &c);
+    assert_eq!(net.at(&c).missing().len(), 2);
+    net.deliver_all();
+    assert!(net.at(&c).has_heard_of_owners());
+    net.assert_equal();
+}
+
+#[test]
+fn a_gap_within_the_log_costs_its_suffix_and_beyond_it_a_snapshot() {
+    let [a, b, _] = three();
+    for (kept, suffixes, snapshots) in [(100, 1, 0), (5, 0, 2)] {
+        let mut net = Net::new(&[a.clone(), b.clone()], kept);
+        net.add(&a, 1..=30);
+        net.meet_all();
+        net.deliver_all();
+        net.disconnect(&a, &b);
+        net.add(&a, 31..=40);
+        net.pass(COALESCE);
+        net.connect(&a, &b);
+        net.deliver_all();
+        let counts = net.at(&a).counts();
+        assert_eq!((counts.suffixes, counts.snapshots), (suffixes, snapshots));
+        net.assert_equal();
+    }
+}
+
+#[test]
+fn a_snapshot_of_many_chunks_is_installed_whole_at_the_readers_pace() {
+    let [a, b, _] = three();
+    let mut net = Net::new(&[a.clone(), b.clone()], 100);
+    for batch in 0..20 {
+        net.add(&a, batch * 1000 + 1..=batch * 1000 + 1000);
+    }
+    net.meet_all();
+    let mut most = 0;
+    while net.ids(&b).is_empty() {
+        let wires: Vec<_> = net.wires.keys().cloned().collect();
+        assert!(wires.iter().any(|(from, to)| net.deliver(from, to)));
+        most = most.max(net.wires[&(a.clone(), b.clone())].len());
+    }
+    assert!(most <= 8, "{most} frames at once");
+    net.assert_equal();
+}
+
+#[test]
+fn down_hides_and_up_again_shows_only_what_is_still_there() {
+    let [a, b, _] = three();
+    let mut net = Net::new(&[a.clone(), b.clone()], 100);
+    net.meet_all();
+    net.add(&a, 1..=2);
+    net.pass(COALESCE);
+    net.disconnect(&a, &b);
+    let now = net.now;
+    net.at(&b).member_down(now, &a);
+    net.collect();
+    assert!(net.ids(&b).is_empty());
+    net.at(&a).remove(now, 1).unwrap();
+    net.pass(COALESCE);
+    net.at(&b).member_up(now, &a);
+    net.collect();
+    assert!(
+        net.ids(&b).is_empty(),
+        "nothing is shown before the current version is known"
+    );
+    net.connect(&a, &b);
+    net.deliver_all();
+    assert_eq!(net.ids(&b), [("a".to_owned(), 2)]);
+}
+
+#[test]
+fn entries_show_only_while_that_generation_is_up() {
+    let [a, b, _] = three();
+    let mut net = Net::new(&[a.clone(), b.clone()], 100);
+    net.add(&a, 1..=2);
+    net.connect(&a, &b);
+    net.pass(Duration::from_secs(1));
+    assert!(net.ids(&b).is_empty(), "not a word of membership yet");
+    let now = net.now;
+    net.at(&b).member_up(now, &a);
+    net.pass(Duration::from_secs(1));
+    assert_eq!(net.ids(&b).len(), 2);
+}
+
+#[test]
+fn a_new_generation_replaces_the_old_entries() {
+    let [a, b, _] = three();
+    let mut net = Net::new(&[a.clone(), b.clone()], 100);
+    net.meet_all();
+    net.add(&a, 1..=2);
+    net.pass(COALESCE);
+    net.disconnect(&a, &b);
+    net.trackers.remove(&a);
+    net.seen.remove(&a);
+    let again = node("a", 9);
+    net.start(&again);
+    net.add(&again, [7]);
+    net.meet(&again, &b);
+    net.deliver_all();
+    assert_eq!(net.ids(&b), [("a".to_owned(), 7)]);
+}
+
+#[test]
+fn a_renewed_node_publishes_its_entries_anew_under_the_same_ids() {
+    let [a, b, _] = three();
+    let mut net = Net::new(&[a.clone(), b.clone()], 100);
+    net.meet_all();
+    net.add(&a, 1..=3);
+    net.pass(COALESCE);
+    let before = net.ids(&b);
+    let (now, renewed) = (net.now, node("a", 50));
+    net.disconnect(&a, &b);
+    let mut tracker = net.trackers.remove(&a).unwrap();
+    tracker.renew(now, renewed.clone());
+    net.trackers.insert(renewed.clone(), tracker);
+    let seen = net.seen.remove(&a).unwrap();
+    net.seen.insert(renewed.clone(), seen);
+    net.meet(&renewed, &b);
+    net.pass(Duration::from_millis(5));
+    assert_eq!(net.ids(&b), before);
+    net.assert_equal();
+}
+
+#[test]
+fn without_a_direct_link_entries_come_by_way_of_a_third_node() {
+    let [a, b, c] = three();
+    let mut net = Net::new(&[a.clone(), b.clone(), c.clone()], 100);
+    net.meet(&a, &b);
+    net.meet(&b, &c);
+    let now = net.now;
+    net.at(&a).member_up(now, &c);
+    net.at(&c).member_up(now, &a);
+    net.add(&a, 1..=3);
+    net.pass(Duration::from_secs(4));
+    assert_eq!(net.ids(&c).len(), 3);
+    let now = net.now;
+    net.at(&a).remove(now, 2).unwrap();
+    net.pass(Duration::from_secs(4));
+    net.assert_equal();
+    assert!(net.at(&b).counts().relayed >= 2);
+}
+
+#[test]
+fn a_lost_delta_is_found_by_digest_when_nothing_else_follows() {
+    let [a, b, _] = three();
+    let mut net = Net::new(&[a.clone(), b.clone()], 100);
+    net.meet_all();
+    net.deliver_all();
+    net.add(&a, [1]);
+    let now = net.now + COALESCE;
+    net.now = now;
+    net.at(&a).handle_timeout(now);
+    net.collect();
+    net.wires.get_mut(&(a.clone(), b.clone())).unwrap().clear();
+    net.pass(Duration::from_secs(3));
+    net.assert_equal();
+}
+
+#[test]
+fn a_congested_peer_is_skipped_and_catches_up() {
+    let [a, b, _] = three();
+    let mut net = Net::new(&[a.clone(), b.clone()], 100);
+    net.meet_all();
+    net.deliver_all();
+    let now = net.now;
+    net.at(&a).set_congested(now, &b, true);
+    net.add(&a, 1..=3);
+    net.pass(COALESCE);
+    assert!(net.ids(&b).is_empty());
+    let now = net.now;
+    net.at(&a).set_congested(now, &b, false);
+    net.collect();
+    net.deliver_all();
+    net.assert_equal();
+}
+
+#[test]
+fn the_dead_are_forgotten_after_permdown_and_not_before() {
+    let [a, b, _] = three();
+    let mut net = Net::new(&[a.clone(), b.clone()], 100);
+    net.add(&a, 1..=3);
+    net.meet_all();
+    net.deliver_all();
+    net.disconnect(&a, &b);
+    let now = net.now;
+    net.at(&b).member_down(now, &a);
+    net.pass(Duration::from_secs(19 * 60));
+    assert_eq!(net.at(&b).owners().len(), 1);
+    net.pass(Duration::from_secs(2 * 60));
+    assert!(net.at(&b).owners().is_empty());
+}
+
+#[test]
+fn a_delta_of_somebody_elses_entries_is_dropped() {
+    let [a, b, c] = three();
+    let mut net = Net::new(&[a.clone(), b.clone(), c.clone()], 100);
+    net.meet_all();
+    net.deliver_all();
+    let forged = ControlMessage::Delta(Delta {
+        owner: a.clone(),
+        nonce: 1,
+        from: 0,
+        to: 1,
+        content: 0,
+        operations: vec![Operation::Remove { sequence: 1 }],
+    });
+    let now = net.now;
+    net.at(&c).handle_message(now, &b, forged);
+    assert_eq!(net.at(&c).counts().rejected, 1);
+}
+
+#[test]
+fn at_most_two_snapshots_are_served_at_once() {
+    let [a, b, c] = three();
+    let d = node("d", 4);
+    let mut net = Net::new(&[a.clone(), b.clone(), c.clone(), d.clone()], 5);
+    for batch in 0..10 {
+        net.add(&a, batch * 1000 + 1..=batch * 1000 + 1000);
+    }
+    for peer in [&b, &c, &d] {
+        net.connect(&a, peer);
+    }
+    let now = net.now;
+    for peer in [&b, &c, &d] {
+        let request = Request {
+            owner: a.clone(),
+            have: None,
+            resume: None,
+        };
+        net.at(&a)
+            .handle_message(now, peer, ControlMessage::Request(request));
+    }
+    let answers: Vec<ControlMessage> =
+        std::iter::from_fn(|| net.at(&a).poll_transmit().map(|(_, message)| message)).collect();
+    let refused = answers
+        .iter()
+        .filter(|message| matches!(message, ControlMessage::Unavailable(_)))
+        .count();
+    assert_eq!(refused, 1);
+}
+
+/// One thing that happens to three trackers.
+#[derive(Clone, Debug)]
+enum Step {
+    Add(usize),
+    Remove(usize, prop::sample::Index),
+    Toggle(usize, prop::sample::Index),
+    Deliver(usize, usize),
+    Cut(usize, usize),
+    Heal(usize, usize),
+    Down(usize, usize),
+    Lose(usize, usize),
+    Pass(u64),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let who = 0..3_usize;
+    let pair = (0..3_usize, 1..3_usize).prop_map(|(a, off)| (a, (a + off) % 3));
+    prop_oneof![
+        4 => who.clone().prop_map(Step::Add),
+        2 => (who.clone(), any::<prop::sample::Index>()).prop_map(|(who, which)| Step::Remove(who, which)),
+        2 => (who, any::<prop::sample::Index>()).prop_map(|(who, which)| Step::Toggle(who, which)),
+        8 => pair.clone().prop_map(|(a, b)| Step::Deliver(a, b)),
+        1 => pair.clone().prop_map(|(a, b)| Step::Cut(a, b)),
+        2 => pair.clone().prop_map(|(a, b)| Step::Heal(a, b)),
+        1 => pair.clone().prop_map(|(a, b)| Step::Down(a, b)),
+        1 => pair.prop_map(|(a, b)| Step::Lose(a, b)),
+        3 => (0..400_u64).prop_map(Step::Pass),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    #[test]
+    fn after_any_history_all_views_become_equal(
+        steps in proptest::collection::vec(step(), 0..120),
+        kept in prop_oneof![Just(2_usize), Just(1000)],
+    ) {
+        let nodes = three();
+        let mut net = Net::new(&nodes, kept);
+        net.meet_all();
+        let mut next = 0;
+        for step in steps {
+            let now = net.now;
+            match step {
+                Step::Add(who) => {
+                    next += 1;
+                    net.add(&nodes[who], [next]);
+                }
+                Step::Remove(who, which) | Step::Toggle(who, which) => {
+                    let own: Vec<u64> = net.at(&nodes[who]).own().map(|info| info.id().sequence).collect();
+                    if own.is_empty() {
+                        continue;
+                    }
+                    let sequence = own[which.index(own.len())];
+                    if matches!(step, Step::Remove(..)) {
+                        net.at(&nodes[who]).remove(now, sequence).unwrap();
+                    } else {
+                        let update = EntryUpdate {
+                            weight: Some(Weight::try_new(1 + (now.as_micros() % 1000) as u16).unwrap()),
+                            ..EntryUpdate::default()
+                        };
+                        net.at(&nodes[who]).update(now, sequence, update).unwrap();
+                    }
+                    net.collect();
+                }
+                Step::Deliver(a, b) => {
+                    net.deliver(&nodes[a], &nodes[b]);
+                }
+                Step::Cut(a, b) => {
+                    if net.wires.contains_key(&(nodes[a].clone(), nodes[b].clone())) {
+                        net.disconnect(&nodes[a], &nodes[b]);
+                    }
+                }
+                Step::Heal(a, b) => {
+                    if !net.wires.contains_key(&(nodes[a].clone(), nodes[b].clone())) {
+                        net.meet(&nodes[a], &nodes[b]);
+                    }
+                }
+                Step::Down(a, b) => {
+                    net.at(&nodes[a]).member_down(now, &nodes[b]);
+                    net.collect();
+                }
+                Step::Lose(a, b) => {
+                    if let Some(wire) = net.wires.get_mut(&(nodes[a].clone(), nodes[b].clone())) {
+                        wire.pop_front();
+                    }
+                }
+                Step::Pass(millis) => net.pass(Duration::from_millis(millis)),
+            }
+        }
+        for (at, a) in nodes.iter().enumerate() {
+            for b in &nodes[at + 1..] {
+                if net.wires.contains_key(&(a.clone(), b.clone())) {
+                    let now = net.now;
+                    net.at(a).member_up(now, b);
+                    net.at(b).member_up(now, a);
+                    net.collect();
+                } else {
+                    net.meet(a, b);
+                }
+            }
+        }
+        net.pass(Duration::from_secs(8));
+        net.assert_equal();
+    }
+}
