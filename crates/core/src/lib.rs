@@ -10,6 +10,7 @@ pub mod hello;
 mod id;
 pub mod limits;
 pub mod links;
+mod membership;
 pub mod message;
 mod time;
 
@@ -22,4 +23,5 @@ pub use id::{
     ClusterName, Generation, InstanceName, NameError, NodeId, NodeName, Reference, ServiceId,
     ServiceType, Topic, Zone,
 };
+pub use membership::{MemberEvent, MemberInfo, MemberState, Membership, MembershipConfig, Rules};
 pub use time::{Instant, earliest};
