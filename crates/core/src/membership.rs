@@ -663,6 +663,10 @@ impl Membership {
         if let Err(error) = operation(&mut self.engine, &mut self.runtime) {
             tracing::debug!(%error, "the membership engine");
         }
+        self.take_up(now);
+    }
+
+    fn take_up(&mut self, now: Instant) {
         let mut touched = Vec::new();
         let mut rejoined = false;
         while let Some(notification) = self.runtime.to_notify() {
