@@ -394,7 +394,7 @@ impl Membership {
         if self.stopped {
             return;
         }
-        self.drive(now, |engine, runtime| engine.leave_cluster(runtime));
+        // The goodbye comes first: what the engine says after it could only be taken for a death.
         for peer in self.roster.iter_up() {
             self.transmits.push_back((
                 peer.node.clone(),
@@ -405,6 +405,7 @@ impl Membership {
                 },
             ));
         }
+        self.drive(now, |engine, runtime| engine.leave_cluster(runtime));
         self.stopped = true;
         self.timers.clear();
     }

@@ -43,7 +43,9 @@ struct World {
     /// Pairs that do not reach each other, the lower index first.
     cut: BTreeSet<(usize, usize)>,
     rules: Rules,
-    /// Whether the listeners' links and redials are played: off, links appear only where a test says so.
+    /// Whether a node dials whom it learns of, as the real one does.
+    mesh: bool,
+    /// How many messages were sent.
     sent: u64,
 }
 
@@ -77,6 +79,7 @@ impl World {
             loss_percent: 0,
             cut: BTreeSet::new(),
             rules,
+            mesh: true,
             sent: 0,
         };
         for index in 0..nodes {
@@ -173,7 +176,7 @@ impl World {
                         self.unlink(index, other);
                     }
                 }
-                MemberEvent::Up { node, .. } => {
+                MemberEvent::Up { node, .. } if self.mesh => {
                     let to = self.index_of(&node.name);
                     self.later(MILLISECOND, Happening::Redials { from: index, to });
                 }
@@ -628,28 +631,33 @@ fn an_isolated_node_takes_itself_for_cut_off_and_comes_back() {
 
 #[test]
 fn without_the_isolation_rule_a_short_cut_spreads_stale_accusations() {
-    let false_downs = |rules: Rules| {
-        let mut world = World::joined(20, 11, rules);
-        let others: Vec<usize> = (1..20).collect();
-        world.partition(&[0], &others);
-        world.run(5 * SECOND / 2);
-        world.cut.clear();
-        world.run(20 * SECOND);
-        world.assert_all_up("after the cut");
-        world.nodes[1..]
-            .iter()
-            .flat_map(|node| &node.events)
-            .filter(
-                |(_, event)| matches!(event, MemberEvent::Down { node } if node.name != name(0)),
-            )
-            .count()
+    let false_downs = |rules: Rules| -> usize {
+        let mut false_downs = 0;
+        for tenths in 20..30 {
+            let mut world = World::joined(20, 11, rules.clone());
+            let others: Vec<usize> = (1..20).collect();
+            world.partition(&[0], &others);
+            world.run(SECOND * tenths / 10);
+            world.cut.clear();
+            world.run(10 * SECOND);
+            world.assert_all_up("after the cut");
+            false_downs += world.nodes[1..]
+                .iter()
+                .flat_map(|node| &node.events)
+                .filter(|(_, event)| {
+                    matches!(event, MemberEvent::Down { node } if node.name != name(0))
+                })
+                .count();
+        }
+        false_downs
     };
-    assert_eq!(false_downs(Rules::default()), 0);
+    let with = false_downs(Rules::default());
     let without = false_downs(Rules {
         isolation: false,
         ..Rules::default()
     });
-    assert!(without > 0, "no false downs without the rule");
+    assert_eq!(with, 0, "{without} without the rule");
+    assert!(without > 0);
 }
 
 #[test]
@@ -683,8 +691,12 @@ fn a_node_that_left_never_comes_back_whatever_is_said_of_it() {
         let relayed = Member::alive(Identity::new(gone.clone(), bump, address(3)));
         world.nodes[1].membership.apply(world.now, relayed);
         world.pump(1);
+        world.nodes[0].events.clear();
         world.run(3 * SECOND);
-        world.sees_up(0, 3)
+        let events = world.events_of(0);
+        events
+            .iter()
+            .any(|event| matches!(event, MemberEvent::Up { node, .. } if *node == gone))
     };
     // What node 1 was tricked into believing, it spreads; the rule holds at every node for itself.
     world.nodes[1].membership.left.clear();
@@ -761,6 +773,91 @@ fn after_a_long_pause_a_node_that_hears_others_is_not_isolated() {
     world.resume(6);
     assert!(world.time_to_all_up(5 * SECOND).is_some());
     assert_eq!(world.isolations(), 0);
+}
+
+#[test]
+fn a_death_is_passed_on_often_enough_to_reach_everyone() {
+    let spread = |rules: Rules| -> Duration {
+        let mut world = World::joined(40, 24, rules);
+        world.run(10 * SECOND);
+        world.silence(4);
+        let took = world.time_to_down(4, 60 * SECOND).unwrap();
+        let downs = world.nodes.iter().flat_map(|node| &node.events);
+        let first = downs.map(|(at, _)| *at).min().unwrap();
+        assert_eq!(world.now.since(first).is_zero(), took.is_zero());
+        world.now.since(first)
+    };
+    let with = spread(Rules::default());
+    let without = spread(Rules {
+        wide_spread: false,
+        ..Rules::default()
+    });
+    assert!(with < SECOND, "{with:?}");
+    assert!(
+        with * 3 < without,
+        "{with:?} with the rule, {without:?} without"
+    );
+}
+
+#[test]
+fn a_newcomer_whose_first_question_is_lost_asks_again() {
+    let join = |rules: Rules| -> Duration {
+        let mut slowest = Duration::ZERO;
+        for seed in 0..2 {
+            let mut world = World::joined(25, seed, rules.clone());
+            world.mesh = false;
+            let newcomer = world.fresh(25, 1);
+            world.nodes.push(newcomer);
+            world.loss_percent = 100;
+            world.link(0, 25);
+            world.loss_percent = 0;
+            slowest = slowest.max(world.time_to_all_up(60 * SECOND).unwrap());
+        }
+        slowest
+    };
+    let with = join(Rules::default());
+    let without = join(Rules {
+        join_announces: false,
+        ..Rules::default()
+    });
+    assert!(
+        with < 300 * MILLISECOND && with * 3 < without,
+        "{with:?} with the rule, {without:?} without"
+    );
+}
+
+#[test]
+fn a_node_that_came_back_probes_although_nobody_answers() {
+    let probes = |rules: Rules| {
+        let mut world = World::joined(3, 25, rules);
+        let accusation = Packet {
+            header: foca::Header {
+                src: world.nodes[1].membership.me.clone(),
+                src_incarnation: 0,
+                dst: world.nodes[0].membership.me.clone(),
+                message: Message::TurnUndead,
+            },
+            updates: Vec::new(),
+        };
+        let mut bytes = Vec::new();
+        foca::Codec::encode_header(&mut PostcardCodec, &accusation.header, &mut bytes).unwrap();
+        world.partition(&[0], &[1, 2]);
+        let sender = world.nodes[1].id.clone();
+        let now = world.now;
+        let membership = &mut world.nodes[0].membership;
+        membership.handle_packet(now, &sender, &Bytes::from(bytes));
+        assert_eq!(membership.me.bump, 1);
+        while membership.poll_transmit().is_some() {}
+        membership.handle_timeout(now + SECOND / 2);
+        std::iter::from_fn(|| membership.poll_transmit()).count()
+    };
+    assert!(probes(Rules::default()) > 0);
+    let without = probes(Rules {
+        rearm_after_rejoin: false,
+        join_announces: false,
+        ..Rules::default()
+    });
+    assert_eq!(without, 0);
 }
 
 #[test]
@@ -931,4 +1028,86 @@ fn garbled_and_forged_packets_change_nothing() {
         .handle_packet(world.now, &sender, &bytes);
     world.pump(0);
     assert_eq!(world.events_of(0), []);
+}
+
+#[test]
+fn whatever_happens_the_living_agree_in_the_end() {
+    for seed in 0..20 {
+        let mut world = World::joined(8, seed, Rules::default());
+        let mut chance = StdRng::seed_from_u64(seed);
+        let mut generation = 1;
+        for _ in 0..25 {
+            let index = chance.random_range(0..8);
+            let other = chance.random_range(0..8);
+            match chance.random_range(0..6) {
+                0 if world.nodes[index].alive && world.nodes[index].paused.is_none() => {
+                    world.kill(index);
+                }
+                1 if world.nodes[index].alive && world.nodes[index].paused.is_none() => {
+                    world.silence(index);
+                }
+                2 if !world.nodes[index].alive => {
+                    generation += 1;
+                    world.restart(index, generation);
+                    if let Some(seed) = world.living().into_iter().find(|seed| {
+                        *seed != index
+                            && world.reaches(*seed, index)
+                            && world.nodes[*seed].paused.is_none()
+                    }) {
+                        world.link(seed, index);
+                    }
+                }
+                3 if index != other => {
+                    world.cut.insert(pair(index, other));
+                }
+                4 => world.cut.clear(),
+                5 if world.nodes[index].alive && world.nodes[index].paused.is_none() => {
+                    world.pause(index);
+                }
+                _ => {}
+            }
+            let time = chance.random_range(1..3000);
+            world.run(MILLISECOND * time);
+            for paused in 0..8 {
+                if world.nodes[paused].paused.is_some() && chance.random_range(0..2) == 0 {
+                    world.resume(paused);
+                }
+            }
+        }
+        world.cut.clear();
+        for index in 0..8 {
+            if world.nodes[index].paused.is_some() {
+                world.resume(index);
+            }
+            if !world.nodes[index].alive {
+                generation += 1;
+                world.restart(index, generation);
+            }
+        }
+        for index in 1..8 {
+            world.link(0, index);
+        }
+        let took = world.time_to_all_up(20 * SECOND);
+        assert!(took.is_some(), "seed {seed}");
+        world.run(20 * SECOND);
+        world.assert_all_up(&format!("seed {seed}"));
+        for node in &world.nodes {
+            let mut up = BTreeMap::new();
+            for (at, event) in &node.events {
+                match event {
+                    MemberEvent::Up { node, .. } => {
+                        let before = up.insert(&node.name, node);
+                        assert_eq!(before, None, "seed {seed}: up twice at {at}");
+                    }
+                    MemberEvent::Down { node } if node.generation.number > 1 => {
+                        assert_eq!(up.remove(&node.name), Some(node), "seed {seed} at {at}");
+                    }
+                    MemberEvent::Down { node } => {
+                        up.remove(&node.name);
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
 }
