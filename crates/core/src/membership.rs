@@ -237,6 +237,10 @@ impl Membership {
         self.note_generation(now, peer);
         self.evidence.remove(peer);
         let known = self.engine_member(key(&peer.name));
+        // Among 300 that all link to each other, asking each for all it knows would be a gigabyte of answers.
+        let ask = !known
+            .as_ref()
+            .is_some_and(|member| member.id().node == *peer && member.state() != State::Down);
         let bump = [
             known.as_ref().map(Member::id),
             self.roster.identity(&peer.name),
@@ -252,7 +256,9 @@ impl Membership {
             let alive = Member::alive(identity.clone());
             self.apply(now, alive);
         }
-        self.drive(now, |engine, runtime| engine.announce(identity, runtime));
+        if ask {
+            self.drive(now, |engine, runtime| engine.announce(identity, runtime));
+        }
     }
 
     /// The link to a peer is gone, which alone is evidence of nothing.
@@ -270,7 +276,7 @@ impl Membership {
         };
         if !self
             .evidence
-            .refused_here(peer, now, now + self.config.evidence_wait)
+            .refused_here(peer, now + self.config.evidence_wait)
         {
             return;
         }

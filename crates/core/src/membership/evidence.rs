@@ -20,7 +20,7 @@ struct Case {
 
 impl Evidence {
     /// Notes that the node refused this one; false where that is noted already.
-    pub(super) fn refused_here(&mut self, node: &NodeId, _now: Instant, judge_at: Instant) -> bool {
+    pub(super) fn refused_here(&mut self, node: &NodeId, judge_at: Instant) -> bool {
         let case = self.0.entry(node.clone()).or_default();
         let new = case.own.is_none();
         case.own.get_or_insert(judge_at);

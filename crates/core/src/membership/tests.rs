@@ -1111,3 +1111,46 @@ fn whatever_happens_the_living_agree_in_the_end() {
         }
     }
 }
+
+#[test]
+fn a_node_whose_name_had_a_higher_generation_does_not_renew_without_end() {
+    let mut world = World::joined(3, 26, Rules::default());
+    for other in [1, 2] {
+        let ghost = Member::down(Identity::new(life(0, 9), 0, address(0)));
+        world.nodes[other].membership.apply(world.now, ghost);
+    }
+    let sent = world.sent;
+    world.run(SECOND);
+    let bumps = world.nodes[0].membership.me.bump;
+    assert!(bumps <= 20, "{bumps} renewals in a second");
+    assert!(world.sent - sent < 1000, "{} messages", world.sent - sent);
+
+    world.nodes[0].id = life(0, 10);
+    world.nodes[0]
+        .membership
+        .renew_generation(world.now, life(0, 10));
+    world.pump(0);
+    assert!(world.time_to_all_up(2 * SECOND).is_some());
+}
+
+#[test]
+fn the_names_of_the_dead_are_capped() {
+    let mut world = World::joined(2, 27, Rules::default());
+    let dead: Vec<Member<Identity>> = (0..MAX_KNOWN_NODES + 50)
+        .map(|number| {
+            let name = NodeName::try_new(format!("pod-{number}")).unwrap();
+            let generation = Generation::default();
+            Member::down(Identity::new(NodeId { name, generation }, 0, address(9)))
+        })
+        .collect();
+    let now = world.now;
+    let membership = &mut world.nodes[0].membership;
+    membership.drive(now, |engine, runtime| {
+        engine.apply_many(dead.into_iter(), false, runtime)
+    });
+    assert_eq!(
+        membership.engine.iter_membership_state().len(),
+        MAX_KNOWN_NODES
+    );
+    assert!(world.sees_up(0, 1));
+}
