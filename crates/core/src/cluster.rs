@@ -155,7 +155,13 @@ impl Cluster {
             joined: false,
             highest_of_yours: None,
         };
-        let links = Links::new(hello, settings.down_period(), config.seeds, now, rng.random());
+        let links = Links::new(
+            hello,
+            settings.down_period(),
+            config.seeds,
+            now,
+            rng.random(),
+        );
         let membership = Membership::new(
             MembershipConfig::new(settings),
             me.clone(),
@@ -468,7 +474,6 @@ impl Cluster {
                     self.links.question_rival(now, node.generation, &address);
                 }
                 MemberEvent::Isolated => self.events.push_back(ClusterEvent::Isolated),
-                _ => {}
             }
         }
         while let Some((node, address, message)) = self.membership.poll_transmit() {
@@ -485,9 +490,7 @@ impl Cluster {
         let node = NodeId {
             name: self.me.name.clone(),
             generation: Generation {
-                number: above
-                    .max(self.me.generation.number)
-                    .saturating_add(1),
+                number: above.max(self.me.generation.number).saturating_add(1),
                 random: self.rng.random(),
             },
         };

@@ -4,6 +4,7 @@
 //! argument, randomness as a seed, and what is to be sent comes out of `poll_transmit`. The same code runs
 //! under the library's driver and in a deterministic simulator.
 
+pub mod cluster;
 pub mod config;
 mod entry;
 pub mod hello;
@@ -12,6 +13,7 @@ mod key;
 pub mod limits;
 pub mod links;
 mod log;
+mod membership;
 pub mod message;
 pub mod placement;
 pub mod registry;
@@ -20,6 +22,7 @@ mod time;
 pub mod tracker;
 mod view;
 
+pub use cluster::{Cluster, ClusterConfig, ClusterEvent, ClusterStats};
 pub use config::{RawSettings, Settings, SettingsError};
 pub use entry::{
     EntryChange, EntryError, EntryUpdate, Metadata, NewEntry, Record, ServiceInfo, ServiceState,
@@ -30,6 +33,7 @@ pub use id::{
     ServiceType, Topic, Zone,
 };
 pub use key::{Key, KeyError, KeyPart, SLOTS, Slot};
+pub use membership::{MemberEvent, MemberInfo, MemberState, Membership, MembershipConfig, Rules};
 pub use registry::{Cell, Directory, Registry, RegistryEvent};
 pub use time::{Instant, earliest};
 pub use tracker::{AddError, OwnerStats, Tracker, TrackerConfig, UpdateError};

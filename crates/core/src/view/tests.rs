@@ -270,7 +270,7 @@ fn spread_takes_at_most_one_of_each_node_or_zone_in_the_same_order() {
             let chosen = view.owners_spread(key, 12, spread);
             assert_eq!(chosen.len(), most);
             assert_eq!(chosen[0].id(), all[0].id());
-            let mut places = chosen
+            let places = chosen
                 .iter()
                 .map(|info| all.iter().position(|other| other.id() == info.id()));
             assert!(places.is_sorted_by(|a, b| a < b));

@@ -1,0 +1,828 @@
+//! Who is up: SWIM by the engine `foca`, behind the rules that make it converge.
+//!
+//! Inputs are `handle_*(now, …)` and the facts of links; after each of them [`Membership::poll_event`] and
+//! [`Membership::poll_transmit`] are emptied, and [`Membership::handle_timeout`] is called no later than
+//! [`Membership::poll_timeout`] says.
+
+mod config;
+mod evidence;
+mod identity;
+mod roster;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use bytes::Bytes;
+use foca::{
+    AccumulatingRuntime, Foca, Member, Message, NoCustomBroadcast, OwnedNotification,
+    PostcardCodec, State, Timer,
+};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use crate::id::{Generation, NodeId, NodeName};
+use crate::limits::MAX_KNOWN_NODES;
+use crate::message::{Address, ControlMessage};
+use crate::time::{Instant, earliest};
+
+pub use config::{MembershipConfig, Rules};
+use evidence::Evidence;
+use identity::{Identity, Key, Packet, key};
+pub use roster::{MemberInfo, MemberState};
+use roster::{Roster, Standing};
+
+/// When a newcomer asks random members for all they know, after it became active.
+const JOIN_ANNOUNCES: [Duration; 5] = [
+    Duration::from_millis(250),
+    Duration::from_millis(500),
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+    Duration::from_secs(4),
+];
+/// How many members are asked each time.
+const JOIN_ANNOUNCE_COUNT: usize = 2;
+/// How many members are told of link evidence.
+const EVIDENCE_COUNT: usize = 3;
+/// How many members hear at once that this node took a new generation; the others hear by gossip.
+const RENEW_ANNOUNCE_COUNT: usize = 5;
+/// Told to come back more often than this, a node waits: two lives of one name would drive each other on.
+const RENEW_INTERVAL: Duration = Duration::from_millis(50);
+/// A rival for this node's name is reported again after this long.
+const CONFLICT_INTERVAL: Duration = Duration::from_secs(5);
+/// Most rivals remembered.
+const MAX_RIVALS: usize = 64;
+/// How often what is outdated is forgotten.
+const SWEEP_RANGE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+
+type Engine = Foca<Identity, PostcardCodec, StdRng, NoCustomBroadcast>;
+type Runtime = AccumulatingRuntime<Identity>;
+
+/// What membership reports of the other nodes, and of this one's place among them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum MemberEvent {
+    /// A node is up.
+    Up {
+        /// The node, in this life.
+        node: NodeId,
+        /// Where it is reached.
+        address: Address,
+    },
+    /// A node is down; it may come back.
+    Down {
+        /// The node, in that life.
+        node: NodeId,
+    },
+    /// A node said goodbye: this life never comes back.
+    Left {
+        /// The node, in that life.
+        node: NodeId,
+        /// Whether it asks for its entries to be forgotten at once.
+        forget: bool,
+    },
+    /// A higher generation of this node's own name is being spoken of.
+    NameConflict {
+        /// The other life.
+        node: NodeId,
+        /// Where it is said to be reached.
+        address: Address,
+    },
+    /// This node heard from nobody for so long that it must be the one that is cut off.
+    Isolated,
+}
+
+/// See the module.
+pub struct Membership {
+    config: MembershipConfig,
+    rules: Rules,
+    me: Identity,
+    engine: Engine,
+    runtime: Runtime,
+    /// Which engine a timer belongs to: those of earlier ones are void.
+    instance: u64,
+    timers: BTreeMap<(Instant, u64), (u64, Timer<Identity>)>,
+    timer_sequence: u64,
+    /// When the engine may forget a dead member, one row a name.
+    removals: BTreeMap<Key, (Instant, Identity)>,
+    join_announces: VecDeque<Instant>,
+    roster: Roster,
+    /// The highest generation heard of, for each name.
+    generations: BTreeMap<NodeName, (Generation, Instant)>,
+    /// The lives that have left, until when.
+    left: BTreeMap<NodeId, Instant>,
+    evidence: Evidence,
+    rivals: BTreeMap<Generation, Instant>,
+    heard_at: Instant,
+    rejoined_at: Option<Instant>,
+    sweep_at: Instant,
+    stopped: bool,
+    rng: StdRng,
+    transmits: VecDeque<(NodeId, Address, ControlMessage)>,
+    events: VecDeque<MemberEvent>,
+}
+
+impl std::fmt::Debug for Membership {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Membership")
+            .field("me", &self.me)
+            .field("instance", &self.instance)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Membership {
+    /// A node that knows nobody yet; `seed` determines all its randomness.
+    pub fn new(
+        config: MembershipConfig,
+        me: NodeId,
+        address: Address,
+        now: Instant,
+        seed: u64,
+    ) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let rules = Rules::default();
+        let me = Identity::new(me, 0, address);
+        let engine = new_engine(&config, &rules, &me, &mut rng);
+        let sweep_at = now + sweep_interval(&config);
+        Membership {
+            config,
+            rules,
+            me,
+            engine,
+            runtime: Runtime::new(),
+            instance: 0,
+            timers: BTreeMap::new(),
+            timer_sequence: 0,
+            removals: BTreeMap::new(),
+            join_announces: VecDeque::new(),
+            roster: Roster::default(),
+            generations: BTreeMap::new(),
+            left: BTreeMap::new(),
+            evidence: Evidence::default(),
+            rivals: BTreeMap::new(),
+            heard_at: now,
+            rejoined_at: None,
+            sweep_at,
+            stopped: false,
+            rng,
+            transmits: VecDeque::new(),
+            events: VecDeque::new(),
+        }
+    }
+
+    /// Switches rules off, before anybody is known.
+    #[cfg(any(test, feature = "fault-switches"))]
+    pub fn set_rules(&mut self, rules: Rules) {
+        self.rules = rules;
+        self.start_engine(self.me.clone());
+    }
+
+    /// A packet of the engine arrived from a peer.
+    pub fn handle_packet(&mut self, now: Instant, from: &NodeId, packet: &Bytes) {
+        if self.stopped {
+            return;
+        }
+        self.heard(now);
+        let Some(mut opened) = Packet::decode(packet) else {
+            tracing::debug!(%from, "a garbled membership packet");
+            return;
+        };
+        // The engine's packets are never relayed: a peer speaks for itself only.
+        if opened.header.src.node != *from || self.is_barred(from) {
+            return;
+        }
+        let just_rejoined = self
+            .rejoined_at
+            .is_some_and(|at| now.since(at) < RENEW_INTERVAL);
+        if just_rejoined && opened.header.message == Message::TurnUndead {
+            return;
+        }
+        self.judge_rival(now, &opened.header.dst);
+        self.note_generation(now, from);
+        let count = opened.updates.len();
+        let mut updates = std::mem::take(&mut opened.updates);
+        updates.retain(|update| self.admits(now, update, just_rejoined));
+        opened.updates = updates;
+        let stripped;
+        let data = if opened.updates.len() == count {
+            packet.as_ref()
+        } else if let Some(bytes) = opened.encode() {
+            stripped = bytes;
+            &stripped
+        } else {
+            return;
+        };
+        let bump = self.me.bump;
+        self.drive(now, |engine, runtime| engine.handle_data(data, runtime));
+        if self.me.bump != bump {
+            // Whoever said that this node is down should be the first to hear that it is not.
+            let source = opened.header.src;
+            self.drive(now, |engine, runtime| engine.announce(source, runtime));
+        }
+    }
+
+    /// Anything at all arrived from a member.
+    pub fn heard(&mut self, now: Instant) {
+        self.heard_at = self.heard_at.max(now);
+    }
+
+    /// The handshake with a peer is through.
+    pub fn link_up(&mut self, now: Instant, peer: &NodeId, address: &Address) {
+        if self.stopped || peer.name == self.me.node.name || self.is_barred(peer) {
+            return;
+        }
+        self.heard(now);
+        self.note_generation(now, peer);
+        self.evidence.remove(peer);
+        let known = self.engine_member(key(&peer.name));
+        // Among 300 that all link to each other, asking each for all it knows would be a gigabyte of answers.
+        let ask = !known
+            .as_ref()
+            .is_some_and(|member| member.id().node == *peer && member.state() != State::Down);
+        let bump = [
+            known.as_ref().map(Member::id),
+            self.roster.identity(&peer.name),
+        ]
+        .into_iter()
+        .flatten()
+        .filter(|identity| identity.node == *peer)
+        .map(|identity| identity.bump)
+        .max()
+        .unwrap_or(0);
+        let identity = Identity::new(peer.clone(), bump, address.clone());
+        if self.rules.link_introduces {
+            let alive = Member::alive(identity.clone());
+            self.apply(now, alive);
+        }
+        if ask {
+            self.drive(now, |engine, runtime| engine.announce(identity, runtime));
+        }
+    }
+
+    /// The link to a peer is gone, which alone is evidence of nothing.
+    pub fn link_lost(&mut self, now: Instant, peer: &NodeId) {
+        let _ = (now, peer);
+    }
+
+    /// The link to a peer broke and dialling it again was refused: evidence of this node's own.
+    pub fn redial_refused(&mut self, now: Instant, peer: &NodeId) {
+        if self.stopped || !self.rules.link_evidence || !self.is_up_in_this_life(peer) {
+            return;
+        }
+        let Some(member) = self.engine_member(key(&peer.name)) else {
+            return;
+        };
+        if !self
+            .evidence
+            .refused_here(peer, now + self.config.evidence_wait)
+        {
+            return;
+        }
+        self.apply(
+            now,
+            Member::new(member.id().clone(), member.incarnation(), State::Suspect),
+        );
+        for told in self.random_up(EVIDENCE_COUNT, Some(&peer.name)) {
+            self.transmits.push_back((
+                told.node,
+                told.address,
+                ControlMessage::Refused { node: peer.clone() },
+            ));
+        }
+        self.judge_evidence(now, peer);
+    }
+
+    /// A peer reports that it was refused by a node.
+    pub fn handle_refused(&mut self, now: Instant, from: &NodeId, node: &NodeId) {
+        if self.stopped
+            || !self.rules.link_evidence
+            || from.name == node.name
+            || !self.is_up_in_this_life(from)
+            || !self.is_up_in_this_life(node)
+        {
+            return;
+        }
+        self.heard(now);
+        self.evidence.reported(node, from, now);
+        self.judge_evidence(now, node);
+    }
+
+    /// A peer says that a node leaves; only the node itself may say so.
+    pub fn handle_goodbye(&mut self, now: Instant, from: &NodeId, node: &NodeId, forget: bool) {
+        if self.stopped || from != node || node.name == self.me.node.name {
+            return;
+        }
+        self.heard(now);
+        self.note_generation(now, node);
+        if self.left.len() >= MAX_KNOWN_NODES {
+            let soonest = self.left.iter().min_by_key(|(_, until)| **until);
+            if let Some(node) = soonest.map(|(node, _)| node.clone()) {
+                self.left.remove(&node);
+            }
+        }
+        self.left
+            .insert(node.clone(), now + self.config.permdown_period);
+        self.evidence.remove(node);
+        if self.roster.leave(now, node) {
+            self.events.push_back(MemberEvent::Left {
+                node: node.clone(),
+                forget,
+            });
+        }
+        self.bury(now, node);
+    }
+
+    /// The highest generation heard of for a name, be it of a living, dead or departed node.
+    pub fn highest_known(&self, name: &NodeName) -> Option<Generation> {
+        self.generations
+            .get(name)
+            .map(|(generation, _)| *generation)
+    }
+
+    /// True where that life of the node said goodbye.
+    pub fn is_left(&self, node: &NodeId) -> bool {
+        self.left.contains_key(node)
+    }
+
+    /// The life of a name that is up, where one is.
+    pub fn is_up(&self, name: &NodeName) -> Option<NodeId> {
+        self.roster.up(name).map(|identity| identity.node.clone())
+    }
+
+    /// This node took a new generation; the others stay known, and some are told at once.
+    pub fn renew_generation(&mut self, now: Instant, me: NodeId) {
+        if self.stopped {
+            return;
+        }
+        self.note_generation(now, &me);
+        let members: Vec<Member<Identity>> = self
+            .engine
+            .iter_membership_state()
+            .filter(|member| member.id().key() != self.me.key())
+            .cloned()
+            .collect();
+        let address = self.me.address.clone();
+        self.start_engine(Identity::new(me, 0, address));
+        self.drive(now, |engine, runtime| {
+            engine.apply_many(members.into_iter(), false, runtime)
+        });
+        for identity in self.random_up(RENEW_ANNOUNCE_COUNT, None) {
+            self.drive(now, |engine, runtime| engine.announce(identity, runtime));
+        }
+    }
+
+    /// The process did not run for a while, and everything that arrived meanwhile has been handled: judges first
+    /// whether this node is cut off, and gives the suspects one more probe's time to answer.
+    pub fn resumed(&mut self, now: Instant) {
+        if self.stopped {
+            return;
+        }
+        self.judge_isolation(now);
+        let later = now + self.config.probe;
+        let due: Vec<(Instant, u64)> = self
+            .timers
+            .range(..=(now, u64::MAX))
+            .filter(|(_, (_, timer))| matches!(timer, Timer::ChangeSuspectToDown { .. }))
+            .map(|(at, _)| *at)
+            .collect();
+        for at in due {
+            if let Some(timer) = self.timers.remove(&at) {
+                self.timers.insert((later, at.1), timer);
+            }
+        }
+        self.evidence.postpone(now, later);
+    }
+
+    /// Leaves for good; what is to be sent comes out of [`poll_transmit`](Self::poll_transmit) at once.
+    pub fn leave(&mut self, now: Instant) {
+        if self.stopped {
+            return;
+        }
+        // The goodbye comes first: what the engine says after it could only be taken for a death.
+        for peer in self.roster.iter_up() {
+            self.transmits.push_back((
+                peer.node.clone(),
+                peer.address.clone(),
+                ControlMessage::Goodbye {
+                    node: self.me.node.clone(),
+                    forget: self.config.forget_on_leave,
+                },
+            ));
+        }
+        self.drive(now, |engine, runtime| engine.leave_cluster(runtime));
+        self.stopped = true;
+        self.timers.clear();
+    }
+
+    /// The time that [`poll_timeout`](Self::poll_timeout) named has come.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if self.stopped {
+            return;
+        }
+        self.judge_isolation(now);
+        while let Some(entry) = self.timers.first_entry() {
+            if entry.key().0 > now {
+                break;
+            }
+            let (instance, timer) = entry.remove();
+            if instance == self.instance && self.is_sound(&timer) {
+                self.drive(now, |engine, runtime| engine.handle_timer(timer, runtime));
+            }
+        }
+        while self.join_announces.front().is_some_and(|at| *at <= now) {
+            self.join_announces.pop_front();
+            for identity in self.random_up(JOIN_ANNOUNCE_COUNT, None) {
+                self.drive(now, |engine, runtime| engine.announce(identity, runtime));
+            }
+        }
+        for node in self.evidence.due(now) {
+            // Rule: refused here alone, and still suspect after the wait.
+            if self
+                .engine_member(key(&node.name))
+                .is_some_and(|member| member.state() == State::Suspect)
+            {
+                self.bury(now, &node);
+            }
+        }
+        if now >= self.sweep_at {
+            self.sweep(now);
+        }
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) is due.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        if self.stopped {
+            return None;
+        }
+        let timer = self.timers.keys().next().map(|(at, _)| *at);
+        let announce = self.join_announces.front().copied();
+        let isolation = (self.rules.isolation && self.roster.any_up())
+            .then(|| self.heard_at + self.config.isolation);
+        let first = earliest(earliest(timer, announce), isolation);
+        earliest(
+            earliest(first, self.evidence.poll_timeout()),
+            Some(self.sweep_at),
+        )
+    }
+
+    /// The next message to send.
+    pub fn poll_transmit(&mut self) -> Option<(NodeId, Address, ControlMessage)> {
+        self.transmits.pop_front()
+    }
+
+    /// The next thing to report.
+    pub fn poll_event(&mut self) -> Option<MemberEvent> {
+        self.events.pop_front()
+    }
+
+    /// Which of the dead are worth a dial now: the most recent first, with one of the others in turn. To be asked every
+    /// second or so.
+    pub fn dial_candidates(&mut self, now: Instant) -> Vec<(NodeId, Address)> {
+        if self.stopped {
+            return Vec::new();
+        }
+        self.roster.dial_candidates(now)
+    }
+
+    /// The other nodes by name, living, recently dead and departed.
+    pub fn members(&self) -> impl Iterator<Item = MemberInfo> + '_ {
+        let suspects: BTreeSet<Key> = self
+            .engine
+            .iter_membership_state()
+            .filter(|member| member.state() == State::Suspect)
+            .map(|member| member.id().key())
+            .collect();
+        self.roster.infos(suspects)
+    }
+
+    fn is_barred(&self, node: &NodeId) -> bool {
+        self.rules.left_is_final && self.left.contains_key(node)
+    }
+
+    fn is_up_in_this_life(&self, node: &NodeId) -> bool {
+        self.roster
+            .up(&node.name)
+            .is_some_and(|identity| identity.node == *node)
+    }
+
+    fn engine_member(&self, key: Key) -> Option<Member<Identity>> {
+        self.engine
+            .iter_membership_state()
+            .find(|member| member.id().key() == key)
+            .cloned()
+    }
+
+    /// Up to `count` random living members, without the one named.
+    fn random_up(&mut self, count: usize, without: Option<&NodeName>) -> Vec<Identity> {
+        let mut candidates: Vec<Identity> = self
+            .roster
+            .iter_up()
+            .filter(|identity| Some(&identity.node.name) != without)
+            .cloned()
+            .collect();
+        let count = count.min(candidates.len());
+        for place in 0..count {
+            let other = self.rng.random_range(place..candidates.len());
+            candidates.swap(place, other);
+        }
+        candidates.truncate(count);
+        candidates
+    }
+
+    /// Rule: the engine declares a suspect down whose suspicion is long refuted, and tells it so; hence the look.
+    fn is_sound(&self, timer: &Timer<Identity>) -> bool {
+        let Timer::ChangeSuspectToDown {
+            member_id,
+            incarnation,
+            ..
+        } = timer
+        else {
+            return true;
+        };
+        !self.rules.suspect_guard
+            || self.engine.iter_membership_state().any(|member| {
+                member.id() == member_id
+                    && member.incarnation() == *incarnation
+                    && member.state() == State::Suspect
+            })
+    }
+
+    /// What of a packet's news the engine may hear.
+    fn admits(&mut self, now: Instant, update: &Member<Identity>, just_rejoined: bool) -> bool {
+        let identity = update.id();
+        if identity.key() == self.me.key() {
+            if *identity == self.me {
+                return !(just_rejoined && update.state() == State::Down);
+            }
+            self.judge_rival(now, identity);
+            return !self.rules.name_conflict;
+        }
+        self.note_generation(now, &identity.node);
+        update.state() == State::Down || !self.is_barred(&identity.node)
+    }
+
+    /// Rule: a higher generation of this node's own name is reported, once and again after a while.
+    fn judge_rival(&mut self, now: Instant, identity: &Identity) {
+        let generation = identity.node.generation;
+        if !self.rules.name_conflict
+            || identity.key() != self.me.key()
+            || generation <= self.me.node.generation
+            || self
+                .rivals
+                .get(&generation)
+                .is_some_and(|at| now.since(*at) < CONFLICT_INTERVAL)
+        {
+            return;
+        }
+        if self.rivals.len() >= MAX_RIVALS {
+            self.rivals.pop_first();
+        }
+        self.rivals.insert(generation, now);
+        self.note_generation(now, &identity.node);
+        self.events.push_back(MemberEvent::NameConflict {
+            node: identity.node.clone(),
+            address: identity.address.clone(),
+        });
+    }
+
+    fn note_generation(&mut self, now: Instant, node: &NodeId) {
+        if let Some((generation, at)) = self.generations.get_mut(&node.name) {
+            *generation = node.generation.max(*generation);
+            *at = now;
+            return;
+        }
+        if self.generations.len() >= MAX_KNOWN_NODES {
+            let oldest = self.generations.iter().min_by_key(|(_, (_, at))| *at);
+            if let Some(name) = oldest.map(|(name, _)| name.clone()) {
+                self.generations.remove(&name);
+            }
+        }
+        self.generations
+            .insert(node.name.clone(), (node.generation, now));
+    }
+
+    /// Rule: refused here, and reported refused by another member: down at once.
+    fn judge_evidence(&mut self, now: Instant, node: &NodeId) {
+        if self
+            .evidence
+            .is_conclusive(node, now, self.config.down_period)
+        {
+            self.bury(now, node);
+        }
+    }
+
+    /// Tells the engine that this life of a node is over.
+    fn bury(&mut self, now: Instant, node: &NodeId) {
+        let Some(member) = self.engine_member(key(&node.name)) else {
+            return;
+        };
+        if member.id().node == *node && member.state() != State::Down {
+            let down = Member::new(member.id().clone(), member.incarnation(), State::Down);
+            self.apply(now, down);
+            self.drive(now, |engine, runtime| engine.gossip(runtime));
+        }
+    }
+
+    fn apply(&mut self, now: Instant, member: Member<Identity>) {
+        self.drive(now, |engine, runtime| {
+            engine.apply_many(std::iter::once(member), true, runtime)
+        });
+    }
+
+    /// Rule: nothing received from anyone while peers are known to be up means that this node is cut off.
+    fn judge_isolation(&mut self, now: Instant) {
+        if !self.rules.isolation
+            || !self.roster.any_up()
+            || now < self.heard_at + self.config.isolation
+        {
+            return;
+        }
+        tracing::info!(node = %self.me.node, "cut off: nothing received from anyone");
+        for node in self.roster.all_down(now) {
+            self.events.push_back(MemberEvent::Down { node });
+        }
+        self.evidence = Evidence::default();
+        self.heard(now);
+        let renewed = foca::Identity::renew(&self.me).unwrap_or_else(|| self.me.clone());
+        self.start_engine(renewed);
+        self.events.push_back(MemberEvent::Isolated);
+    }
+
+    /// A fresh engine that knows nobody; timers of the one before are void.
+    fn start_engine(&mut self, me: Identity) {
+        self.me = me;
+        self.instance += 1;
+        self.timers.clear();
+        self.removals.clear();
+        self.join_announces.clear();
+        self.runtime = Runtime::new();
+        self.engine = new_engine(&self.config, &self.rules, &self.me, &mut self.rng);
+    }
+
+    /// Lets the engine do something, and takes up what came of it.
+    fn drive(
+        &mut self,
+        now: Instant,
+        operation: impl FnOnce(&mut Engine, &mut Runtime) -> Result<(), foca::Error>,
+    ) {
+        if let Err(error) = operation(&mut self.engine, &mut self.runtime) {
+            tracing::debug!(%error, "the membership engine");
+        }
+        self.take_up(now);
+    }
+
+    fn take_up(&mut self, now: Instant) {
+        let mut touched = Vec::new();
+        let mut rejoined = false;
+        while let Some(notification) = self.runtime.to_notify() {
+            match notification {
+                OwnedNotification::MemberUp(identity)
+                | OwnedNotification::MemberDown(identity)
+                | OwnedNotification::Rename(_, identity) => touched.push(identity.node.name),
+                OwnedNotification::Active if self.rules.join_announces => {
+                    self.join_announces = JOIN_ANNOUNCES.iter().map(|after| now + *after).collect();
+                }
+                OwnedNotification::Idle => self.join_announces.clear(),
+                OwnedNotification::Rejoin(identity) => {
+                    self.me = identity;
+                    self.rejoined_at = Some(now);
+                    rejoined = true;
+                }
+                _ => {}
+            }
+        }
+        while let Some((to, packet)) = self.runtime.to_send() {
+            if to.key() != self.me.key() && !self.is_barred(&to.node) {
+                self.transmits
+                    .push_back((to.node, to.address, ControlMessage::Membership(packet)));
+            }
+        }
+        while let Some((after, timer)) = self.runtime.to_schedule() {
+            let at = now + after;
+            if let Timer::RemoveDown(identity) = timer {
+                self.removals.insert(identity.key(), (at, identity));
+            } else {
+                self.timer_sequence += 1;
+                self.timers
+                    .insert((at, self.timer_sequence), (self.instance, timer));
+            }
+        }
+        touched.sort_unstable();
+        touched.dedup();
+        for name in touched {
+            self.reconcile(now, &name);
+        }
+        if rejoined && self.rules.rearm_after_rejoin {
+            // Rule: the engine waits for a packet before it starts its timers again, which may never come.
+            self.drive(now, |engine, runtime| {
+                engine.apply_many(std::iter::empty(), true, runtime)
+            });
+            self.drive(now, |engine, runtime| engine.gossip(runtime));
+        }
+        self.cap_removals(now);
+    }
+
+    /// Brings the roster in line with what the engine thinks of a name, and reports the difference.
+    fn reconcile(&mut self, now: Instant, name: &NodeName) {
+        if *name == self.me.node.name {
+            return;
+        }
+        let member = self.engine_member(key(name));
+        match member {
+            Some(member) if member.state() != State::Down => {
+                let identity = member.id().clone();
+                if self.is_barred(&identity.node) {
+                    self.bury(now, &identity.node);
+                    return;
+                }
+                match self.roster.up(name).map(|known| known.node.clone()) {
+                    // Rule: with another bump only, it is the same life.
+                    Some(known) if known == identity.node => self.roster.rename(identity),
+                    Some(known) => {
+                        // Rule: with another generation, the old one died and the new one lives.
+                        self.evidence.remove(&known);
+                        if self.rules.rename_is_death {
+                            self.events.push_back(MemberEvent::Down { node: known });
+                            self.report_up(now, identity);
+                        } else {
+                            self.roster.rename(identity);
+                        }
+                    }
+                    None => self.report_up(now, identity),
+                }
+            }
+            member => {
+                if let Some(node) = self.roster.set_down(now, name) {
+                    self.evidence.remove(&node);
+                    self.events.push_back(MemberEvent::Down { node });
+                }
+                if let Some(member) = member {
+                    self.roster.renew_dead(now, member.id());
+                }
+            }
+        }
+    }
+
+    fn report_up(&mut self, now: Instant, identity: Identity) {
+        self.events.push_back(MemberEvent::Up {
+            node: identity.node.clone(),
+            address: identity.address.clone(),
+        });
+        self.roster.set(identity, Standing::Up, now);
+    }
+
+    /// Forgets what is outdated.
+    fn sweep(&mut self, now: Instant) {
+        self.sweep_at = now + sweep_interval(&self.config);
+        let due: Vec<Identity> = self
+            .removals
+            .values()
+            .filter(|(at, _)| *at <= now)
+            .map(|(_, identity)| identity.clone())
+            .collect();
+        for identity in due {
+            self.forget_dead(now, identity);
+        }
+        self.left.retain(|_, until| *until > now);
+        let kept = self.config.permdown_period;
+        self.roster.sweep(now, kept);
+        let roster = &self.roster;
+        self.generations
+            .retain(|name, (_, at)| now.since(*at) < kept || roster.up(name).is_some());
+        self.evidence.sweep(now, self.config.down_period);
+    }
+
+    /// Rule: retained dead names are capped, the oldest go first.
+    fn cap_removals(&mut self, now: Instant) {
+        while self.engine.iter_membership_state().len() > MAX_KNOWN_NODES {
+            let oldest = self.removals.values().min_by_key(|(at, _)| *at);
+            let Some(identity) = oldest.map(|(_, identity)| identity.clone()) else {
+                return;
+            };
+            self.forget_dead(now, identity);
+        }
+        self.roster.cap();
+    }
+
+    fn forget_dead(&mut self, now: Instant, identity: Identity) {
+        self.removals.remove(&identity.key());
+        self.drive(now, |engine, runtime| {
+            engine.handle_timer(Timer::RemoveDown(identity), runtime)
+        });
+    }
+}
+
+fn new_engine(config: &MembershipConfig, rules: &Rules, me: &Identity, rng: &mut StdRng) -> Engine {
+    Foca::new(
+        me.clone(),
+        config.engine(rules),
+        StdRng::seed_from_u64(rng.random()),
+        PostcardCodec,
+    )
+}
+
+fn sweep_interval(config: &MembershipConfig) -> Duration {
+    (config.permdown_period / 8).clamp(SWEEP_RANGE.0, SWEEP_RANGE.1)
+}

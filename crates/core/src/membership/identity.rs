@@ -1,0 +1,119 @@
+//! Who a member is to the engine, and its packets.
+
+use bytes::{Buf, BufMut};
+use foca::{Codec, Header, Member, PostcardCodec};
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_128;
+
+use crate::id::{NodeId, NodeName};
+use crate::message::Address;
+
+/// What the engine takes for a member's address: a hash of its name.
+pub(super) type Key = u128;
+
+pub(super) fn key(name: &NodeName) -> Key {
+    xxh3_128(name.as_str().as_bytes())
+}
+
+/// One life of a node, and how often that life had to come back after it was declared down.
+///
+/// Rule: the higher (generation, bump) wins. The address is not part of what is compared.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(from = "Wire", into = "Wire")]
+pub(super) struct Identity {
+    pub(super) node: NodeId,
+    pub(super) bump: u32,
+    pub(super) address: Address,
+    key: Key,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Wire(NodeId, u32, Address);
+
+impl From<Wire> for Identity {
+    fn from(Wire(node, bump, address): Wire) -> Self {
+        Identity::new(node, bump, address)
+    }
+}
+
+impl From<Identity> for Wire {
+    fn from(identity: Identity) -> Self {
+        Wire(identity.node, identity.bump, identity.address)
+    }
+}
+
+impl Identity {
+    pub(super) fn new(node: NodeId, bump: u32, address: Address) -> Self {
+        let key = key(&node.name);
+        Identity {
+            node,
+            bump,
+            address,
+            key,
+        }
+    }
+
+    pub(super) fn key(&self) -> Key {
+        self.key
+    }
+}
+
+impl PartialEq for Identity {
+    fn eq(&self, other: &Self) -> bool {
+        self.key == other.key
+            && self.node.generation == other.node.generation
+            && self.bump == other.bump
+    }
+}
+
+impl Eq for Identity {}
+
+impl foca::Identity for Identity {
+    type Addr = Key;
+
+    fn renew(&self) -> Option<Self> {
+        Some(Identity {
+            bump: self.bump.checked_add(1)?,
+            ..self.clone()
+        })
+    }
+
+    fn addr(&self) -> Key {
+        self.key
+    }
+
+    fn win_addr_conflict(&self, adversary: &Self) -> bool {
+        (self.node.generation, self.bump) > (adversary.node.generation, adversary.bump)
+    }
+}
+
+/// A packet of the engine, opened so that the rules can be applied to what it says.
+pub(super) struct Packet {
+    pub(super) header: Header<Identity>,
+    pub(super) updates: Vec<Member<Identity>>,
+}
+
+impl Packet {
+    /// Opens a packet; `None` where it is garbled.
+    pub(super) fn decode(mut bytes: &[u8]) -> Option<Packet> {
+        let header = PostcardCodec.decode_header(&mut bytes).ok()?;
+        let mut updates = Vec::new();
+        if bytes.remaining() >= 2 {
+            for _ in 0..bytes.get_u16() {
+                updates.push(PostcardCodec.decode_member(&mut bytes).ok()?);
+            }
+        }
+        bytes.is_empty().then_some(Packet { header, updates })
+    }
+
+    /// The packet's bytes after some updates were taken out.
+    pub(super) fn encode(&self) -> Option<Vec<u8>> {
+        let mut bytes = Vec::new();
+        PostcardCodec.encode_header(&self.header, &mut bytes).ok()?;
+        bytes.put_u16(u16::try_from(self.updates.len()).ok()?);
+        for update in &self.updates {
+            PostcardCodec.encode_member(update, &mut bytes).ok()?;
+        }
+        Some(bytes)
+    }
+}
