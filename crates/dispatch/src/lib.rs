@@ -1,4 +1,5 @@
 //! The library.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod tls;
 mod transport;
