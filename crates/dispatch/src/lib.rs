@@ -1,5 +1,7 @@
 //! The library.
 #![allow(dead_code, unreachable_pub)]
 
+#[cfg(any(test, feature = "testkit-certificates"))]
+pub mod authority;
 pub mod tls;
 mod transport;
