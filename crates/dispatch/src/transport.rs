@@ -1,6 +1,7 @@
 //! What carries frames between nodes: an opaque address, connections, frames. No sockets, no TLS.
 
 pub(crate) mod framing;
+pub(crate) mod tcp;
 
 use std::fmt::Debug;
 use std::io;
