@@ -3,5 +3,6 @@
 
 #[cfg(any(test, feature = "testkit-certificates"))]
 pub mod authority;
+pub mod memory;
 pub mod tls;
 mod transport;

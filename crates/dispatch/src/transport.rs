@@ -133,3 +133,6 @@ pub(crate) enum ConnectionError {
     #[error("the peer refused this node over TLS: {why}; the peer's log may say more")]
     RefusedByPeer { why: String },
 }
+
+#[cfg(test)]
+pub(crate) mod tests;
