@@ -3,6 +3,7 @@
 
 #[cfg(any(test, feature = "testkit-certificates"))]
 pub mod authority;
+pub mod discovery;
 pub mod memory;
 pub mod tls;
 mod transport;
