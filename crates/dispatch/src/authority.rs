@@ -37,8 +37,8 @@ pub enum AuthorityError {
 /// The certificate authority of one cluster.
 ///
 /// ```
-/// # fn main() -> Result<(), keydispatch::authority::AuthorityError> {
-/// use keydispatch::authority::Authority;
+/// # fn main() -> Result<(), keydispatch::testkit::AuthorityError> {
+/// use keydispatch::testkit::Authority;
 /// let authority = Authority::new("files")?;
 /// let node = authority.issue("a")?;
 /// assert!(authority.ca_pem().starts_with("-----BEGIN CERTIFICATE-----"));

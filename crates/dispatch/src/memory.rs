@@ -377,10 +377,11 @@ struct PipeState {
 
 impl PipeState {
     fn wake(&mut self) {
-        for waker in [self.reader.take(), self.writer.take()] {
-            if let Some(waker) = waker {
-                waker.wake();
-            }
+        for waker in [self.reader.take(), self.writer.take()]
+            .into_iter()
+            .flatten()
+        {
+            waker.wake();
         }
     }
 }
