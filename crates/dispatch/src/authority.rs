@@ -1,0 +1,179 @@
+//! A small certificate authority: what `dispatch cert` writes, and what tests throw away.
+
+use std::time::{Duration, SystemTime};
+
+use keydispatch_core::{ClusterName, NameError, NodeName};
+use rcgen::string::Ia5String;
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType,
+};
+
+use crate::tls::{cluster_dns_name, node_uri};
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// How long an authority lasts by default.
+pub const AUTHORITY_LIFETIME: Duration = DAY.saturating_mul(10 * 365);
+
+/// How long a node's certificate lasts by default.
+pub const NODE_LIFETIME: Duration = DAY.saturating_mul(365);
+
+/// How long before its making a certificate is valid: clocks differ.
+const BACKDATE: Duration = Duration::from_secs(3600);
+
+/// Why a certificate could not be made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AuthorityError {
+    /// The cluster's or the node's name is none.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// The authority's certificate or key is unusable, or generating one failed.
+    #[error("the certificate cannot be made: {0}")]
+    Certificate(#[from] rcgen::Error),
+}
+
+/// The certificate authority of one cluster.
+///
+/// ```
+/// # fn main() -> Result<(), keydispatch::testkit::AuthorityError> {
+/// use keydispatch::testkit::Authority;
+/// let authority = Authority::new("files")?;
+/// let node = authority.issue("a")?;
+/// assert!(authority.ca_pem().starts_with("-----BEGIN CERTIFICATE-----"));
+/// assert!(node.key_pem.contains("PRIVATE KEY"));
+/// # Ok(()) }
+/// ```
+pub struct Authority {
+    cluster: ClusterName,
+    certificate_pem: String,
+    issuer: Issuer<'static, KeyPair>,
+    node_lifetime: Duration,
+}
+
+/// A node's certificate and its private key, both PEM.
+#[derive(Clone)]
+pub struct Issued {
+    /// The certificate.
+    pub cert_pem: String,
+    /// The private key.
+    pub key_pem: String,
+}
+
+impl std::fmt::Debug for Issued {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Issued")
+            .field("cert_pem", &self.cert_pem)
+            .finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for Authority {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Authority")
+            .field("cluster", &self.cluster)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Authority {
+    /// A new authority with a new key, which lasts for [`AUTHORITY_LIFETIME`] and issues for [`NODE_LIFETIME`].
+    pub fn new(cluster: &str) -> Result<Self, AuthorityError> {
+        Authority::with_lifetimes(cluster, AUTHORITY_LIFETIME, NODE_LIFETIME)
+    }
+
+    /// A new authority that lasts, and issues certificates that last, for so long from now.
+    pub fn with_lifetimes(
+        cluster: &str,
+        authority: Duration,
+        nodes: Duration,
+    ) -> Result<Self, AuthorityError> {
+        let cluster = ClusterName::try_new(cluster)?;
+        let now = SystemTime::now();
+        let mut params = params(
+            &format!("Dispatch CA of {cluster}"),
+            now - BACKDATE,
+            now + authority,
+        );
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        let certificate_pem = params.self_signed(&key)?.pem();
+        Ok(Authority {
+            cluster,
+            certificate_pem,
+            issuer: Issuer::new(params, key),
+            node_lifetime: nodes,
+        })
+    }
+
+    /// The authority that [`ca_pem`](Self::ca_pem) and [`ca_key_pem`](Self::ca_key_pem) were kept of.
+    pub fn from_pem(cluster: &str, ca_pem: &str, ca_key_pem: &str) -> Result<Self, AuthorityError> {
+        Ok(Authority {
+            cluster: ClusterName::try_new(cluster)?,
+            certificate_pem: ca_pem.to_owned(),
+            issuer: Issuer::from_ca_cert_pem(ca_pem, KeyPair::from_pem(ca_key_pem)?)?,
+            node_lifetime: NODE_LIFETIME,
+        })
+    }
+
+    /// The authority's certificate, which every node needs.
+    pub fn ca_pem(&self) -> String {
+        self.certificate_pem.clone()
+    }
+
+    /// The authority's private key: whoever has it can make nodes of any name.
+    pub fn ca_key_pem(&self) -> String {
+        self.issuer.key().serialize_pem()
+    }
+
+    /// A certificate for the node of that name; for `*`, one that can take any name.
+    pub fn issue(&self, node: &str) -> Result<Issued, AuthorityError> {
+        let now = SystemTime::now();
+        self.issue_with(node, now - BACKDATE, now + self.node_lifetime)
+    }
+
+    /// A certificate that is valid in that time only, in whole seconds.
+    pub fn issue_with(
+        &self,
+        node: &str,
+        not_before: SystemTime,
+        not_after: SystemTime,
+    ) -> Result<Issued, AuthorityError> {
+        let name = match node {
+            "*" => None,
+            name => Some(NodeName::try_new(name)?),
+        };
+        let uri = node_uri(name.as_ref().map(NodeName::as_str));
+        let mut params = params(node, not_before, not_after);
+        params.subject_alt_names = vec![
+            SanType::DnsName(Ia5String::try_from(cluster_dns_name(&self.cluster))?),
+            SanType::URI(Ia5String::try_from(uri)?),
+        ];
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
+        params.use_authority_key_identifier_extension = true;
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        Ok(Issued {
+            cert_pem: params.signed_by(&key, &self.issuer)?.pem(),
+            key_pem: key.serialize_pem(),
+        })
+    }
+}
+
+fn params(subject: &str, not_before: SystemTime, not_after: SystemTime) -> CertificateParams {
+    let mut name = DistinguishedName::new();
+    // A common name has at most 64 characters (RFC 5280); it is for people only.
+    let subject: String = subject.chars().take(64).collect();
+    name.push(DnType::CommonName, subject);
+    let mut params = CertificateParams::default();
+    params.distinguished_name = name;
+    params.not_before = not_before.into();
+    params.not_after = not_after.into();
+    params
+}

@@ -1,0 +1,361 @@
+//! TCP, with TLS or without.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex as SyncMutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use keydispatch_core::hello::Credentials;
+use keydispatch_core::message::{Address, Frame};
+use tokio::io::{AsyncRead, AsyncWrite, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Mutex;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+use crate::tls::{TLS_BUFFER_BYTES, Tls, tls_error};
+use crate::transport::framing::Framed;
+use crate::transport::{
+    AcceptError, BindError, BoxFuture, Connection, ConnectionError, DIAL_TIMEOUT, DialError,
+    Transport,
+};
+
+/// How long a peer that connected may take to prove who it is.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Handshakes of accepted connections at once: all of a cluster of 300 nodes that meets again after a partition. More
+/// wait in the backlog of the socket.
+const MAX_HANDSHAKES: usize = 512;
+
+/// Pause after an error of `accept` that passes, such as too many open files.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// A peer that is refused again and again, as a redialling one is, is logged this often for each reason.
+const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Peers and reasons remembered for that.
+const MAX_COMPLAINTS: usize = 256;
+
+/// Bytes read from a socket at once below TLS, which by itself would read 4 KiB.
+const TLS_READ_BYTES: usize = 32 * 1024;
+
+/// A listening socket, and the way to dial others.
+#[derive(Debug)]
+pub(crate) struct TcpTransport {
+    listener: TcpListener,
+    local: Address,
+    tls: Option<Arc<Tls>>,
+    /// Connections that were accepted and have yet to prove who they are.
+    handshakes: Mutex<JoinSet<Option<Box<dyn Connection>>>>,
+    complaints: Arc<SyncMutex<Complaints>>,
+}
+
+impl TcpTransport {
+    /// Listens without encryption. Within a tokio runtime, as all of this.
+    pub(crate) fn plaintext(bind: &str) -> Result<Self, BindError> {
+        TcpTransport::bind(bind, None)
+    }
+
+    /// Listens with TLS.
+    pub(crate) fn tls(bind: &str, tls: Arc<Tls>) -> Result<Self, BindError> {
+        TcpTransport::bind(bind, Some(tls))
+    }
+
+    fn bind(bind: &str, tls: Option<Arc<Tls>>) -> Result<Self, BindError> {
+        let listen = || {
+            // Resolves names, and reuses an address that closed connections still linger on.
+            let listener = std::net::TcpListener::bind(bind)?;
+            listener.set_nonblocking(true)?;
+            let listener = TcpListener::from_std(listener)?;
+            let local = listener.local_addr()?;
+            Ok((listener, local))
+        };
+        let (listener, local) = listen().map_err(|source: io::Error| {
+            let address = bind.to_owned();
+            if source.kind() == io::ErrorKind::AddrInUse {
+                BindError::Taken { address }
+            } else {
+                BindError::Unusable { address, source }
+            }
+        })?;
+        Ok(TcpTransport {
+            listener,
+            local: Address::try_new(local.to_string())
+                .expect("an IP address with a port is short and not empty"),
+            tls,
+            handshakes: Mutex::new(JoinSet::new()),
+            complaints: Arc::default(),
+        })
+    }
+
+    async fn connect(&self, address: &Address) -> Result<Box<dyn Connection>, DialError> {
+        let stream = connect_any(address).await?;
+        let unreachable = |source| DialError::Unreachable {
+            address: address.clone(),
+            source,
+        };
+        stream.set_nodelay(true).map_err(unreachable)?;
+        let peer = address.to_string();
+        let Some(tls) = &self.tls else {
+            return Ok(Box::new(TcpConnection::plaintext(stream, peer)));
+        };
+        let refused = |why| DialError::Tls {
+            address: address.clone(),
+            why,
+        };
+        let identity = tls.identity();
+        let stream = TlsConnector::from(Arc::clone(&identity.client))
+            .connect_with(
+                tls.server_name(),
+                BufReader::with_capacity(TLS_READ_BYTES, stream),
+                |session| session.set_buffer_limit(Some(TLS_BUFFER_BYTES)),
+            )
+            .await
+            .map_err(|error| refused(tls.explain(&error)))?;
+        let credentials = tls
+            .credentials(stream.get_ref().1.peer_certificates())
+            .map_err(refused)?;
+        Ok(Box::new(TcpConnection {
+            framed: Framed::new(stream),
+            credentials,
+            peer,
+        }))
+    }
+
+    async fn next(&self) -> Result<Box<dyn Connection>, AcceptError> {
+        // Held by the one task that accepts.
+        let mut handshakes = self.handshakes.lock().await;
+        let mut complained = false;
+        loop {
+            let has_room = handshakes.len() < MAX_HANDSHAKES;
+            let accepted = tokio::select! {
+                Some(finished) = handshakes.join_next() => match finished {
+                    Ok(Some(connection)) => return Ok(connection),
+                    _ => continue,
+                },
+                accepted = self.listener.accept(), if has_room => accepted,
+            };
+            match accepted {
+                Ok((stream, peer)) => {
+                    complained = false;
+                    // A socket that is gone already says so when it is read.
+                    let _ = stream.set_nodelay(true);
+                    let Some(tls) = &self.tls else {
+                        return Ok(Box::new(TcpConnection::plaintext(stream, peer.to_string())));
+                    };
+                    let (tls, complaints) = (Arc::clone(tls), Arc::clone(&self.complaints));
+                    handshakes.spawn(async move {
+                        match shake_hands(&tls, stream, peer).await {
+                            Ok(connection) => Some(connection),
+                            Err(why) => {
+                                complain(&complaints, peer, &why);
+                                None
+                            }
+                        }
+                    });
+                }
+                Err(error) if is_closed(&error) => {
+                    return Err(AcceptError {
+                        why: error.to_string(),
+                    });
+                }
+                Err(error) if is_of_one_connection(&error) => {}
+                Err(error) => {
+                    if !complained {
+                        complained = true;
+                        tracing::warn!(
+                            %error,
+                            local = %self.local,
+                            "cannot accept connections for now, and keeps trying; the limit of open files may be too low"
+                        );
+                    }
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+impl Transport for TcpTransport {
+    fn local_address(&self) -> Address {
+        self.local.clone()
+    }
+
+    fn dial<'a>(
+        &'a self,
+        address: &'a Address,
+    ) -> BoxFuture<'a, Result<Box<dyn Connection>, DialError>> {
+        Box::pin(async move {
+            timeout(DIAL_TIMEOUT, self.connect(address))
+                .await
+                .unwrap_or_else(|_| {
+                    Err(DialError::TimedOut {
+                        address: address.clone(),
+                        waited: DIAL_TIMEOUT,
+                    })
+                })
+        })
+    }
+
+    fn accept(&self) -> BoxFuture<'_, Result<Box<dyn Connection>, AcceptError>> {
+        Box::pin(self.next())
+    }
+}
+
+/// Tries every address that the name stands for, none of them for so long that the others have no time.
+async fn connect_any(address: &Address) -> Result<TcpStream, DialError> {
+    let unreachable = |source| DialError::Unreachable {
+        address: address.clone(),
+        source,
+    };
+    let candidates: Vec<SocketAddr> = tokio::net::lookup_host(address.as_str())
+        .await
+        .map_err(unreachable)?
+        .collect();
+    let share = DIAL_TIMEOUT / u32::try_from(candidates.len().max(1)).unwrap_or(u32::MAX);
+    let mut failure = None;
+    for candidate in candidates {
+        match timeout(share, TcpStream::connect(candidate)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                // A refusal by one of several says nothing of the others.
+                failure.get_or_insert_with(|| DialError::Refused {
+                    address: address.clone(),
+                });
+            }
+            Ok(Err(error)) => failure = Some(unreachable(error)),
+            Err(_) => {
+                failure = Some(DialError::TimedOut {
+                    address: address.clone(),
+                    waited: share,
+                });
+            }
+        }
+    }
+    Err(failure.unwrap_or_else(|| {
+        unreachable(io::Error::new(
+            io::ErrorKind::NotFound,
+            "the name has no addresses",
+        ))
+    }))
+}
+
+/// The accepting side's handshake; the error is about the peer.
+async fn shake_hands(
+    tls: &Tls,
+    stream: TcpStream,
+    peer: SocketAddr,
+) -> Result<Box<dyn Connection>, String> {
+    let identity = tls.identity();
+    let handshake = TlsAcceptor::from(Arc::clone(&identity.server)).accept_with(
+        BufReader::with_capacity(TLS_READ_BYTES, stream),
+        |session| session.set_buffer_limit(Some(TLS_BUFFER_BYTES)),
+    );
+    let stream = timeout(HANDSHAKE_TIMEOUT, handshake)
+        .await
+        .map_err(|_| "it did not complete the TLS handshake in time".to_owned())?
+        .map_err(|error| tls.explain(&error))?;
+    let credentials = tls.credentials(stream.get_ref().1.peer_certificates())?;
+    Ok(Box::new(TcpConnection {
+        framed: Framed::new(stream),
+        credentials,
+        peer: peer.to_string(),
+    }))
+}
+
+/// When which peer was last refused for what.
+type Complaints = HashMap<(IpAddr, String), Instant>;
+
+fn complain(complaints: &SyncMutex<Complaints>, peer: SocketAddr, why: &str) {
+    let mut complaints = complaints.lock().unwrap_or_else(PoisonError::into_inner);
+    let now = Instant::now();
+    complaints.retain(|_, at| now.duration_since(*at) < COMPLAINT_INTERVAL);
+    let key = (peer.ip(), why.to_owned());
+    if complaints.contains_key(&key) || complaints.len() >= MAX_COMPLAINTS {
+        tracing::debug!(%peer, why, "refusing a connection");
+        return;
+    }
+    complaints.insert(key, now);
+    tracing::warn!(%peer, "refusing a connection: {why}");
+}
+
+/// The listening socket itself is of no more use.
+fn is_closed(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::InvalidInput
+}
+
+/// The connection died before it was accepted; there will be others.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::Interrupted
+    )
+}
+
+struct TcpConnection<S> {
+    framed: Framed<S>,
+    credentials: Credentials,
+    peer: String,
+}
+
+impl TcpConnection<TcpStream> {
+    fn plaintext(stream: TcpStream, peer: String) -> Self {
+        TcpConnection {
+            framed: Framed::plaintext(stream),
+            credentials: Credentials::Unchecked,
+            peer,
+        }
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Connection for TcpConnection<S> {
+    fn credentials(&self) -> &Credentials {
+        &self.credentials
+    }
+
+    fn peer(&self) -> &str {
+        &self.peer
+    }
+
+    fn set_frame_limit(&mut self, bytes: usize) {
+        self.framed.set_frame_limit(bytes);
+    }
+
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, ConnectionError>>> {
+        self.framed
+            .poll_frame(cx)
+            .map(|frame| frame.map(|frame| frame.map_err(name_refusal)))
+    }
+
+    fn send(&mut self, frame: Frame) {
+        self.framed.send(frame);
+    }
+
+    fn buffered(&self) -> usize {
+        self.framed.buffered()
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ConnectionError>> {
+        self.framed
+            .poll_flush(cx)
+            .map_err(|error| name_refusal(error.into()))
+    }
+}
+
+/// In TLS 1.3 the dialling side hears only after its handshake that its certificate was refused.
+fn name_refusal(error: ConnectionError) -> ConnectionError {
+    if let ConnectionError::Io(inner) = &error
+        && let Some(rustls::Error::AlertReceived(alert)) = tls_error(inner)
+    {
+        return ConnectionError::RefusedByPeer {
+            why: format!("{alert:?}"),
+        };
+    }
+    error
+}
