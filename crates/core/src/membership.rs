@@ -407,7 +407,7 @@ impl Membership {
                 peer.address.clone(),
                 ControlMessage::Goodbye {
                     node: self.me.node.clone(),
-                    forget: self.config.forget_on_leave,
+                    forget: true,
                 },
             ));
         }

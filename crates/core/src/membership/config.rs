@@ -47,7 +47,6 @@ impl MembershipConfig {
         MembershipConfig {
             down_period,
             permdown_period: settings.permdown_period(),
-            forget_on_leave: settings.permdown_on_shutdown(),
             probe,
             probe_rtt: probe / 2,
             suspicion: down_period * 2 / 3,
