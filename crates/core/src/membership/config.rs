@@ -30,7 +30,6 @@ const MAX_PACKET_BYTES: NonZeroUsize = NonZeroUsize::new(64 * 1024).expect("not 
 pub struct MembershipConfig {
     pub(super) down_period: Duration,
     pub(super) permdown_period: Duration,
-    pub(super) forget_on_leave: bool,
     pub(super) probe: Duration,
     pub(super) probe_rtt: Duration,
     pub(super) suspicion: Duration,
