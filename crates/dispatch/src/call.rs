@@ -1,0 +1,211 @@
+//! What a call can ask for, and how it can fail.
+
+use std::time::Duration;
+
+use keydispatch_core::{NodeName, ServiceId, Spread};
+use serde::{Deserialize, Serialize};
+
+/// How long a call may take unless it says otherwise, as in the Elixir library.
+pub const DEFAULT_CALL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How a call is made; see [`ServiceHandle::with`](crate::ServiceHandle::with).
+///
+/// ```
+/// use std::time::Duration;
+/// use keydispatch::{CallOptions, Spread};
+/// let options = CallOptions::new()
+///     .timeout(Duration::from_millis(200))
+///     .idempotent()
+///     .fallback(2)
+///     .spread(Spread::Nodes);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub struct CallOptions {
+    pub(crate) timeout: Duration,
+    pub(crate) idempotent: bool,
+    pub(crate) fallback: usize,
+    pub(crate) spread: Spread,
+}
+
+impl Default for CallOptions {
+    fn default() -> Self {
+        CallOptions {
+            timeout: DEFAULT_CALL_TIMEOUT,
+            idempotent: false,
+            fallback: 0,
+            spread: Spread::None,
+        }
+    }
+}
+
+impl CallOptions {
+    /// Five seconds, no retry, no fallback, owners wherever they are.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// How long the call may take in all, retries and fallbacks included. The deadline travels with the call: one that
+    /// has expired is not started.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// The call may run more than once: where it is unknown whether it ran, it is made again on whoever owns the key
+    /// then, until the timeout.
+    pub fn idempotent(mut self) -> Self {
+        self.idempotent = true;
+        self
+    }
+
+    /// Where the owner cannot be reached, ask up to so many next owners. Unless the call is
+    /// [`idempotent`](Self::idempotent), only where it cannot have run.
+    pub fn fallback(mut self, owners: usize) -> Self {
+        self.fallback = owners;
+        self
+    }
+
+    /// No two of the owners that are asked share a node, or a zone.
+    pub fn spread(mut self, spread: Spread) -> Self {
+        self.spread = spread;
+        self
+    }
+}
+
+/// Why a call, a cast or a broadcast to one node failed. [`may_have_run`](Self::may_have_run) says what is known of the
+/// other side.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CallError {
+    /// Nothing is online under that type. It did not run.
+    #[error("no service for key: no instance of {service_type:?} is online")]
+    NoService {
+        /// The type.
+        service_type: String,
+    },
+    /// That instance is not in the registry (any more). It did not run.
+    #[error("the service {id} is not in the registry: it has ended, or its node is down")]
+    NoInstance {
+        /// The instance.
+        id: ServiceId,
+    },
+    /// There is no working connection to the node. It did not run.
+    #[error("not sent to {node}: {why}")]
+    NotSent {
+        /// The node.
+        node: NodeName,
+        /// What is wrong.
+        why: String,
+    },
+    /// A queue on the way, or the mailbox, is full. It did not run.
+    #[error("not sent to {node}: a queue is full; try again later, or ask for less")]
+    Overloaded {
+        /// Where.
+        node: NodeName,
+    },
+    /// The connection broke, or the node went down, after sending. It may have run.
+    #[error("the connection to {node} broke before the reply came: the call may have run")]
+    Disconnected {
+        /// The node.
+        node: NodeName,
+    },
+    /// No reply in time. It may have run.
+    #[error("no reply within {after:?}: the call may have run")]
+    Timeout {
+        /// The time that the call had.
+        after: Duration,
+    },
+    /// The service ended, by itself or by a panic. It may have run.
+    #[error("the service stopped before it replied: the call may have run")]
+    Stopped,
+    /// The handler dropped the chance to reply. It ran.
+    #[error("the service did not reply to the call")]
+    NoReply,
+    /// The service understands other messages. It did not run.
+    #[error(
+        "the service speaks version {theirs} of its protocol, this caller version {ours}: run the same version on both"
+    )]
+    Incompatible {
+        /// The caller's version.
+        ours: u32,
+        /// The service's version; 0 for an external endpoint, or for other messages of the same version.
+        theirs: u32,
+    },
+    /// The service could not decode the message, so it did not run; or the caller could not decode the reply.
+    #[error("a message does not decode: {cause}")]
+    Decode {
+        /// What the decoder said.
+        cause: String,
+        /// True for the reply.
+        reply: bool,
+    },
+    /// The message could not be encoded. It did not run.
+    #[error("the message cannot be encoded: {cause}")]
+    Encode {
+        /// What the encoder said.
+        cause: String,
+    },
+    /// The message is larger than `max_payload_bytes`, so it did not run; or its reply was.
+    #[error("a message is over the limit of {limit} bytes (max_payload_bytes)")]
+    TooLarge {
+        /// The limit in bytes.
+        limit: usize,
+        /// True for the reply.
+        reply: bool,
+    },
+}
+
+impl CallError {
+    /// Whether the request may have run. False says that it has not, and will not.
+    pub fn may_have_run(&self) -> bool {
+        match self {
+            CallError::NoService { .. }
+            | CallError::NoInstance { .. }
+            | CallError::NotSent { .. }
+            | CallError::Overloaded { .. }
+            | CallError::Incompatible { .. }
+            | CallError::Encode { .. } => false,
+            CallError::Decode { reply, .. } | CallError::TooLarge { reply, .. } => *reply,
+            CallError::Disconnected { .. }
+            | CallError::Timeout { .. }
+            | CallError::Stopped
+            | CallError::NoReply => true,
+        }
+    }
+
+    /// True where the same call may succeed later, or elsewhere.
+    pub(crate) fn is_passing(&self) -> bool {
+        matches!(
+            self,
+            CallError::NoService { .. }
+                | CallError::NotSent { .. }
+                | CallError::Overloaded { .. }
+                | CallError::Disconnected { .. }
+                | CallError::Stopped
+        )
+    }
+}
+
+/// A message that was not sent, given back.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{error}")]
+pub struct CastError<M> {
+    /// Why.
+    pub error: CallError,
+    /// The message.
+    pub message: M,
+}
+
+/// How a remote service failed a call, as it travels.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Failure {
+    Stopped,
+    NoReply,
+    Overloaded,
+    Incompatible { theirs: u32 },
+    Decode { cause: String },
+    ReplyTooLarge { limit: u64 },
+    ReplyEncode { cause: String },
+    Expired,
+}

@@ -1,0 +1,134 @@
+//! Frames on their way to one connection's task: bounded, and handed over all at once.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use keydispatch_core::message::Frame;
+
+/// Why a frame was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rejected {
+    Full,
+    Closed,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    frames: Vec<Frame>,
+    bytes: usize,
+    closed: bool,
+    /// The task that waits for frames; none while it is at work.
+    waiting: Option<Waker>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Outbox {
+    inner: Mutex<Inner>,
+    max_frames: usize,
+    max_bytes: usize,
+}
+
+impl Outbox {
+    pub(crate) fn new(max_frames: usize, max_bytes: usize) -> Self {
+        Outbox {
+            inner: Mutex::default(),
+            max_frames,
+            max_bytes,
+        }
+    }
+
+    /// Takes a frame, unless it is full: one frame is always taken, however large.
+    pub(crate) fn push(&self, frame: Frame) -> Result<(), Rejected> {
+        let bytes = frame.body.len();
+        let mut inner = self.lock();
+        if inner.closed {
+            return Err(Rejected::Closed);
+        }
+        let full = inner.frames.len() >= self.max_frames || inner.bytes + bytes > self.max_bytes;
+        if full && !inner.frames.is_empty() {
+            return Err(Rejected::Full);
+        }
+        inner.bytes += bytes;
+        inner.frames.push(frame);
+        let waiting = inner.waiting.take();
+        drop(inner);
+        if let Some(waiting) = waiting {
+            waiting.wake();
+        }
+        Ok(())
+    }
+
+    /// Moves everything into `into`, which is empty; pending where there is nothing, and true once it is closed.
+    pub(crate) fn poll_take(&self, cx: &mut Context<'_>, into: &mut Vec<Frame>) -> Poll<bool> {
+        debug_assert!(into.is_empty());
+        let mut inner = self.lock();
+        if inner.frames.is_empty() {
+            if inner.closed {
+                return Poll::Ready(true);
+            }
+            let same = inner
+                .waiting
+                .as_ref()
+                .is_some_and(|waiting| waiting.will_wake(cx.waker()));
+            if !same {
+                inner.waiting = Some(cx.waker().clone());
+            }
+            return Poll::Pending;
+        }
+        std::mem::swap(&mut inner.frames, into);
+        inner.bytes = 0;
+        Poll::Ready(false)
+    }
+
+    /// What was not taken.
+    pub(crate) fn drain(&self) -> Vec<Frame> {
+        let mut inner = self.lock();
+        inner.bytes = 0;
+        std::mem::take(&mut inner.frames)
+    }
+
+    /// Takes no more; what is in it is still handed over.
+    pub(crate) fn close(&self) {
+        let waiting = {
+            let mut inner = self.lock();
+            inner.closed = true;
+            inner.waiting.take()
+        };
+        if let Some(waiting) = waiting {
+            waiting.wake();
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.lock().frames.len()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::wire;
+
+    #[test]
+    fn a_full_outbox_refuses_and_an_empty_one_takes_any_frame() {
+        let outbox = Outbox::new(2, 10);
+        let large = Frame {
+            kind: 64,
+            body: vec![0; 100].into(),
+        };
+        assert_eq!(outbox.push(large.clone()), Ok(()));
+        assert_eq!(outbox.push(large), Err(Rejected::Full));
+        assert_eq!(outbox.drain().len(), 1);
+        assert_eq!(outbox.push(wire::empty(65)), Ok(()));
+        assert_eq!(outbox.push(wire::empty(65)), Ok(()));
+        assert_eq!(outbox.push(wire::empty(65)), Err(Rejected::Full));
+        outbox.close();
+        assert_eq!(outbox.push(wire::empty(65)), Err(Rejected::Closed));
+        assert_eq!(outbox.len(), 2);
+    }
+}

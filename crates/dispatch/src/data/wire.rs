@@ -1,0 +1,177 @@
+//! The frames of the data lane.
+//!
+//! A call is a header (number, service, deadline, version: 6 to 12 bytes) and the message in postcard; a reply is the
+//! number and the reply. With the frames' own 5 bytes each, a call and its reply cost about 20 bytes beyond their payload.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use keydispatch_core::message::{FIRST_DATA_KIND, Frame};
+use postcard::ser_flavors::Flavor;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::call::Failure;
+
+/// The kinds of frames on the data lane.
+pub(crate) mod kind {
+    use super::FIRST_DATA_KIND;
+
+    pub(crate) const CALL: u8 = FIRST_DATA_KIND;
+    pub(crate) const CAST: u8 = FIRST_DATA_KIND + 1;
+    pub(crate) const REPLY: u8 = FIRST_DATA_KIND + 2;
+    pub(crate) const FAILURE: u8 = FIRST_DATA_KIND + 3;
+    pub(crate) const CANCEL: u8 = FIRST_DATA_KIND + 4;
+    pub(crate) const PING: u8 = FIRST_DATA_KIND + 5;
+    pub(crate) const PONG: u8 = FIRST_DATA_KIND + 6;
+    pub(crate) const BROADCAST: u8 = FIRST_DATA_KIND + 7;
+}
+
+/// Bytes of a header, at most, beyond the payload that a frame may carry.
+pub(crate) const MAX_HEADER_BYTES: usize = 512;
+
+/// What comes before the message of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct CallHeader {
+    /// Chosen by the caller, unique on its connection.
+    pub(crate) number: u64,
+    /// The service within the process that answers.
+    pub(crate) sequence: u64,
+    /// What is left of the caller's time, in milliseconds.
+    pub(crate) timeout_ms: u32,
+    /// The version of the protocol that the message is of.
+    pub(crate) version: u32,
+}
+
+/// What comes before the message of a cast.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct CastHeader {
+    pub(crate) sequence: u64,
+    pub(crate) version: u32,
+}
+
+/// Why a message was not encoded.
+#[derive(Debug)]
+pub(crate) enum EncodeError {
+    TooLarge,
+    Other(String),
+}
+
+/// Writes into `BytesMut`, up to a limit.
+struct Limited {
+    bytes: BytesMut,
+    limit: usize,
+}
+
+impl Flavor for Limited {
+    type Output = BytesMut;
+
+    #[inline]
+    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
+        if self.bytes.len() >= self.limit {
+            return Err(postcard::Error::SerializeBufferFull);
+        }
+        self.bytes.put_u8(byte);
+        Ok(())
+    }
+
+    #[inline]
+    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
+        if self.bytes.len() + bytes.len() > self.limit {
+            return Err(postcard::Error::SerializeBufferFull);
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn finalize(self) -> postcard::Result<BytesMut> {
+        Ok(self.bytes)
+    }
+}
+
+/// A header and a message of at most `limit` bytes, as one frame.
+pub(crate) fn encode<H: Serialize, M: Serialize>(
+    kind: u8,
+    header: &H,
+    message: &M,
+    limit: usize,
+) -> Result<Frame, EncodeError> {
+    let flavor = Limited {
+        bytes: BytesMut::with_capacity(128),
+        limit: limit + MAX_HEADER_BYTES,
+    };
+    match postcard::serialize_with_flavor(&(header, message), flavor) {
+        Ok(bytes) => Ok(Frame {
+            kind,
+            body: bytes.freeze(),
+        }),
+        Err(postcard::Error::SerializeBufferFull) => Err(EncodeError::TooLarge),
+        Err(error) => Err(EncodeError::Other(error.to_string())),
+    }
+}
+
+/// A header and the bytes that follow it.
+pub(crate) fn split<H: DeserializeOwned>(body: &Bytes) -> Result<(H, Bytes), String> {
+    match postcard::take_from_bytes::<H>(body) {
+        Ok((header, rest)) => Ok((header, body.slice(body.len() - rest.len()..))),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+pub(crate) fn failure(number: u64, failure: &Failure) -> Frame {
+    encode(kind::FAILURE, &number, failure, MAX_HEADER_BYTES)
+        .unwrap_or_else(|_| number_only(kind::FAILURE, number))
+}
+
+/// A frame that carries a number alone.
+pub(crate) fn number_only(kind: u8, number: u64) -> Frame {
+    let body = postcard::to_allocvec(&number).unwrap_or_default();
+    Frame {
+        kind,
+        body: body.into(),
+    }
+}
+
+pub(crate) fn empty(kind: u8) -> Frame {
+    Frame {
+        kind,
+        body: Bytes::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_and_its_reply_cost_few_bytes() {
+        let header = CallHeader {
+            number: 1 << 20,
+            sequence: 1_000,
+            timeout_ms: 5_000,
+            version: 1,
+        };
+        let payload = [7_u8; 64];
+        let call = encode(kind::CALL, &header, &Bytes::copy_from_slice(&payload), 1 << 20).unwrap();
+        let reply = encode(kind::REPLY, &header.number, &Bytes::copy_from_slice(&payload), 1 << 20)
+            .unwrap();
+        let overhead = call.body.len() + reply.body.len() + 10 - 2 * payload.len();
+        assert!(overhead <= 48, "{overhead}");
+    }
+
+    #[test]
+    fn a_message_over_the_limit_is_not_encoded() {
+        let message = vec![0_u8; 2_000];
+        assert!(matches!(
+            encode(kind::CAST, &0_u8, &message, 1_000),
+            Err(EncodeError::TooLarge)
+        ));
+    }
+
+    #[test]
+    fn what_follows_a_header_is_shared_and_not_copied() {
+        let frame = encode(kind::REPLY, &7_u64, &"hello", 100).unwrap();
+        let (number, rest) = split::<u64>(&frame.body).unwrap();
+        assert_eq!(number, 7);
+        assert_eq!(postcard::from_bytes::<&str>(&rest).unwrap(), "hello");
+        assert!(split::<u64>(&Bytes::from_static(&[0x80])).is_err());
+    }
+}
