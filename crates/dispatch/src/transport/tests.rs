@@ -547,3 +547,71 @@ async fn changed_files_are_used_without_a_restart_and_useless_ones_are_not() {
     files.write(&authority, &authority.issue("e").unwrap());
     names("\"e\"").await;
 }
+
+/// What is logged on this thread.
+#[derive(Clone, Default)]
+struct Log(Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl Log {
+    fn warnings(&self) -> Vec<String> {
+        let bytes = self.0.lock().unwrap().clone();
+        let text = String::from_utf8(bytes).unwrap();
+        text.lines()
+            .filter(|line| line.contains("WARN"))
+            .map(str::to_owned)
+            .collect()
+    }
+}
+
+impl io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn the_accepting_side_logs_each_reason_once_with_the_peer() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_ansi(false)
+        .with_writer(move || writer.clone())
+        .finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let files = authority();
+    let server = Identity::issued(&files, "a").bind();
+    let plaintext = TcpTransport::plaintext("127.0.0.1:0").unwrap();
+    let mail = Authority::from_pem("mail", &files.ca_pem(), &files.ca_key_pem()).unwrap();
+    let now = SystemTime::now();
+    let hour = Duration::from_secs(3600);
+    for _ in 0..2 {
+        refusal(&plaintext, Arc::clone(&server)).await;
+        for issued in [
+            None,
+            Some(mail.issue("b").unwrap()),
+            Some(files.issue_with("b", now - 2 * hour, now - hour).unwrap()),
+            Some(authority().issue("b").unwrap()),
+        ] {
+            rude_client(Arc::clone(&server), &files, "files", issued).await;
+        }
+    }
+    let warnings = log.warnings();
+    assert_eq!(warnings.len(), 5, "{warnings:#?}");
+    for (warning, reason) in warnings.iter().zip([
+        "does not speak TLS: it may run with plaintext",
+        "presents no certificate",
+        "mail.dispatch.internal",
+        "has expired",
+        "authority",
+    ]) {
+        assert!(
+            warning.contains(reason) && warning.contains("127.0.0.1:"),
+            "{warning}"
+        );
+    }
+}
