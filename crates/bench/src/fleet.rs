@@ -11,7 +11,9 @@ use tokio::process::{Child, ChildStdin, Command};
 
 mod puppet;
 
-pub use puppet::{Answer, Counter, CounterCall, Counters, Happened, Listed, Order, Puppet, Strings};
+pub use puppet::{
+    Answer, Counter, CounterCall, Counters, Happened, Listed, Order, Puppet, Strings,
+};
 
 /// The cluster of every fleet; fleets have authorities of their own, and so never meet.
 pub const CLUSTER: &str = "fleet";
@@ -35,8 +37,11 @@ impl Certificates {
         std::fs::write(directory.path().join("ca.pem"), authority.ca_pem())?;
         for name in names {
             let issued = authority.issue(name)?;
-            std::fs::write(directory.path().join(format!("{name}.pem")), issued.cert_pem())?;
-            std::fs::write(directory.path().join(format!("{name}.key")), issued.key_pem())?;
+            std::fs::write(
+                directory.path().join(format!("{name}.pem")),
+                issued.cert_pem,
+            )?;
+            std::fs::write(directory.path().join(format!("{name}.key")), issued.key_pem)?;
         }
         Ok(Certificates { directory })
     }
@@ -160,7 +165,9 @@ pub async fn run_puppet(
     certificates: PathBuf,
     ready: impl FnOnce(&str),
 ) -> Result<(), Error> {
-    let node = describe(&name, &bind, &seeds, &certificates).start().await?;
+    let node = describe(&name, &bind, &seeds, &certificates)
+        .start()
+        .await?;
     Puppet::serve(&node).await?;
     ready(node.address().as_str());
     let mut stdin = tokio::io::stdin();

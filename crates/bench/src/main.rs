@@ -1,2 +1,76 @@
-//! The benchmarks.
-fn main() {}
+//! Benchmarks beside peers and floors, the simulator, and the node processes that tests drive: one command each.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use keydispatch_bench::fleet;
+
+#[derive(Parser)]
+#[command(version, about)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// A node that obeys the test that started it, until its standard input closes.
+    #[command(hide = true)]
+    Puppet {
+        #[arg(long)]
+        name: String,
+        #[arg(long)]
+        bind: String,
+        #[arg(long)]
+        certificates: PathBuf,
+        #[arg(long = "seed")]
+        seeds: Vec<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            report(&format!("error: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<(), fleet::Error> {
+    match arguments.command {
+        Command::Puppet {
+            name,
+            bind,
+            certificates,
+            seeds,
+        } => {
+            tracing_subscriber::fmt()
+                .with_writer(std::io::stderr)
+                .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+                .init();
+            let runtime = tokio::runtime::Runtime::new()?;
+            runtime.block_on(fleet::run_puppet(
+                name,
+                bind,
+                seeds,
+                certificates,
+                |address| {
+                    say(&format!("ready {address}"));
+                },
+            ))
+        }
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "a command's output")]
+fn say(line: &str) {
+    println!("{line}");
+}
+
+#[expect(clippy::print_stderr, reason = "a command's complaint")]
+fn report(line: &str) {
+    eprintln!("{line}");
+}

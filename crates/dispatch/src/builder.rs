@@ -1,7 +1,6 @@
 //! How a node is described and started.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use keydispatch_core::limits::DEFAULT_MAX_PAYLOAD_BYTES;
@@ -53,7 +52,10 @@ pub enum StartError {
         by: Option<Address>,
     },
     /// These nodes are up, and their entries did not arrive in time: this node would route from a partial view.
-    #[error("not synced after {waited:?}: the entries of {} are missing", list(missing))]
+    #[error(
+        "not synced after {waited:?}: the entries of {} are missing",
+        list(missing)
+    )]
     NotSynced {
         /// How long was waited.
         waited: Duration,
@@ -117,6 +119,13 @@ pub(crate) struct Checked {
     pub(crate) log_level: LogLevel,
     pub(crate) max_payload_bytes: usize,
     pub(crate) start_timeout: Duration,
+}
+
+impl Checked {
+    /// False where addresses are no host names: in memory, or without a network.
+    pub(crate) fn resolves_names(&self) -> bool {
+        matches!(self.network, Some(Network::Tls(_) | Network::Plaintext))
+    }
 }
 
 impl NodeBuilder {
@@ -368,6 +377,3 @@ impl Config {
 fn tls_files(ca: &PathBuf, cert: &PathBuf, key: &PathBuf) -> TlsFiles {
     TlsFiles::new(ca, cert, key)
 }
-
-/// Used by the node to hold what it was started with.
-pub(crate) type SharedSeeds = Arc<[Seed]>;

@@ -24,6 +24,9 @@ pub(crate) const FRAME_HEAD_BYTES: usize = 5;
 /// Bytes handed to a connection at once; the rest waits in the queue that is counted.
 const WRITE_AHEAD_BYTES: usize = 256 * 1024;
 
+/// How long a connection that is done with waits for the peer to close it.
+const LINGER: Duration = Duration::from_millis(300);
+
 /// How long a connection that was accepted has to say Hello.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -60,7 +63,7 @@ pub(crate) async fn serve(
         let input = match step {
             Step::Frame(frame) => Input::Frame { link, frame },
             Step::Drained => Input::Drained { link },
-            Step::Finished => return,
+            Step::Finished => return linger(&mut *connection).await,
             Step::Closed(why) => {
                 let _ = inputs.send(Input::Closed { link, why }).await;
                 return;
@@ -69,7 +72,7 @@ pub(crate) async fn serve(
         if inputs.send(input).await.is_err() {
             // The driver has stopped: what it queued is flushed all the same.
             flush(&mut *connection, &mut outgoing).await;
-            return;
+            return linger(&mut *connection).await;
         }
     }
 }
@@ -134,6 +137,12 @@ fn write(
     }
 }
 
+/// Reads what still comes, for a moment: closing with unread bytes resets the connection, and the last frames with it.
+async fn linger(connection: &mut dyn Connection) {
+    let rest = async { while let Some(Ok(_)) = poll_fn(|cx| connection.poll_frame(cx)).await {} };
+    let _ = tokio::time::timeout(LINGER, rest).await;
+}
+
 async fn flush(connection: &mut dyn Connection, outgoing: &mut Outgoing) {
     let _ = poll_fn(|cx| match write(cx, connection, outgoing) {
         Ok(true) => Poll::Ready(Ok(())),
@@ -178,7 +187,7 @@ pub(crate) async fn accept(
 async fn greet(
     mut connection: Box<dyn Connection>,
     inputs: &mpsc::Sender<Input>,
-    data: &DataPlane,
+    data: &Arc<DataPlane>,
     ours: &ArcSwap<Hello>,
 ) {
     let first = match poll_fn(|cx| connection.poll_frame(cx)).await {

@@ -70,7 +70,8 @@ impl Seed {
     }
 
     /// As it was written.
-    pub(crate) fn address(&self) -> &Address {
+    #[cfg(test)]
+    fn address(&self) -> &Address {
         &self.address
     }
 

@@ -260,7 +260,10 @@ impl Driver {
     }
 
     async fn wait(&mut self, commands: &mut Vec<Command>, inputs: &mut Vec<Input>) -> Wake {
-        let deadline = self.cluster.poll_timeout().map(|at| self.clock.deadline(at));
+        let deadline = self
+            .cluster
+            .poll_timeout()
+            .map(|at| self.clock.deadline(at));
         let timer = async {
             match deadline {
                 Some(deadline) => tokio::time::sleep_until(deadline).await,
@@ -282,7 +285,10 @@ impl Driver {
         let now = self.clock.now();
         let late = self.cluster.poll_timeout().map(|at| now.since(at));
         if late.is_some_and(|late| late >= PAUSE) {
-            tracing::debug!(late_ms = late.map(|late| late.as_millis()), "this process did not run");
+            tracing::debug!(
+                late_ms = late.map(|late| late.as_millis()),
+                "this process did not run"
+            );
             let until = tokio::time::Instant::now() + DRAIN_AFTER_PAUSE;
             while tokio::time::timeout_at(until, self.inputs.recv_many(inputs, BATCH))
                 .await
@@ -442,7 +448,11 @@ impl Driver {
                 let queued = open.queued.fetch_add(bytes, Ordering::Relaxed) + bytes;
                 let gone = open.outgoing.send(frame).is_err();
                 if queued > MAX_QUEUED_BYTES && !gone {
-                    tracing::warn!(link = link.0, queued, "closing a control connection: the peer does not read");
+                    tracing::warn!(
+                        link = link.0,
+                        queued,
+                        "closing a control connection: the peer does not read"
+                    );
                     self.links.open.remove(&link);
                     self.cluster.handle_disconnected(now, link);
                 } else if queued > CONGESTED_BYTES && !open.congested {
@@ -549,9 +559,12 @@ impl Driver {
         // Dropping the senders lets each task flush what is queued and close its connection.
         self.links.open.clear();
         self.inputs.close();
-        let flushed = async { while self.links.tasks.join_next().await.is_some() {} };
-        if said_goodbye && tokio::time::timeout(FLUSH_TIMEOUT, flushed).await.is_err() {
-            tracing::debug!("some peers did not take the goodbye in time");
+        if said_goodbye {
+            let tasks = &mut self.links.tasks;
+            let flushed = async { while tasks.join_next().await.is_some() {} };
+            if tokio::time::timeout(FLUSH_TIMEOUT, flushed).await.is_err() {
+                tracing::debug!("some peers did not take the goodbye in time");
+            }
         }
         self.links.tasks.abort_all();
         self.data.close();

@@ -97,12 +97,6 @@ impl<P: Protocol> Clone for Mailbox<P> {
     }
 }
 
-/// Why a message did not get in.
-pub(crate) enum NotTaken {
-    Full,
-    Closed,
-}
-
 /// A mailbox whose types are not known: what a connection delivers to.
 pub(crate) trait AnyMailbox: Send + Sync {
     fn call(&self, body: Bytes, version: u32, deadline: Instant, caller: Arc<Caller>, number: u64);

@@ -25,6 +25,11 @@ impl Member {
         &self.node.name
     }
 
+    /// True where it is up, suspected or not.
+    pub fn is_up(&self) -> bool {
+        matches!(self.state, MemberState::Up | MemberState::Suspected)
+    }
+
     pub(crate) fn roster(members: &[MemberInfo]) -> Vec<Member> {
         members
             .iter()

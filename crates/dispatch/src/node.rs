@@ -19,8 +19,10 @@ use crate::members::{Member, MemberChanges};
 use crate::pubsub::PubSub;
 use crate::registry::Registry;
 use crate::service::{Protocol, ServeError, ServeOptions, Served, Service};
-use crate::transport::tcp::TcpTransport;
+use crate::supervise::{SuperviseOptions, Supervised};
+use crate::tls::Tls;
 use crate::transport::Transport;
+use crate::transport::tcp::TcpTransport;
 
 /// How often the seeds' names are looked up again.
 const RESOLVE_INTERVAL: Duration = Duration::from_secs(5);
@@ -105,7 +107,7 @@ impl Node {
                 cluster: checked.cluster.clone(),
                 name: checked.name.clone(),
                 address: address.clone(),
-                seeds: discovery::resolve(&checked.seeds).await,
+                seeds: discovery::resolve(&checked.seeds, checked.resolves_names()).await,
                 settings: checked.settings.clone(),
                 wall_clock_micros: wall_clock_micros(),
                 nonce,
@@ -156,7 +158,7 @@ impl Node {
                 Arc::clone(&data),
                 hello,
             )));
-            if checked.seeds.iter().any(Seed::is_name) {
+            if checked.resolves_names() && checked.seeds.iter().any(Seed::is_name) {
                 tasks.push(tokio::spawn(resolve_again(checked.seeds.clone(), commands)));
             }
         }
@@ -209,6 +211,17 @@ impl Node {
         service: S,
     ) -> Result<Served<S::Protocol>, ServeError> {
         crate::service::serve(&self.inner.registry, &self.inner.data, options, service).await
+    }
+
+    /// Starts a service that is started again when it panics, under the same instance name: after a pause that doubles,
+    /// and at most 3 times in 5 s unless the options say otherwise.
+    pub async fn supervise<S: Service>(
+        &self,
+        options: SuperviseOptions,
+        factory: impl FnMut() -> S + Send + 'static,
+    ) -> Result<Supervised, ServeError> {
+        let (registry, data) = (self.inner.registry.clone(), Arc::clone(&self.inner.data));
+        crate::supervise::supervise(registry, data, options, factory).await
     }
 
     /// A typed handle to the services of a protocol, wherever they run. Cheap to clone.
@@ -333,18 +346,18 @@ fn bind(checked: &Checked) -> Result<Option<Arc<dyn Transport>>, StartError> {
         None => None,
         Some(Network::Memory(network)) => Some(network.bind(&checked.bind)?),
         Some(Network::Plaintext) => Some(Arc::new(TcpTransport::plaintext(&checked.bind)?)),
-        Some(Network::Tls(files)) => Some(Arc::new(TcpTransport::tls(
-            &checked.bind,
-            files,
-            &checked.cluster,
-        )?)),
+        Some(Network::Tls(files)) => {
+            let tls = Tls::load(files, &checked.cluster)?;
+            tls.check_node(&checked.name)?;
+            Some(Arc::new(TcpTransport::tls(&checked.bind, tls)?))
+        }
     })
 }
 
 async fn resolve_again(seeds: Vec<Seed>, commands: mpsc::Sender<Command>) {
     loop {
         tokio::time::sleep(RESOLVE_INTERVAL).await;
-        let addresses = discovery::resolve(&seeds).await;
+        let addresses = discovery::resolve(&seeds, true).await;
         if commands.send(Command::Seeds(addresses)).await.is_err() {
             return;
         }
@@ -354,5 +367,7 @@ async fn resolve_again(seeds: Vec<Seed>, commands: mpsc::Sender<Command>) {
 fn wall_clock_micros() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
+        .map_or(0, |since| {
+            u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+        })
 }

@@ -106,8 +106,7 @@ impl NewService {
 
     /// A label. Zone, address and labels together hold at most 4 KiB.
     pub fn tag(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
-        self.tags
-            .insert(key.into().into(), value.into().into());
+        self.tags.insert(key.into().into(), value.into().into());
         self
     }
 
@@ -246,11 +245,7 @@ impl Registry {
         let added = self.add_entries(entries).await?;
         Ok(added
             .into_iter()
-            .map(|info| Registration {
-                registry: self.clone(),
-                reference: info.reference(),
-                id: info.id().clone(),
-            })
+            .map(|info| Registration::new(self.clone(), &info))
             .collect())
     }
 
@@ -377,7 +372,10 @@ impl Registry {
         self.shared.next_sequence()
     }
 
-    pub(crate) async fn add_entry(&self, entry: NewEntry) -> Result<Arc<ServiceInfo>, RegistryError> {
+    pub(crate) async fn add_entry(
+        &self,
+        entry: NewEntry,
+    ) -> Result<Arc<ServiceInfo>, RegistryError> {
         let mut added = self.add_entries(vec![entry]).await?;
         added.pop().ok_or(RegistryError::NodeStopped)
     }
@@ -465,6 +463,14 @@ pub struct Registration {
 }
 
 impl Registration {
+    pub(crate) fn new(registry: Registry, info: &ServiceInfo) -> Self {
+        Registration {
+            registry,
+            reference: info.reference(),
+            id: info.id().clone(),
+        }
+    }
+
     /// The service.
     pub fn id(&self) -> &ServiceId {
         &self.id

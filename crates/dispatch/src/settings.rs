@@ -4,7 +4,9 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use keydispatch_core::{ClusterName, NameError, NodeName, RawSettings, Settings, SettingsError, Zone};
+use keydispatch_core::{
+    ClusterName, NameError, NodeName, RawSettings, Settings, SettingsError, Zone,
+};
 use serde::Deserialize;
 use serde::de::{self, Deserializer, Visitor};
 
@@ -180,7 +182,9 @@ pub enum ConfigError {
     #[error("node.plaintext is set beside certificates: choose one")]
     PlaintextAndTls,
     /// The local adapter has no network to use that setting on.
-    #[error("{setting} has no use with pubsub.adapter = \"local\": remove it, or use the adapter \"mesh\"")]
+    #[error(
+        "{setting} has no use with pubsub.adapter = \"local\": remove it, or use the adapter \"mesh\""
+    )]
     LocalAdapter {
         /// The setting.
         setting: &'static str,
@@ -220,7 +224,9 @@ impl<'de> Deserialize<'de> for Period {
             type Value = Period;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("milliseconds, or a string such as \"250ms\", \"3s\", \"20min\" or \"1h\"")
+                f.write_str(
+                    "milliseconds, or a string such as \"250ms\", \"3s\", \"20min\" or \"1h\"",
+                )
             }
 
             fn visit_i64<E: de::Error>(self, millis: i64) -> Result<Period, E> {
@@ -298,8 +304,9 @@ mod tests {
 
     #[test]
     fn periods_are_milliseconds_or_strings_with_a_unit() {
-        let config = Config::parse("[registry]\nbroadcast_period = 50\npermdown_period = \"2min\"\n")
-            .unwrap();
+        let config =
+            Config::parse("[registry]\nbroadcast_period = 50\npermdown_period = \"2min\"\n")
+                .unwrap();
         assert_eq!(
             config.registry.raw().broadcast_period,
             Some(Duration::from_millis(50))

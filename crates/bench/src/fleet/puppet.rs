@@ -217,7 +217,10 @@ impl Puppet {
         Ok(())
     }
 
-    async fn obey(&mut self, order: Order) -> Result<Answer, Box<dyn std::error::Error + Send + Sync>> {
+    async fn obey(
+        &mut self,
+        order: Order,
+    ) -> Result<Answer, Box<dyn std::error::Error + Send + Sync>> {
         let registry = self.node.registry().clone();
         Ok(match order {
             Order::AddEndpoint {
@@ -265,7 +268,9 @@ impl Puppet {
                 let outcome = counter.call(CounterCall::Panic).await;
                 Answer::Failed(format!("{outcome:?}"))
             }
-            Order::Services(service_type) => Answer::Listed(list(&registry.services(&service_type))),
+            Order::Services(service_type) => {
+                Answer::Listed(list(&registry.services(&service_type)))
+            }
             Order::Online(service_type) => {
                 Answer::Listed(list(&registry.online_services(&service_type)))
             }
@@ -280,11 +285,10 @@ impl Puppet {
                 Answer::Done
             }
             Order::Seen(service_type) => {
-                let seen = self.watched.get(&service_type).map(|seen| {
-                    seen.lock()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .clone()
-                });
+                let seen = self
+                    .watched
+                    .get(&service_type)
+                    .map(|seen| seen.lock().unwrap_or_else(PoisonError::into_inner).clone());
                 Answer::Seen(seen.unwrap_or_default())
             }
             Order::Count { key } => {
@@ -321,9 +325,7 @@ impl Puppet {
                 let happened = match event {
                     ServiceEvent::Joined(info) => Happened::Joined(Listed::from(&*info)),
                     ServiceEvent::Left(info) => Happened::Left(Listed::from(&*info)),
-                    ServiceEvent::Updated { after, .. } => {
-                        Happened::Updated(Listed::from(&*after))
-                    }
+                    ServiceEvent::Updated { after, .. } => Happened::Updated(Listed::from(&*after)),
                     _ => continue,
                 };
                 seen.lock()

@@ -150,9 +150,20 @@ mod tests {
             version: 1,
         };
         let payload = [7_u8; 64];
-        let call = encode(kind::CALL, &header, &Bytes::copy_from_slice(&payload), 1 << 20).unwrap();
-        let reply = encode(kind::REPLY, &header.number, &Bytes::copy_from_slice(&payload), 1 << 20)
-            .unwrap();
+        let call = encode(
+            kind::CALL,
+            &header,
+            &Bytes::copy_from_slice(&payload),
+            1 << 20,
+        )
+        .unwrap();
+        let reply = encode(
+            kind::REPLY,
+            &header.number,
+            &Bytes::copy_from_slice(&payload),
+            1 << 20,
+        )
+        .unwrap();
         let overhead = call.body.len() + reply.body.len() + 10 - 2 * payload.len();
         assert!(overhead <= 48, "{overhead}");
     }

@@ -1,0 +1,3 @@
+//! Node processes for tests and benchmarks, and what the commands of `keydispatch-bench` share.
+
+pub mod fleet;

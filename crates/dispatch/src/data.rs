@@ -1,0 +1,405 @@
+//! The data lane: calls, casts and broadcasts between nodes, beside the control connections.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::{ArcSwap, Guard};
+use bytes::Bytes;
+use keydispatch_core::message::{Address, Frame, Hello};
+use keydispatch_core::{NodeId, NodeName, ServiceInfo, Topic};
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+
+use crate::call::CallError;
+use crate::mailbox::AnyMailbox;
+use crate::pubsub::Topics;
+use crate::service::StopReason;
+use crate::transport::{Connection, Transport};
+
+pub(crate) mod inbound;
+pub(crate) mod lane;
+mod outbox;
+mod pump;
+pub(crate) mod wire;
+
+use inbound::Caller;
+use lane::Lane;
+
+/// Most connections that peers may have open to this node's data lane: 300 nodes with some each.
+const MAX_INBOUND: u64 = 8_192;
+
+/// How long a leaving node waits for its services to stop.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What the data lane is started with.
+pub(crate) struct DataConfig {
+    pub(crate) transport: Option<Arc<dyn Transport>>,
+    pub(crate) hello: Arc<ArcSwap<Hello>>,
+    pub(crate) pool_size: usize,
+    pub(crate) max_payload_bytes: usize,
+}
+
+/// Counters of the data lane, from the node's start.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DataStats {
+    /// Calls that were sent to other nodes.
+    pub calls_sent: u64,
+    /// Calls that other nodes sent.
+    pub calls_received: u64,
+    /// Casts that were sent to other nodes.
+    pub casts_sent: u64,
+    /// Casts that other nodes sent.
+    pub casts_received: u64,
+    /// Casts that other nodes sent and no mailbox took: it was full, gone, or of another version.
+    pub casts_dropped: u64,
+    /// Messages that did not decode.
+    pub undecodable: u64,
+    /// Data connections that this node opened.
+    pub connections_opened: u64,
+    /// Data connections that this node has open now.
+    pub connections_open: usize,
+    /// Data connections that others have open to this node.
+    pub connections_inbound: u64,
+    /// Calls that wait for their reply.
+    pub calls_pending: usize,
+    /// Frames that wait to be written.
+    pub frames_queued: usize,
+    /// Services that run here.
+    pub services: usize,
+    /// The nodes that calls are not sent to at the moment: silent, or their connection broke.
+    pub suspended: Vec<NodeName>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) calls_sent: AtomicU64,
+    pub(crate) calls_received: AtomicU64,
+    pub(crate) casts_sent: AtomicU64,
+    pub(crate) casts_received: AtomicU64,
+    pub(crate) casts_dropped: AtomicU64,
+    pub(crate) undecodable: AtomicU64,
+    pub(crate) connections_opened: AtomicU64,
+    pub(crate) connections_inbound: AtomicU64,
+}
+
+/// When something was last heard on a connection.
+#[derive(Debug)]
+pub(crate) struct Heard {
+    origin: tokio::time::Instant,
+    micros: AtomicU64,
+}
+
+impl Default for Heard {
+    fn default() -> Self {
+        Heard {
+            origin: tokio::time::Instant::now(),
+            micros: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Heard {
+    fn now(&self) {
+        let micros = u64::try_from(self.origin.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.micros.store(micros, Ordering::Relaxed);
+    }
+
+    fn since(&self) -> Duration {
+        let heard = Duration::from_micros(self.micros.load(Ordering::Relaxed));
+        self.origin.elapsed().saturating_sub(heard)
+    }
+}
+
+#[derive(Debug)]
+struct Peer {
+    node: NodeId,
+    lanes: Box<[Arc<Lane>]>,
+}
+
+struct Local {
+    mailbox: Arc<dyn AnyMailbox>,
+    task: AbortHandle,
+}
+
+/// See the module.
+pub(crate) struct DataPlane {
+    config: DataConfig,
+    peers: papaya::HashMap<NodeName, Arc<Peer>>,
+    local: papaya::HashMap<u64, Local>,
+    pub(crate) topics: Topics,
+    pub(crate) counters: Counters,
+    stopping: watch::Sender<bool>,
+    closed: AtomicBool,
+    /// How many services run; whoever waits for them to stop reads it.
+    running: watch::Sender<usize>,
+    runtime: tokio::runtime::Handle,
+    /// When a dropped cast was last logged.
+    complained: Mutex<Option<tokio::time::Instant>>,
+}
+
+impl std::fmt::Debug for DataPlane {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DataPlane").finish_non_exhaustive()
+    }
+}
+
+impl DataPlane {
+    pub(crate) fn new(config: DataConfig) -> Arc<Self> {
+        Arc::new(DataPlane {
+            config,
+            peers: papaya::HashMap::new(),
+            local: papaya::HashMap::new(),
+            topics: Topics::default(),
+            counters: Counters::default(),
+            stopping: watch::channel(false).0,
+            closed: AtomicBool::new(false),
+            running: watch::channel(0).0,
+            runtime: tokio::runtime::Handle::current(),
+            complained: Mutex::default(),
+        })
+    }
+
+    pub(crate) fn max_payload_bytes(&self) -> usize {
+        self.config.max_payload_bytes
+    }
+
+    fn max_frame_bytes(&self) -> usize {
+        self.config.max_payload_bytes + wire::MAX_HEADER_BYTES
+    }
+
+    fn transport(&self) -> Option<&Arc<dyn Transport>> {
+        self.config.transport.as_ref()
+    }
+
+    fn hello(&self) -> Guard<Arc<Hello>> {
+        self.config.hello.load()
+    }
+
+    /// Runs a task of this lane until it ends or the node does.
+    fn spawn(self: &Arc<Self>, task: impl Future<Output = ()> + Send + 'static) {
+        let mut stopping = self.stopping.subscribe();
+        self.runtime.spawn(async move {
+            tokio::select! {
+                () = task => {}
+                _ = stopping.wait_for(|stop| *stop) => {}
+            }
+        });
+    }
+
+    /// Runs a service's task; [`stop_services`](Self::stop_services) and [`close`](Self::close) end it.
+    pub(crate) fn spawn_service(
+        &self,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) -> AbortHandle {
+        self.runtime.spawn(task).abort_handle()
+    }
+
+    pub(crate) fn add_local(&self, sequence: u64, mailbox: Arc<dyn AnyMailbox>, task: AbortHandle) {
+        if self.closed.load(Ordering::SeqCst) {
+            task.abort();
+            return;
+        }
+        self.local.pin().insert(sequence, Local { mailbox, task });
+        self.running.send_modify(|running| *running += 1);
+    }
+
+    pub(crate) fn remove_local(&self, sequence: u64) {
+        if self.local.pin().remove(&sequence).is_some() {
+            self.running.send_modify(|running| *running -= 1);
+        }
+    }
+
+    pub(crate) fn local(&self, sequence: u64) -> Option<Arc<dyn AnyMailbox>> {
+        self.local
+            .pin()
+            .get(&sequence)
+            .map(|local| Arc::clone(&local.mailbox))
+    }
+
+    /// Looks at a local mailbox without keeping it.
+    pub(crate) fn with_local<T>(
+        &self,
+        sequence: u64,
+        look: impl FnOnce(&dyn AnyMailbox) -> T,
+    ) -> Option<T> {
+        self.local
+            .pin()
+            .get(&sequence)
+            .map(|local| look(&*local.mailbox))
+    }
+
+    /// The connection that a service is pinned to, so that order holds.
+    pub(crate) fn lane(&self, info: &ServiceInfo) -> Result<Arc<Lane>, CallError> {
+        let peers = self.peers.pin();
+        let Some(peer) = peers.get(info.node()) else {
+            return Err(CallError::NotSent {
+                node: info.node().clone(),
+                why: NOT_UP.to_owned(),
+            });
+        };
+        if peer.node.generation.number != info.reference().generation {
+            return Err(CallError::NotSent {
+                node: info.node().clone(),
+                why: "it has restarted".to_owned(),
+            });
+        }
+        let at = info.id().sequence as usize % peer.lanes.len();
+        Ok(Arc::clone(&peer.lanes[at]))
+    }
+
+    /// Sends a frame to one node, on its first connection.
+    pub(crate) fn send_to_node(
+        self: &Arc<Self>,
+        node: &NodeName,
+        frame: Frame,
+    ) -> Result<(), CallError> {
+        let lane = {
+            let peers = self.peers.pin();
+            let peer = peers.get(node).ok_or_else(|| CallError::NotSent {
+                node: node.clone(),
+                why: NOT_UP.to_owned(),
+            })?;
+            Arc::clone(&peer.lanes[0])
+        };
+        lane.send(self, frame)
+    }
+
+    /// True where calls to that node can be sent.
+    pub(crate) fn is_up(&self, node: &NodeName) -> bool {
+        self.peers.pin().contains_key(node)
+    }
+
+    /// The nodes that are up.
+    pub(crate) fn nodes(&self) -> Vec<NodeName> {
+        self.peers.pin().keys().cloned().collect()
+    }
+
+    pub(crate) fn member_up(&self, node: NodeId, address: Address) {
+        let lanes = (0..self.config.pool_size)
+            .map(|_| Lane::new(node.clone(), address.clone()))
+            .collect();
+        let name = node.name.clone();
+        let peer = Arc::new(Peer { node, lanes });
+        let peers = self.peers.pin();
+        if let Some(before) = peers.insert(name, peer) {
+            before.lanes.iter().for_each(|lane| lane.close());
+        }
+    }
+
+    pub(crate) fn member_down(&self, node: &NodeId) {
+        let peers = self.peers.pin();
+        let down = peers.remove_if(&node.name, |_, peer| peer.node == *node);
+        if let Ok(Some((_, peer))) = down {
+            peer.lanes.iter().for_each(|lane| lane.close());
+        }
+    }
+
+    /// A peer opened a connection, and its Hello was accepted.
+    pub(crate) fn inbound(self: &Arc<Self>, connection: Box<dyn Connection>, theirs: Hello) {
+        let open = self
+            .counters
+            .connections_inbound
+            .fetch_add(1, Ordering::Relaxed);
+        let plane = Arc::clone(self);
+        let counted = CountedDown(Arc::clone(self));
+        if open >= MAX_INBOUND {
+            tracing::warn!(peer = %theirs.node, "closing a data connection: there are too many");
+            return;
+        }
+        let caller = Caller::new(self.config.max_payload_bytes);
+        self.spawn(async move {
+            inbound::serve(connection, caller, theirs.node.name, plane).await;
+            drop(counted);
+        });
+    }
+
+    /// A broadcast from a peer.
+    fn deliver(&self, from: &NodeName, body: &Bytes) -> Result<(), String> {
+        let (topic, payload) = wire::split::<Topic>(body)?;
+        self.topics.publish(&topic, from, payload);
+        Ok(())
+    }
+
+    fn count_dropped_cast(&self, peer: &NodeName) {
+        const PAUSE: Duration = Duration::from_secs(10);
+        let dropped = self.counters.casts_dropped.fetch_add(1, Ordering::Relaxed) + 1;
+        let mut complained = self
+            .complained
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if complained.is_none_or(|at| at.elapsed() >= PAUSE) {
+            *complained = Some(tokio::time::Instant::now());
+            tracing::warn!(%peer, dropped, "a cast was dropped: its mailbox was full or gone");
+        }
+    }
+
+    pub(crate) fn stats(&self) -> DataStats {
+        let counters = &self.counters;
+        let mut stats = DataStats {
+            calls_sent: counters.calls_sent.load(Ordering::Relaxed),
+            calls_received: counters.calls_received.load(Ordering::Relaxed),
+            casts_sent: counters.casts_sent.load(Ordering::Relaxed),
+            casts_received: counters.casts_received.load(Ordering::Relaxed),
+            casts_dropped: counters.casts_dropped.load(Ordering::Relaxed),
+            undecodable: counters.undecodable.load(Ordering::Relaxed),
+            connections_opened: counters.connections_opened.load(Ordering::Relaxed),
+            connections_inbound: counters.connections_inbound.load(Ordering::Relaxed),
+            services: self.local.len(),
+            ..DataStats::default()
+        };
+        for (name, peer) in &self.peers.pin() {
+            for lane in &peer.lanes {
+                stats.connections_open += usize::from(lane.is_open());
+                stats.calls_pending += lane.pending();
+                stats.frames_queued += lane.queued();
+            }
+            if peer.lanes.iter().any(|lane| lane.is_suspended()) {
+                stats.suspended.push(name.clone());
+            }
+        }
+        stats.suspended.sort();
+        stats
+    }
+
+    /// Lets every service stop, and waits until they have.
+    pub(crate) async fn stop_services(&self) {
+        for (_, local) in &self.local.pin() {
+            local.mailbox.stop(StopReason::NodeStopped);
+        }
+        let mut running = self.running.subscribe();
+        let stopped = running.wait_for(|running| *running == 0);
+        if tokio::time::timeout(STOP_TIMEOUT, stopped).await.is_err() {
+            tracing::warn!("some services did not stop within {STOP_TIMEOUT:?}, and are aborted");
+        }
+    }
+
+    /// Ends everything that runs here.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+        for (_, peer) in &self.peers.pin() {
+            peer.lanes.iter().for_each(|lane| lane.close());
+        }
+        self.peers.pin().clear();
+        for (_, local) in &self.local.pin() {
+            local.task.abort();
+        }
+        self.topics.close();
+        self.stopping.send_replace(true);
+    }
+}
+
+/// Why a node that membership does not have up cannot be reached.
+const NOT_UP: &str = "it is not up";
+
+struct CountedDown(Arc<DataPlane>);
+
+impl Drop for CountedDown {
+    fn drop(&mut self) {
+        self.0
+            .counters
+            .connections_inbound
+            .fetch_sub(1, Ordering::Relaxed);
+    }
+}

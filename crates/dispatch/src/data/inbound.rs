@@ -1,0 +1,171 @@
+//! The answering side of one data connection.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use keydispatch_core::NodeName;
+use keydispatch_core::message::Frame;
+use serde::Serialize;
+use tokio::time::Instant;
+
+use super::outbox::{Outbox, Rejected};
+use super::wire::{self, CallHeader, CastHeader, EncodeError, kind};
+use super::{DataPlane, Heard, pump};
+use crate::call::Failure;
+use crate::transport::Connection;
+
+/// Replies that a peer may leave unread before its connection is closed.
+const MAX_REPLIES: usize = 1 << 20;
+/// Bytes of them.
+const MAX_REPLY_BYTES: usize = 256 * 1024 * 1024;
+
+/// Calls that were cancelled before they were started; more than these are started in vain.
+const MAX_CANCELLED: usize = 4_096;
+
+/// Longest time that a call may have: more is cut, so that nothing overflows.
+const MAX_TIMEOUT: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Whoever is on the other side of a connection that it opened.
+#[derive(Debug)]
+pub(crate) struct Caller {
+    outbox: Outbox,
+    max_payload_bytes: usize,
+    cancelled: Mutex<HashSet<u64>>,
+    /// How many are in `cancelled`, to be read without its lock.
+    cancelled_count: AtomicUsize,
+}
+
+impl Caller {
+    pub(crate) fn new(max_payload_bytes: usize) -> Arc<Self> {
+        Arc::new(Caller {
+            outbox: Outbox::new(MAX_REPLIES, MAX_REPLY_BYTES),
+            max_payload_bytes,
+            cancelled: Mutex::default(),
+            cancelled_count: AtomicUsize::new(0),
+        })
+    }
+
+    pub(crate) fn reply<R: Serialize>(&self, number: u64, reply: &R) {
+        match wire::encode(kind::REPLY, &number, reply, self.max_payload_bytes) {
+            Ok(frame) => self.push(frame),
+            Err(EncodeError::TooLarge) => self.fail(
+                number,
+                &Failure::ReplyTooLarge {
+                    limit: self.max_payload_bytes as u64,
+                },
+            ),
+            Err(EncodeError::Other(cause)) => self.fail(number, &Failure::ReplyEncode { cause }),
+        }
+    }
+
+    pub(crate) fn fail(&self, number: u64, failure: &Failure) {
+        self.push(wire::failure(number, failure));
+    }
+
+    /// True where the call was cancelled; forgets that it was.
+    pub(crate) fn has_cancelled(&self, number: u64) -> bool {
+        if self.cancelled_count.load(Ordering::Relaxed) == 0 {
+            return false;
+        }
+        let mut cancelled = self
+            .cancelled
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let was = cancelled.remove(&number);
+        self.cancelled_count
+            .store(cancelled.len(), Ordering::Relaxed);
+        was
+    }
+
+    fn cancel(&self, number: u64) {
+        let mut cancelled = self
+            .cancelled
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if cancelled.len() >= MAX_CANCELLED {
+            // Those that are still there were answered before they could be cancelled.
+            cancelled.clear();
+        }
+        cancelled.insert(number);
+        self.cancelled_count
+            .store(cancelled.len(), Ordering::Relaxed);
+    }
+
+    fn push(&self, frame: Frame) {
+        if self.outbox.push(frame) == Err(Rejected::Full) {
+            // The peer does not read: its connection is closed, and it knows that replies are lost.
+            self.outbox.close();
+        }
+    }
+}
+
+/// Serves a connection that a peer opened, until it closes it or the node stops.
+pub(super) async fn serve(
+    mut connection: Box<dyn Connection>,
+    caller: Arc<Caller>,
+    peer: NodeName,
+    plane: Arc<DataPlane>,
+) {
+    connection.set_frame_limit(plane.max_frame_bytes());
+    let heard = Heard::default();
+    let ended = pump::pump(&mut *connection, &caller.outbox, &heard, |frame| {
+        handle(frame, &caller, &peer, &plane)
+    })
+    .await;
+    caller.outbox.close();
+    if let Err(why) = ended {
+        tracing::debug!(%peer, why, "a data connection from a peer is gone");
+    }
+}
+
+fn handle(
+    frame: Frame,
+    caller: &Arc<Caller>,
+    peer: &NodeName,
+    plane: &DataPlane,
+) -> Result<(), String> {
+    match frame.kind {
+        kind::CALL => {
+            let (header, message) = wire::split::<CallHeader>(&frame.body)?;
+            plane
+                .counters
+                .calls_received
+                .fetch_add(1, Ordering::Relaxed);
+            let timeout = Duration::from_millis(u64::from(header.timeout_ms)).min(MAX_TIMEOUT);
+            match plane.local(header.sequence) {
+                Some(mailbox) => mailbox.call(
+                    message,
+                    header.version,
+                    Instant::now() + timeout,
+                    Arc::clone(caller),
+                    header.number,
+                ),
+                None => caller.fail(header.number, &Failure::Stopped),
+            }
+        }
+        kind::CAST => {
+            let (header, message) = wire::split::<CastHeader>(&frame.body)?;
+            plane
+                .counters
+                .casts_received
+                .fetch_add(1, Ordering::Relaxed);
+            let taken = plane
+                .local(header.sequence)
+                .is_some_and(|mailbox| mailbox.cast(message, header.version));
+            if !taken {
+                plane.count_dropped_cast(peer);
+            }
+        }
+        kind::CANCEL => {
+            let (number, _) = wire::split::<u64>(&frame.body)?;
+            caller.cancel(number);
+        }
+        kind::PING => caller.push(wire::empty(kind::PONG)),
+        kind::BROADCAST => plane.deliver(peer, &frame.body)?,
+        // Of a later minor version.
+        _ => {}
+    }
+    Ok(())
+}

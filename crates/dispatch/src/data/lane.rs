@@ -1,0 +1,438 @@
+//! The calling side of one data connection: dialled when first needed, suspended when silent, never on a caller's path.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use keydispatch_core::hello;
+use keydispatch_core::message::{Address, ControlMessage, Frame, Hello, Lane as LaneName};
+use keydispatch_core::{NodeId, NodeName};
+use slab::Slab;
+use std::future::poll_fn;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::outbox::{Outbox, Rejected};
+use super::wire::{self, CallHeader, kind};
+use super::{DataPlane, Heard, pump};
+use crate::call::{CallError, Failure};
+use crate::transport::Connection;
+
+/// Frames that wait for the connection's task.
+const MAX_FRAMES: usize = 1 << 16;
+/// Bytes of them.
+const MAX_BYTES: usize = 64 * 1024 * 1024;
+
+/// Calls that wait for their reply on one connection, as a power of two.
+const PENDING_BITS: u32 = 20;
+
+/// How long dialling and the handshake may take before callers are told that it does not work.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// First and longest pause between a failure and the next dial; calls fail at once meanwhile.
+const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+
+/// Rule: a link with replies outstanding and no byte for this long is pinged,
+const PING_AFTER: Duration = Duration::from_millis(250);
+/// and suspended after this long.
+const SUSPEND_AFTER: Duration = Duration::from_secs(1);
+
+/// A connection without traffic is closed after this long.
+const IDLE: Duration = Duration::from_secs(120);
+
+/// What became of a call, as far as the connection knows.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    Reply(Bytes),
+    Failed(Failure),
+    /// The connection broke after the call was sent.
+    Lost,
+    /// The call did not get out.
+    NotSent(Arc<str>),
+}
+
+mod status {
+    pub(super) const IDLE: u8 = 0;
+    pub(super) const RUNNING: u8 = 1;
+    pub(super) const BROKEN: u8 = 2;
+    pub(super) const CLOSED: u8 = 3;
+}
+
+#[derive(Debug)]
+struct Waiting {
+    stamp: u64,
+    sender: oneshot::Sender<Outcome>,
+}
+
+#[derive(Debug, Default)]
+struct Pending {
+    calls: Slab<Waiting>,
+    stamp: u64,
+}
+
+#[derive(Debug)]
+struct Broken {
+    until: Instant,
+    failures: u32,
+    why: Arc<str>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Lane {
+    peer: NodeId,
+    address: Address,
+    outbox: Outbox,
+    pending: Mutex<Pending>,
+    status: AtomicU8,
+    suspended: AtomicBool,
+    broken: Mutex<Broken>,
+    heard: Heard,
+}
+
+impl Lane {
+    pub(super) fn new(peer: NodeId, address: Address) -> Arc<Self> {
+        Arc::new(Lane {
+            peer,
+            address,
+            outbox: Outbox::new(MAX_FRAMES, MAX_BYTES),
+            pending: Mutex::default(),
+            status: AtomicU8::new(status::IDLE),
+            suspended: AtomicBool::new(false),
+            broken: Mutex::new(Broken {
+                until: Instant::now(),
+                failures: 0,
+                why: "never dialled".into(),
+            }),
+            heard: Heard::default(),
+        })
+    }
+
+    pub(super) fn is_suspended(&self) -> bool {
+        self.suspended.load(Ordering::Relaxed)
+            || self.status.load(Ordering::Relaxed) == status::BROKEN
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.status.load(Ordering::Relaxed) == status::RUNNING
+    }
+
+    pub(super) fn pending(&self) -> usize {
+        self.lock().calls.len()
+    }
+
+    pub(super) fn queued(&self) -> usize {
+        self.outbox.len()
+    }
+
+    /// Sends a call; the receiver gets exactly one outcome.
+    pub(crate) fn call(
+        self: &Arc<Self>,
+        plane: &Arc<DataPlane>,
+        encode: impl FnOnce(u64) -> Result<Frame, CallError>,
+    ) -> Result<PendingCall, CallError> {
+        self.ensure(plane)?;
+        let (sender, receiver) = oneshot::channel();
+        let number = self.expect(sender)?;
+        let call = PendingCall {
+            lane: Arc::clone(self),
+            number,
+            receiver,
+            done: false,
+        };
+        let frame = encode(number)?;
+        self.push(plane, frame)?;
+        Ok(call)
+    }
+
+    /// Sends a frame that nobody answers.
+    pub(crate) fn send(
+        self: &Arc<Self>,
+        plane: &Arc<DataPlane>,
+        frame: Frame,
+    ) -> Result<(), CallError> {
+        self.ensure(plane)?;
+        self.push(plane, frame)
+    }
+
+    fn push(self: &Arc<Self>, plane: &Arc<DataPlane>, frame: Frame) -> Result<(), CallError> {
+        self.outbox.push(frame).map_err(|rejected| match rejected {
+            Rejected::Full => CallError::Overloaded {
+                node: self.peer.name.clone(),
+            },
+            Rejected::Closed => self.not_sent("the node is down"),
+        })?;
+        // The connection may have ended since it was looked at: then this frame was either failed with the others, or
+        // waits for the next connection.
+        if self.status.load(Ordering::SeqCst) != status::RUNNING && self.ensure(plane).is_err() {
+            self.fail_queued("the connection broke");
+        }
+        Ok(())
+    }
+
+    /// Sees to it that there is a connection, or will be soon.
+    fn ensure(self: &Arc<Self>, plane: &Arc<DataPlane>) -> Result<(), CallError> {
+        match self.status.load(Ordering::SeqCst) {
+            status::RUNNING if !self.suspended.load(Ordering::Relaxed) => return Ok(()),
+            status::RUNNING => return Err(self.not_sent("it is silent, and suspended here")),
+            status::CLOSED => return Err(self.not_sent("the node is down")),
+            _ => {}
+        }
+        let broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.status.load(Ordering::SeqCst) {
+            status::RUNNING => Ok(()),
+            status::CLOSED => Err(self.not_sent("the node is down")),
+            status::BROKEN if Instant::now() < broken.until => {
+                Err(self.not_sent(&broken.why.clone()))
+            }
+            _ => {
+                self.status.store(status::RUNNING, Ordering::SeqCst);
+                plane.spawn(Arc::clone(self).run(Arc::clone(plane)));
+                Ok(())
+            }
+        }
+    }
+
+    /// One connection from its dial to its end.
+    async fn run(self: Arc<Self>, plane: Arc<DataPlane>) {
+        let connecting = tokio::time::timeout(CONNECT_TIMEOUT, self.connect(&plane));
+        let mut connection = match connecting.await {
+            Ok(Ok(connection)) => connection,
+            Ok(Err(why)) => return self.end(&why),
+            Err(_) => {
+                return self.end(&format!("no connection within {CONNECT_TIMEOUT:?}"));
+            }
+        };
+        self.broken
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .failures = 0;
+        plane
+            .counters
+            .connections_opened
+            .fetch_add(1, Ordering::Relaxed);
+        connection.set_frame_limit(plane.max_frame_bytes());
+        self.heard.now();
+        let serving = pump::pump(&mut *connection, &self.outbox, &self.heard, |frame| {
+            self.handle(&frame)
+        });
+        tokio::select! {
+            ended = serving => match ended {
+                Ok(()) => self.end("the node is down"),
+                Err(why) => self.end(&why),
+            },
+            () = self.watch() => self.retire(),
+        }
+    }
+
+    async fn connect(&self, plane: &DataPlane) -> Result<Box<dyn Connection>, String> {
+        let transport = plane.transport().ok_or("this node has no network")?;
+        let mut connection = transport
+            .dial(&self.address)
+            .await
+            .map_err(|error| error.to_string())?;
+        let ours = plane.hello();
+        let greeting = ControlMessage::Hello(Hello {
+            lane: LaneName::Data,
+            ..Hello::clone(&ours)
+        });
+        connection.send(greeting.encode());
+        poll_fn(|cx| connection.poll_flush(cx))
+            .await
+            .map_err(|error| error.to_string())?;
+        let first = match poll_fn(|cx| connection.poll_frame(cx)).await {
+            Some(frame) => frame.map_err(|error| error.to_string())?,
+            None => return Err("the peer closed the connection".to_owned()),
+        };
+        match ControlMessage::decode(&first) {
+            Ok(Some(ControlMessage::Hello(theirs))) => {
+                hello::check(&ours, &theirs, connection.credentials())
+                    .map_err(|refusal| refusal.to_string())?;
+                if theirs.node != self.peer {
+                    return Err(format!("{} answers there now", theirs.node));
+                }
+                Ok(connection)
+            }
+            Ok(Some(ControlMessage::Refuse(refusal))) => Err(refusal.to_string()),
+            _ => Err("the peer's first frame is no hello".to_owned()),
+        }
+    }
+
+    fn handle(&self, frame: &Frame) -> Result<(), String> {
+        match frame.kind {
+            kind::REPLY => {
+                let (number, reply) = wire::split::<u64>(&frame.body)?;
+                self.complete(number, Outcome::Reply(reply));
+            }
+            kind::FAILURE => {
+                let (number, failure) = wire::split::<u64>(&frame.body)?;
+                let failure = postcard::from_bytes(&failure).unwrap_or(Failure::NoReply);
+                self.complete(number, Outcome::Failed(failure));
+            }
+            // A pong has done its work by arriving; others are of a later minor version.
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Rule: suspension is local. Ends when the connection has been idle for long.
+    async fn watch(&self) {
+        let mut pinged = false;
+        loop {
+            tokio::time::sleep(PING_AFTER).await;
+            let silent = self.heard.since();
+            let waiting = self.pending() > 0;
+            if silent < PING_AFTER {
+                pinged = false;
+                self.suspended.store(false, Ordering::Relaxed);
+            } else if waiting || pinged {
+                if silent >= SUSPEND_AFTER && !self.suspended.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(peer = %self.peer.name, ?silent, "a peer is silent: calls to it fail at once");
+                }
+                // Nobody waits for room here: a full queue is busy enough.
+                let _ = self.outbox.push(wire::empty(kind::PING));
+                pinged = true;
+            } else if silent >= IDLE && self.outbox.len() == 0 {
+                return;
+            }
+        }
+    }
+
+    /// The connection was idle: the next call dials again.
+    fn retire(self: Arc<Self>) {
+        let _state = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
+        // Closed meanwhile, or still as it was.
+        let _ = self.status.compare_exchange(
+            status::RUNNING,
+            status::IDLE,
+            Ordering::SeqCst,
+            Ordering::SeqCst,
+        );
+        self.fail_queued("the connection was closed as idle");
+        self.fail_sent();
+    }
+
+    fn end(&self, why: &str) {
+        {
+            let mut broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
+            let pause = BACK_OFF.0 * 2_u32.saturating_pow(broken.failures.min(10));
+            broken.failures += 1;
+            broken.until = Instant::now() + pause.min(BACK_OFF.1);
+            broken.why = why.into();
+            self.suspended.store(false, Ordering::Relaxed);
+            let _ = self.status.compare_exchange(
+                status::RUNNING,
+                status::BROKEN,
+                Ordering::SeqCst,
+                Ordering::SeqCst,
+            );
+        }
+        tracing::debug!(peer = %self.peer.name, why, "no data connection");
+        self.fail_queued(why);
+        self.fail_sent();
+    }
+
+    /// Membership says that the node is down: all pending calls to it fail at once.
+    pub(super) fn close(&self) {
+        self.status.store(status::CLOSED, Ordering::SeqCst);
+        self.outbox.close();
+        self.fail_queued("the node is down");
+        self.fail_sent();
+    }
+
+    /// What is still queued has not been sent.
+    fn fail_queued(&self, why: &str) {
+        let why: Arc<str> = why.into();
+        for frame in self.outbox.drain() {
+            if frame.kind == kind::CALL
+                && let Ok((header, _)) = wire::split::<CallHeader>(&frame.body)
+            {
+                self.complete(header.number, Outcome::NotSent(Arc::clone(&why)));
+            }
+        }
+    }
+
+    fn fail_sent(&self) {
+        let lost: Vec<Waiting> = self.lock().calls.drain().collect();
+        for waiting in lost {
+            // The caller may have gone.
+            let _ = waiting.sender.send(Outcome::Lost);
+        }
+    }
+
+    fn expect(&self, sender: oneshot::Sender<Outcome>) -> Result<u64, CallError> {
+        let mut pending = self.lock();
+        if pending.calls.len() >= 1 << PENDING_BITS {
+            return Err(CallError::Overloaded {
+                node: self.peer.name.clone(),
+            });
+        }
+        pending.stamp = (pending.stamp + 1) % (1 << (64 - PENDING_BITS));
+        let stamp = pending.stamp;
+        let at = pending.calls.insert(Waiting { stamp, sender });
+        Ok(stamp << PENDING_BITS | at as u64)
+    }
+
+    fn complete(&self, number: u64, outcome: Outcome) {
+        if let Some(waiting) = self.forget(number) {
+            // The caller may have gone.
+            let _ = waiting.sender.send(outcome);
+        }
+    }
+
+    fn forget(&self, number: u64) -> Option<Waiting> {
+        let at = (number & ((1 << PENDING_BITS) - 1)) as usize;
+        let mut pending = self.lock();
+        let same = pending
+            .calls
+            .get(at)
+            .is_some_and(|waiting| waiting.stamp == number >> PENDING_BITS);
+        same.then(|| pending.calls.remove(at))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Pending> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn not_sent(&self, why: &str) -> CallError {
+        CallError::NotSent {
+            node: self.peer.name.clone(),
+            why: why.to_owned(),
+        }
+    }
+}
+
+/// A call that was sent. Dropping it cancels the call: if it was not started yet, it will not be.
+#[derive(Debug)]
+pub(crate) struct PendingCall {
+    lane: Arc<Lane>,
+    number: u64,
+    receiver: oneshot::Receiver<Outcome>,
+    done: bool,
+}
+
+impl PendingCall {
+    /// What became of it.
+    pub(crate) async fn outcome(&mut self) -> Outcome {
+        let outcome = (&mut self.receiver).await.unwrap_or(Outcome::Lost);
+        self.done = true;
+        outcome
+    }
+
+    pub(crate) fn node(&self) -> &NodeName {
+        &self.lane.peer.name
+    }
+}
+
+impl Drop for PendingCall {
+    fn drop(&mut self) {
+        if !self.done && self.lane.forget(self.number).is_some() {
+            // Where there is no room for it, the call is answered in vain.
+            let _ = self
+                .lane
+                .outbox
+                .push(wire::number_only(kind::CANCEL, self.number));
+        }
+    }
+}
