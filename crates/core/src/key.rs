@@ -103,7 +103,7 @@ by_bytes! {
     &str => |value| value.as_bytes();
     String => |value| value.as_bytes();
     &String => |value| value.as_bytes();
-    &[u8] => |value| value.as_ref();
+    &[u8] => |value| value;
     Vec<u8> => |value| value.as_slice();
     &Vec<u8> => |value| value.as_slice();
     Bytes => |value| value.as_ref();

@@ -6,7 +6,7 @@
 //! comes next, and so on (weighted rendezvous hashing, Schindelhauer & Schomaker 2005). Removing an instance therefore
 //! moves its slots alone, and changing a weight moves slots in its direction only.
 //!
-//! `−ln` is computed in integers ([`cost`]): the same on every platform, and never decreasing where the draw falls.
+//! `−ln` is computed in integers: the same on every platform, and never decreasing where the draw falls.
 //! Instances of equal cost per weight are ordered by draw, name hash, and name.
 //!
 //! This is placement version 1. Golden vectors in the tests pin it; a change of anything here is a new version, and

@@ -34,6 +34,9 @@ pub enum Spread {
     Zones,
 }
 
+/// A service before and after; none where it was not, or is not, there.
+pub(crate) type Change = (Option<Arc<ServiceInfo>>, Option<Arc<ServiceInfo>>);
+
 /// One instance name with whoever lives under it: the primary first, then standbys.
 #[derive(Clone, Debug)]
 struct Seat {
@@ -272,11 +275,7 @@ impl View {
 
     /// The view after some services left, came or changed, at a later version. Costs a copy of the list, and a look at
     /// each slot that was looked up before.
-    pub(crate) fn changed(
-        &self,
-        version: u64,
-        changes: &[(Option<Arc<ServiceInfo>>, Option<Arc<ServiceInfo>>)],
-    ) -> View {
+    pub(crate) fn changed(&self, version: u64, changes: &[Change]) -> View {
         let mut next = View {
             service_type: self.service_type.clone(),
             version,
@@ -483,10 +482,7 @@ fn listed(info: &ServiceInfo) -> (&InstanceName, (&str, u64, u64)) {
 }
 
 /// The list after the changes, still in order.
-fn list(
-    services: &[Arc<ServiceInfo>],
-    changes: &[(Option<Arc<ServiceInfo>>, Option<Arc<ServiceInfo>>)],
-) -> Vec<Arc<ServiceInfo>> {
+fn list(services: &[Arc<ServiceInfo>], changes: &[Change]) -> Vec<Arc<ServiceInfo>> {
     let mut gone: Vec<_> = changes
         .iter()
         .filter_map(|(before, _)| before.as_deref().map(listed))

@@ -20,8 +20,8 @@ use tokio::task::JoinSet;
 use crate::control::{self, Outgoing};
 use crate::data::DataPlane;
 use crate::events::Watchers;
+use crate::journal::Journal;
 use crate::members::{Member, MemberChange, MemberWatchers};
-use crate::settings::LogLevel;
 use crate::transport::{Connection, DialError, Transport};
 
 /// Commands and frames that wait for the driver; senders wait beyond that.
@@ -176,7 +176,7 @@ pub(crate) struct Driver {
     pub(crate) transport: Option<Arc<dyn Transport>>,
     pub(crate) data: Arc<DataPlane>,
     pub(crate) hello: Arc<ArcSwap<Hello>>,
-    pub(crate) log_level: LogLevel,
+    pub(crate) journal: Journal,
     pub(crate) goodbye_on_drop: bool,
     pub(crate) commands: mpsc::Receiver<Command>,
     pub(crate) inputs: mpsc::Receiver<Input>,
@@ -479,64 +479,31 @@ impl Driver {
     }
 
     fn handle_event(&mut self, event: ClusterEvent) {
-        let log = self.log_level;
+        self.journal.write(&event);
         match event {
             ClusterEvent::Registry(event) => {
-                if log.allows(tracing::Level::DEBUG) {
-                    tracing::debug!(target: "keydispatch::registry", node = %self.shared.name, ?event);
-                }
                 self.shared.watchers.publish(&self.shared.directory, event);
             }
             ClusterEvent::MemberUp { node, address } => {
-                if log.allows(tracing::Level::INFO) {
-                    tracing::info!(target: "keydispatch::registry", node = %self.shared.name, peer = %node, %address, "up");
-                }
                 self.data.member_up(node.clone(), address.clone());
                 self.publish_member(MemberChange::Up { node, address });
             }
             ClusterEvent::MemberDown { node } => {
-                if log.allows(tracing::Level::INFO) {
-                    tracing::info!(target: "keydispatch::registry", node = %self.shared.name, peer = %node, "down");
-                }
                 self.data.member_down(&node);
                 self.publish_member(MemberChange::Down { node });
             }
             ClusterEvent::MemberLeft { node } => {
-                if log.allows(tracing::Level::INFO) {
-                    tracing::info!(target: "keydispatch::registry", node = %self.shared.name, peer = %node, "left");
-                }
                 self.data.member_down(&node);
                 self.publish_member(MemberChange::Left { node });
             }
             ClusterEvent::Synced => {
                 self.phase.send_replace(Phase::Synced);
             }
-            ClusterEvent::Renewed { node } => {
-                if log.allows(tracing::Level::WARN) {
-                    tracing::warn!(target: "keydispatch::registry", node = %self.shared.name, now = %node, "took a higher generation");
-                }
+            ClusterEvent::Renewed { .. } => {
                 self.hello.store(Arc::new(self.cluster.hello().clone()));
             }
             ClusterEvent::NameTaken { by } => {
-                if log.allows(tracing::Level::ERROR) {
-                    tracing::error!(
-                        target: "keydispatch::registry",
-                        node = %self.shared.name,
-                        by = by.as_ref().map(tracing::field::display),
-                        "a living node has this name: stopping"
-                    );
-                }
                 self.phase.send_replace(Phase::NameTaken(by));
-            }
-            ClusterEvent::Isolated => {
-                if log.allows(tracing::Level::WARN) {
-                    tracing::warn!(target: "keydispatch::registry", node = %self.shared.name, "cut off: heard from nobody");
-                }
-            }
-            ClusterEvent::Warning { message } => {
-                if log.allows(tracing::Level::WARN) {
-                    tracing::warn!(target: "keydispatch::registry", node = %self.shared.name, "{message}");
-                }
             }
             _ => {}
         }

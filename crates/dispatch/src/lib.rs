@@ -54,6 +54,7 @@ mod discovery;
 mod driver;
 mod events;
 mod handle;
+mod journal;
 mod mailbox;
 mod members;
 mod memory;

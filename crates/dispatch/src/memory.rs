@@ -35,7 +35,7 @@ const BACKLOG: usize = 1_024;
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-/// use keydispatch::{MemoryNetwork, Node};
+/// use keydispatch::{Node, testkit::MemoryNetwork};
 ///
 /// let network = MemoryNetwork::new();
 /// let a = Node::builder("a").memory(&network).bind("a:1").start().await?;

@@ -15,6 +15,7 @@ use crate::data::{DataConfig, DataPlane, DataStats};
 use crate::discovery::{self, Seed};
 use crate::driver::{Clock, Command, Driver, Links, Phase, QUEUE, Shared};
 use crate::handle::ServiceHandle;
+use crate::journal::Journal;
 use crate::members::{Member, MemberChanges};
 use crate::pubsub::PubSub;
 use crate::registry::Registry;
@@ -141,7 +142,7 @@ impl Node {
             transport: transport.clone(),
             data: Arc::clone(&data),
             hello: Arc::clone(&hello),
-            log_level: checked.log_level,
+            journal: Journal::new(checked.name.clone(), checked.log_level),
             goodbye_on_drop: checked.settings.permdown_on_shutdown(),
             commands: command_receiver,
             inputs: input_receiver,

@@ -1,0 +1,71 @@
+//! What the registry logs of what it sees, by `registry.log_level`.
+
+use keydispatch_core::{ClusterEvent, NodeName};
+use tracing::Level;
+
+use crate::settings::LogLevel;
+
+/// The log of one node's registry; its lines have the target `keydispatch::registry`.
+#[derive(Debug)]
+pub(crate) struct Journal {
+    node: NodeName,
+    level: LogLevel,
+}
+
+impl Journal {
+    pub(crate) fn new(node: NodeName, level: LogLevel) -> Self {
+        Journal { node, level }
+    }
+
+    pub(crate) fn write(&self, event: &ClusterEvent) {
+        if !self.level.allows(level(event)) {
+            return;
+        }
+        let node = &self.node;
+        match event {
+            ClusterEvent::Registry(event) => {
+                tracing::debug!(target: "keydispatch::registry", %node, ?event);
+            }
+            ClusterEvent::MemberUp {
+                node: peer,
+                address,
+            } => {
+                tracing::info!(target: "keydispatch::registry", %node, %peer, %address, "up");
+            }
+            ClusterEvent::MemberDown { node: peer } => {
+                tracing::info!(target: "keydispatch::registry", %node, %peer, "down");
+            }
+            ClusterEvent::MemberLeft { node: peer } => {
+                tracing::info!(target: "keydispatch::registry", %node, %peer, "left");
+            }
+            ClusterEvent::Synced => {
+                tracing::debug!(target: "keydispatch::registry", %node, "synced");
+            }
+            ClusterEvent::Renewed { node: now } => {
+                tracing::warn!(target: "keydispatch::registry", %node, %now, "took a higher generation");
+            }
+            ClusterEvent::NameTaken { by } => {
+                let by = by.as_ref().map(tracing::field::display);
+                tracing::error!(target: "keydispatch::registry", %node, by, "a living node has this name: stopping");
+            }
+            ClusterEvent::Isolated => {
+                tracing::warn!(target: "keydispatch::registry", %node, "cut off: heard from nobody");
+            }
+            ClusterEvent::Warning { message } => {
+                tracing::warn!(target: "keydispatch::registry", %node, "{message}");
+            }
+            _ => {}
+        }
+    }
+}
+
+fn level(event: &ClusterEvent) -> Level {
+    match event {
+        ClusterEvent::NameTaken { .. } => Level::ERROR,
+        ClusterEvent::Renewed { .. } | ClusterEvent::Isolated | ClusterEvent::Warning { .. } => {
+            Level::WARN
+        }
+        ClusterEvent::Registry(_) | ClusterEvent::Synced => Level::DEBUG,
+        _ => Level::INFO,
+    }
+}
