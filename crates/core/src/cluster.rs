@@ -5,7 +5,7 @@
 //! [`handle_timeout`](Cluster::handle_timeout) no later than [`poll_timeout`](Cluster::poll_timeout) says. Nothing
 //! here blocks, reads a clock or draws randomness that the seed does not determine.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +15,8 @@ use rand::{RngExt, SeedableRng};
 use crate::config::Settings;
 use crate::entry::{EntryUpdate, NewEntry, ServiceInfo};
 use crate::hello::Credentials;
-use crate::id::{ClusterName, Generation, NodeId, NodeName};
+use crate::id::{ClusterName, Generation, NodeId, NodeName, ServiceType};
+use crate::limits::MAX_INSTANCES_PER_TYPE;
 use crate::links::{
     DialFailure, LinkEvent, LinkId, Links, Names, Origin, Output, Purpose, SeedState,
 };
@@ -258,9 +259,31 @@ impl Cluster {
         now: Instant,
         entries: Vec<NewEntry>,
     ) -> Result<Vec<Arc<ServiceInfo>>, AddError> {
+        self.check_room(&entries)?;
         let added = self.tracker.add(now, entries)?;
         self.settle(now);
         Ok(added)
+    }
+
+    /// Whether the types have room for these in the whole cluster, as far as this node knows.
+    fn check_room(&self, entries: &[NewEntry]) -> Result<(), AddError> {
+        let mut wanted: BTreeMap<&ServiceType, usize> = BTreeMap::new();
+        for entry in entries {
+            *wanted.entry(&entry.service_type).or_default() += 1;
+        }
+        let directory = self.registry.directory();
+        let full = wanted.into_iter().find(|(service_type, more)| {
+            let there = directory
+                .view(service_type.as_str())
+                .map_or(0, |view| view.services().len());
+            there + more > MAX_INSTANCES_PER_TYPE
+        });
+        match full {
+            Some((service_type, _)) => Err(AddError::TypeFull {
+                service_type: service_type.clone(),
+            }),
+            None => Ok(()),
+        }
     }
 
     /// Changes one of this node's own services; visible locally when this returns.
@@ -440,8 +463,8 @@ impl Cluster {
                 self.membership.handle_packet(now, from, &packet);
             }
             ControlMessage::Refused { node } => self.membership.handle_refused(now, from, &node),
-            ControlMessage::Goodbye { node, forget } => {
-                self.membership.handle_goodbye(now, from, &node, forget);
+            ControlMessage::Goodbye { node } => {
+                self.membership.handle_goodbye(now, from, &node);
             }
             message => self.tracker.handle_message(now, from, message),
         }
@@ -464,8 +487,8 @@ impl Cluster {
                     self.links.forget(now, &node, &names);
                     self.events.push_back(ClusterEvent::MemberDown { node });
                 }
-                MemberEvent::Left { node, forget } => {
-                    self.tracker.member_left(now, &node, forget);
+                MemberEvent::Left { node } => {
+                    self.tracker.member_left(&node);
                     let names = Facts(&self.membership);
                     self.links.forget(now, &node, &names);
                     self.events.push_back(ClusterEvent::MemberLeft { node });
