@@ -124,6 +124,8 @@ pub struct Cluster {
     candidates_at: Instant,
     synced: bool,
     stopped: bool,
+    /// Commands are being collected, to become visible together.
+    collecting: bool,
     events: VecDeque<ClusterEvent>,
 }
 
@@ -187,6 +189,7 @@ impl Cluster {
             candidates_at: now + CANDIDATE_INTERVAL,
             synced: false,
             stopped: false,
+            collecting: false,
             events: VecDeque::new(),
         };
         cluster.settle(now);
@@ -251,6 +254,18 @@ impl Cluster {
     /// The replication state machine, for reading.
     pub fn tracker(&self) -> &Tracker {
         &self.tracker
+    }
+
+    /// Collects the commands that follow: they become visible together with [`commit`](Self::commit), at the cost of
+    /// one new view for each type.
+    pub fn begin(&mut self) {
+        self.collecting = true;
+    }
+
+    /// Makes visible what was collected since [`begin`](Self::begin).
+    pub fn commit(&mut self, now: Instant) {
+        self.collecting = false;
+        self.settle(now);
     }
 
     /// Registers services, all or none; visible locally when this returns.
@@ -407,7 +422,7 @@ impl Cluster {
 
     /// Lets the parts hear of each other until nothing is left to say.
     fn settle(&mut self, now: Instant) {
-        if self.stopped {
+        if self.stopped || self.collecting {
             return;
         }
         loop {
