@@ -141,6 +141,8 @@ struct Peer {
 struct Local {
     mailbox: Arc<dyn AnyMailbox>,
     task: AbortHandle,
+    /// True once the service has ended, for the replies that it still owes.
+    ended: Arc<AtomicBool>,
 }
 
 /// See the module.
@@ -226,12 +228,23 @@ impl DataPlane {
         self.runtime.spawn(task).abort_handle()
     }
 
-    pub(crate) fn add_local(&self, sequence: u64, mailbox: Arc<dyn AnyMailbox>, task: AbortHandle) {
+    pub(crate) fn add_local(
+        &self,
+        sequence: u64,
+        mailbox: Arc<dyn AnyMailbox>,
+        task: AbortHandle,
+        ended: Arc<AtomicBool>,
+    ) {
         if self.closed.load(Ordering::SeqCst) {
             task.abort();
             return;
         }
-        self.local.pin().insert(sequence, Local { mailbox, task });
+        let local = Local {
+            mailbox,
+            task,
+            ended,
+        };
+        self.local.pin().insert(sequence, local);
         self.running.send_modify(|running| *running += 1);
     }
 
@@ -417,6 +430,8 @@ impl DataPlane {
         }
         self.peers.pin().clear();
         for (_, local) in &self.local.pin() {
+            // A handler that is aborted has not chosen not to reply.
+            local.ended.store(true, Ordering::Release);
             local.task.abort();
         }
         self.topics.close();
