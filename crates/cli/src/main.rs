@@ -1,6 +1,7 @@
 //! The command `dispatch`: certificates for a cluster, and a demonstration on real files.
 
 mod cert;
+mod demo;
 mod output;
 
 use std::process::ExitCode;
@@ -18,10 +19,15 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     Cert(cert::Arguments),
+    Demo(demo::Arguments),
+    #[command(hide = true)]
+    DemoNode(demo::node::Arguments),
 }
 
 fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Cert(arguments) => output::exit(cert::run(&arguments)),
+        Command::Demo(arguments) => output::exit(demo::run(&arguments)),
+        Command::DemoNode(arguments) => demo::node::run(&arguments),
     }
 }
