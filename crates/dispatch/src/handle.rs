@@ -416,12 +416,8 @@ impl<P: Protocol> ServiceHandle<P> {
                     .map_err(|_| timeout())?;
                 let node = call.node();
                 match outcome {
-                    Outcome::Reply(bytes) => {
-                        postcard::from_bytes(&bytes).map_err(|error| CallError::Decode {
-                            cause: error.to_string(),
-                            reply: true,
-                        })
-                    }
+                    Outcome::Reply(bytes) => wire::decode(&bytes)
+                        .map_err(|cause| CallError::Decode { cause, reply: true }),
                     Outcome::Failed(failure) => Err(failure.into_error(P::VERSION, node)),
                     Outcome::Lost => Err(CallError::Disconnected { node: node.clone() }),
                     Outcome::NotSent(why) => Err(CallError::NotSent {

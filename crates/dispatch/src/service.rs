@@ -17,7 +17,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use crate::call::Failure;
-use crate::data::DataPlane;
+use crate::data::{DataPlane, wire};
 use crate::mailbox::{AnyMailbox, Envelope, Mailbox, Payload, ReplyTo};
 use crate::registry::{Registration, Registry, RegistryError};
 
@@ -624,14 +624,13 @@ impl Ending {
                             let reply_to = ReplyTo::new(route, Arc::clone(flag));
                             service.handle_call(call, reply_to, cx).await;
                         }
-                        Payload::Encoded(bytes) => match postcard::from_bytes(&bytes) {
+                        Payload::Encoded(bytes) => match wire::decode(&bytes) {
                             Ok(call) => {
                                 let reply_to = ReplyTo::new(route, Arc::clone(flag));
                                 service.handle_call(call, reply_to, cx).await;
                             }
-                            Err(error) => {
-                                self.count_undecodable(&error);
-                                let cause = error.to_string();
+                            Err(cause) => {
+                                self.count_undecodable(&cause);
                                 route.fail(Failure::Decode { cause }, version, &inbox.id.node);
                             }
                         },
@@ -683,21 +682,21 @@ impl Ending {
     fn decode<P: Protocol>(&self, message: Payload<P::Cast>, _: &Inbox<P>) -> Option<P::Cast> {
         match message {
             Payload::Value(message) => Some(message),
-            Payload::Encoded(bytes) => match postcard::from_bytes(&bytes) {
+            Payload::Encoded(bytes) => match wire::decode(&bytes) {
                 Ok(message) => Some(message),
-                Err(error) => {
-                    self.count_undecodable(&error);
+                Err(cause) => {
+                    self.count_undecodable(&cause);
                     None
                 }
             },
         }
     }
 
-    fn count_undecodable(&self, error: &postcard::Error) {
+    fn count_undecodable(&self, cause: &str) {
         let counters = &self.runner.data.counters;
         let times = counters.undecodable.fetch_add(1, Ordering::Relaxed) + 1;
         if times.is_power_of_two() {
-            tracing::warn!(service = %self.id, %error, times, "a message does not decode");
+            tracing::warn!(service = %self.id, cause, times, "a message does not decode");
         }
     }
 }

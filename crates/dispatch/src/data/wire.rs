@@ -108,6 +108,15 @@ pub(crate) fn encode<H: Serialize, M: Serialize>(
     }
 }
 
+/// A message, and nothing after it: what is left over shows that it is a message of another type.
+pub(crate) fn decode<M: DeserializeOwned>(bytes: &[u8]) -> Result<M, String> {
+    match postcard::take_from_bytes(bytes) {
+        Ok((message, [])) => Ok(message),
+        Ok((_, rest)) => Err(format!("{} bytes are left over", rest.len())),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
 /// A header and the bytes that follow it.
 pub(crate) fn split<H: DeserializeOwned>(body: &Bytes) -> Result<(H, Bytes), String> {
     match postcard::take_from_bytes::<H>(body) {
