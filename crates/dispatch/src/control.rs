@@ -96,7 +96,10 @@ fn step(
     }
     match connection.poll_frame(cx) {
         Poll::Ready(Some(Ok(frame))) => Poll::Ready(Step::Frame(frame)),
-        Poll::Ready(Some(Err(error))) => Poll::Ready(Step::Closed(error.to_string())),
+        Poll::Ready(Some(Err(error))) => {
+            error.complain(connection.peer());
+            Poll::Ready(Step::Closed(error.to_string()))
+        }
         Poll::Ready(None) => Poll::Ready(Step::Closed("closed by the peer".to_owned())),
         Poll::Pending => Poll::Pending,
     }

@@ -134,5 +134,14 @@ pub(crate) enum ConnectionError {
     RefusedByPeer { why: String },
 }
 
+impl ConnectionError {
+    /// Logs what is the peer's fault, and not the network's.
+    pub(crate) fn complain(&self, peer: &str) {
+        if let ConnectionError::Decode(error) = self {
+            tracing::warn!(peer, %error, "closing a connection: the peer sent what is no frame");
+        }
+    }
+}
+
 #[cfg(test)]
 pub(crate) mod tests;

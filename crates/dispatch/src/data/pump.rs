@@ -32,9 +32,18 @@ pub(super) async fn pump(
                     match connection.poll_frame(cx) {
                         Poll::Ready(Some(Ok(frame))) => {
                             busy = true;
-                            on_frame(frame)?;
+                            if let Err(why) = on_frame(frame) {
+                                let peer = connection.peer();
+                                tracing::warn!(
+                                    peer,
+                                    why,
+                                    "closing a data connection: the peer sent a frame that does not decode"
+                                );
+                                return Poll::Ready(Err(why));
+                            }
                         }
                         Poll::Ready(Some(Err(error))) => {
+                            error.complain(connection.peer());
                             return Poll::Ready(Err(error.to_string()));
                         }
                         Poll::Ready(None) => {
