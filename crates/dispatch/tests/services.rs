@@ -601,11 +601,16 @@ async fn two_clusters_in_one_process_do_not_touch_each_other() {
     ] {
         let mut nodes = Vec::new();
         for (name, address) in ["a", "b"].into_iter().zip(addresses) {
+            // The second tries the other cluster, too.
+            let seeds = match name {
+                "a" => vec![],
+                _ => vec![addresses[0], "red-a:1"],
+            };
             let node = Node::builder(name)
                 .cluster(cluster)
                 .memory(&network)
                 .bind(address)
-                .seeds([addresses[0], "red-a:1"])
+                .seeds(seeds)
                 .start()
                 .await
                 .unwrap();
