@@ -363,6 +363,13 @@ impl Cluster {
         self.settle(now);
     }
 
+    /// A connection is gone, for a reason that an operator may have to know: it is reported where nobody had answered
+    /// there yet.
+    pub fn handle_broken(&mut self, now: Instant, link: LinkId, why: &str) {
+        self.links.complain_of_silence(now, link, why);
+        self.handle_disconnected(now, link);
+    }
+
     /// A dial failed.
     pub fn handle_dial_failed(&mut self, now: Instant, address: &Address, failure: &DialFailure) {
         self.links.handle_dial_failed(now, address, failure);

@@ -292,6 +292,24 @@ impl Links {
         }
     }
 
+    /// A connection that this node dialled ends before the other side has said who it is.
+    pub(crate) fn complain_of_silence(&mut self, now: Instant, link: LinkId, why: &str) {
+        let Some(Link {
+            origin: Origin::Dialled(address),
+            state: State::Greeting,
+            ..
+        }) = self.links.get(&link)
+        else {
+            return;
+        };
+        let address = address.clone();
+        if self.dials.complain(now, &address) {
+            self.warn(format!(
+                "{address} does not answer this node ({why}); still trying"
+            ));
+        }
+    }
+
     pub(crate) fn handle_dial_failed(
         &mut self,
         now: Instant,

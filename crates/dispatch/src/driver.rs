@@ -414,7 +414,7 @@ impl Driver {
             Input::Closed { link, why } => {
                 if self.links.open.remove(&link).is_some() {
                     tracing::debug!(link = link.0, why, "a control connection is gone");
-                    self.cluster.handle_disconnected(now, link);
+                    self.cluster.handle_broken(now, link, &why);
                 }
             }
         }

@@ -236,6 +236,31 @@ async fn a_node_of_another_authority_is_kept_out_and_both_say_so() {
 }
 
 #[tokio::test]
+async fn a_certificate_that_expires_while_the_node_runs_is_refused_and_both_say_so() {
+    let files = Authority::new("files").unwrap();
+    let a = Pki::of(&files, "a");
+    let now = SystemTime::now();
+    let brief = files.issue_with("b", now - HOUR, now + 2 * Duration::from_secs(1));
+    let b = Pki::write(&files, &brief.unwrap());
+    let (log, _guard) = Log::capture();
+    // It has no seed while its certificate is good, and gets one when it is not.
+    let b = b.node("b").start().await.unwrap();
+    let a = a.node("a").seeds([b.address().as_str()]);
+    eventually("the certificate has expired", async || {
+        match now.elapsed() {
+            Ok(elapsed) if elapsed > Duration::from_secs(3) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    let a = a.start().await.unwrap();
+    log.line(&["WARN", "does not answer", "expired"]).await;
+    log.line(&["WARN", "refusing a connection", "its log says more"])
+        .await;
+    assert!(a.members().is_empty() && b.members().is_empty());
+}
+
+#[tokio::test]
 async fn a_node_of_another_cluster_is_kept_out_and_both_say_so() {
     let said: &[&[&str]] = &[
         &["WARN", "refusing b", "belongs to the cluster mail"],
@@ -250,7 +275,15 @@ async fn a_node_of_another_cluster_is_kept_out_and_both_say_so() {
 async fn plaintext_that_meets_tls_is_named_on_both_sides() {
     let authority = Authority::new("files").unwrap();
     let a = Pki::of(&authority, "a");
-    let said: &[&[&str]] = &[&["WARN", "refusing a connection", "plaintext"]];
+    let said: &[&[&str]] = &[
+        &["WARN", "refusing a connection", "plaintext"],
+        &[
+            "WARN",
+            "does not answer this node",
+            "speaks TLS",
+            "certificates",
+        ],
+    ];
     let plaintext = Node::builder("b").cluster("files").plaintext();
     strangers(a.node("a"), |node| node, plaintext, said).await;
 }
@@ -266,7 +299,12 @@ async fn tls_that_meets_plaintext_is_named_on_both_sides() {
             "speaks TLS",
             "certificates",
         ],
-        &["WARN", "the seed 127.0.0.1:", "does not answer"],
+        &[
+            "WARN",
+            "the seed 127.0.0.1:",
+            "does not answer",
+            "plaintext",
+        ],
     ];
     let plaintext = Node::builder("a").cluster("files").plaintext();
     strangers(plaintext, |node| node, b.node("b"), said).await;
