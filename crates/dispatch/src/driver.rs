@@ -314,6 +314,17 @@ impl Driver {
             self.cluster.handle_resumed(self.clock.now());
         }
         self.cluster.handle_timeout(self.clock.now());
+        self.refresh_roster();
+    }
+
+    /// The dead are forgotten, and suspicions come and go, without a change that is published.
+    fn refresh_roster(&self) {
+        let known = self.shared.roster.load();
+        let states = known.iter().map(|member| (&member.node, member.state));
+        let current = self.cluster.members();
+        if !states.eq(current.iter().map(|member| (&member.node, member.state))) {
+            self.shared.roster.store(Arc::new(Member::roster(&current)));
+        }
     }
 
     /// Commands of one batch become visible together, before any of them is answered. Returns who asked to leave.
