@@ -327,6 +327,7 @@ impl Membership {
             self.events
                 .push_back(MemberEvent::Left { node: node.clone() });
         }
+        // Told to nobody in a hurry: whoever hears of a death before the goodbye could only take it for one.
         self.bury(now, node);
     }
 
@@ -438,7 +439,7 @@ impl Membership {
                 .engine_member(key(&node.name))
                 .is_some_and(|member| member.state() == State::Suspect)
             {
-                self.bury(now, &node);
+                self.declare_dead(now, &node);
             }
         }
         if now >= self.sweep_at {
@@ -604,8 +605,14 @@ impl Membership {
             .evidence
             .is_conclusive(node, now, self.config.down_period)
         {
-            self.bury(now, node);
+            self.declare_dead(now, node);
         }
+    }
+
+    /// A death that was found out by evidence: the others hear of it at once.
+    fn declare_dead(&mut self, now: Instant, node: &NodeId) {
+        self.bury(now, node);
+        self.drive(now, |engine, runtime| engine.gossip(runtime));
     }
 
     /// Tells the engine that this life of a node is over.
@@ -616,7 +623,6 @@ impl Membership {
         if member.id().node == *node && member.state() != State::Down {
             let down = Member::new(member.id().clone(), member.incarnation(), State::Down);
             self.apply(now, down);
-            self.drive(now, |engine, runtime| engine.gossip(runtime));
         }
     }
 
