@@ -1,4 +1,5 @@
 //! Bad input of every kind: an error that says what is wrong and what to do, and nothing else is disturbed.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::path::Path;
 use std::time::{Duration, SystemTime};
