@@ -110,9 +110,13 @@ pub(super) async fn serve(
 ) {
     connection.set_frame_limit(plane.max_frame_bytes());
     let heard = Heard::default();
-    let ended = pump::pump(&mut *connection, &caller.outbox, &heard, |frame| {
-        handle(frame, &caller, &peer, &plane)
-    })
+    let ended = pump::pump(
+        &mut *connection,
+        pump::Side::Accepted,
+        &caller.outbox,
+        &heard,
+        |frame| handle(frame, &caller, &peer, &plane),
+    )
     .await;
     caller.outbox.close();
     if let Err(why) = ended {

@@ -214,9 +214,13 @@ impl Lane {
             .fetch_add(1, Ordering::Relaxed);
         connection.set_frame_limit(plane.max_frame_bytes());
         self.heard.now();
-        let serving = pump::pump(&mut *connection, &self.outbox, &self.heard, |frame| {
-            self.handle(&frame)
-        });
+        let serving = pump::pump(
+            &mut *connection,
+            pump::Side::Dialled,
+            &self.outbox,
+            &self.heard,
+            |frame| self.handle(&frame),
+        );
         tokio::select! {
             ended = serving => match ended {
                 Ok(()) => self.end("the node is down"),
