@@ -262,6 +262,19 @@ fn a_large_file_goes_through_and_one_over_the_limit_is_counted() {
 }
 
 #[test]
+fn more_than_a_connection_holds_back_comes_through() {
+    let stage = Stage::with_files(0);
+    for number in 0..100 {
+        stage.write(&format!("{number}"), &"x".repeat(400 * 1024));
+    }
+    let output = stage.demo(&["--json"]);
+    assert!(output.status.success(), "{output:?}");
+    let json: serde_json::Value = serde_json::from_str(lines(&output).last().unwrap()).unwrap();
+    assert_eq!(json["files"], 100);
+    assert_eq!(json["lost"], 0);
+}
+
+#[test]
 fn nothing_to_upload_is_said_before_anything_is_started() {
     let stage = Stage::with_files(0);
     let missing = stage.demo(&["no-such-path"]);
