@@ -4,7 +4,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use keydispatch_bench::fleet;
+use keydispatch_bench::{allocations, fleet, lookup};
+
+#[global_allocator]
+static ALLOCATOR: allocations::Counting = allocations::Counting;
 
 #[derive(Parser)]
 #[command(version, about)]
@@ -15,6 +18,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// What finding the owner of a key costs, beside hashing the key and beside other crates.
+    Lookup(lookup::Options),
     /// A node that obeys the test that started it, until its standard input closes.
     #[command(hide = true)]
     Puppet {
@@ -41,6 +46,7 @@ fn main() -> ExitCode {
 
 fn run(arguments: Arguments) -> Result<(), fleet::Error> {
     match arguments.command {
+        Command::Lookup(options) => lookup::run(options, say),
         Command::Puppet {
             name,
             bind,
