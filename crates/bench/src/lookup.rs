@@ -18,7 +18,7 @@ use serde_json::json;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::fleet::Error;
-use crate::{Output, Target, allocations, cells, exponent, figure, median, timed};
+use crate::{Output, Target, allocations, cells, exponent, figure, median, thread_time, timed};
 
 mod balance;
 
@@ -81,7 +81,7 @@ pub fn run(options: Options, say: fn(&str)) -> Result<(), Error> {
     threads.report(&output, &mut figures, &mut targets);
     let writer = WriterCost::measure(&runtime, &keys, options.quick)?;
     report_writer(&output, &writer, &mut figures, &mut targets);
-    let changes = Change::measure_all(&runtime, options.quick)?;
+    let changes = Change::measure_all(options.quick)?;
     report_changes(&output, &changes, &mut figures, &mut targets);
     report_growth(&output, &sizes, &changes, &mut figures);
     if !options.no_balance {
@@ -126,14 +126,14 @@ impl Keys {
         })
     }
 
-    /// Nanoseconds for each key.
+    /// Nanoseconds of this thread for each key.
     #[inline]
     fn pass<'a, T>(&'a self, mut look: impl FnMut(&'a str) -> T) -> f64 {
-        let start = Instant::now();
+        let start = thread_time();
         for key in self.iter() {
             black_box(look(key));
         }
-        start.elapsed().as_secs_f64() * 1e9 / self.ends.len() as f64
+        (thread_time() - start).as_secs_f64() * 1e9 / self.ends.len() as f64
     }
 }
 
@@ -319,11 +319,11 @@ impl Size {
 /// Nanoseconds of a lookup of a slot that nobody has looked up, from the slots that most likely were not.
 fn first_time(view: &View) -> f64 {
     const LOOKUPS: u64 = 3_000;
-    let start = Instant::now();
+    let start = thread_time();
     for number in 0..LOOKUPS {
         black_box(view.owner(number));
     }
-    start.elapsed().as_secs_f64() * 1e9 / LOOKUPS as f64
+    (thread_time() - start).as_secs_f64() * 1e9 / LOOKUPS as f64
 }
 
 fn allocations_of(work: impl FnOnce() -> f64) -> u64 {
@@ -339,7 +339,7 @@ fn report_sizes(
     targets: &mut Vec<Target>,
 ) {
     let heads = ["ns for each lookup".to_owned()].into_iter();
-    let columns = sizes.iter().map(|size| figure(size.instances as f64));
+    let columns = sizes.iter().map(|size| size.instances.to_string());
     let mut rows = vec![heads.chain(columns).collect::<Vec<_>>()];
     for (subject, name) in SUBJECTS.iter().enumerate() {
         let mut row = vec![(*name).to_owned()];
@@ -464,7 +464,7 @@ impl Threads {
                 ratios.push(ratio);
             }
         }
-        let [hash, held, handle, name] = ratios.map(|ratios| crate::quantile(&ratios, 0.75));
+        let [hash, held, handle, name] = ratios.map(|ratios| median(&ratios));
         Ok(Threads {
             hash,
             held,
@@ -678,7 +678,7 @@ fn report_writer(
     let mut rows = vec![cells(heads)];
     for cost in costs {
         rows.push(vec![
-            figure(cost.instances as f64),
+            cost.instances.to_string(),
             cost.subject.to_owned(),
             figure(cost.quiet),
             figure(cost.busy),
@@ -718,7 +718,11 @@ struct Change {
 }
 
 impl Change {
-    fn measure_all(runtime: &tokio::runtime::Runtime, quick: bool) -> Result<Vec<Self>, Error> {
+    fn measure_all(quick: bool) -> Result<Vec<Self>, Error> {
+        // In one thread, so that waking another one is not measured with it.
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
         [10, 100, 1_000, limits::MAX_INSTANCES_PER_TYPE]
             .into_iter()
             .map(|instances| runtime.block_on(Change::measure(instances, quick)))
@@ -773,7 +777,7 @@ fn report_changes(
     let mut rows = vec![cells(["instances", "add p50, µs", "p99", "remove p50, µs", "p99"])];
     for change in changes {
         rows.push(vec![
-            figure(change.instances as f64),
+            change.instances.to_string(),
             figure(change.add_micros),
             figure(change.add_p99_micros),
             figure(change.remove_micros),
@@ -786,7 +790,7 @@ fn report_changes(
         };
         let worse = change.add_micros.max(change.remove_micros) / 1e3;
         targets.push(Target::at_most(
-            format!("one instance of {} more or fewer until readers see it, p50 ms", figure(change.instances as f64)),
+            format!("one instance of {} more or fewer until readers see it, p50 ms", change.instances.to_string()),
             worse,
             target,
         ));
