@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+pub mod call;
 pub mod fleet;
 pub mod lookup;
 
@@ -164,6 +165,97 @@ pub fn thread_time() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
     Duration::from_secs(seconds) + Duration::from_nanos(u64::try_from(time.tv_nsec).unwrap_or(0))
+}
+
+/// Nanoseconds of a clock that all processes of a machine share.
+pub fn monotonic_nanos() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0)
+}
+
+/// What the kernel says of a process.
+pub mod process {
+    use std::time::Duration;
+
+    /// The time that all threads of a process have computed so far.
+    pub fn busy(id: u32) -> Duration {
+        let Ok(tasks) = std::fs::read_dir(format!("/proc/{id}/task")) else {
+            return Duration::ZERO;
+        };
+        let nanos = tasks
+            .flatten()
+            .filter_map(|task| std::fs::read_to_string(task.path().join("schedstat")).ok())
+            .filter_map(|line| line.split(' ').next()?.parse::<u64>().ok())
+            .sum();
+        Duration::from_nanos(nanos)
+    }
+
+    /// Resident memory in bytes.
+    pub fn resident(id: u32) -> u64 {
+        std::fs::read_to_string(format!("/proc/{id}/status"))
+            .ok()
+            .and_then(|status| {
+                let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+                line.split_whitespace().next()?.parse::<u64>().ok()
+            })
+            .map_or(0, |kib| kib * 1024)
+    }
+}
+
+/// A process of this binary that does what another one measures; killed when dropped.
+pub struct Follower {
+    child: tokio::process::Child,
+    input: tokio::process::ChildStdin,
+    lines: tokio::io::Lines<tokio::io::BufReader<tokio::process::ChildStdout>>,
+}
+
+impl Follower {
+    /// Starts it; `arguments` begin with a hidden command.
+    pub fn start<I: AsRef<std::ffi::OsStr>>(
+        arguments: impl IntoIterator<Item = I>,
+    ) -> Result<Self, fleet::Error> {
+        use tokio::io::AsyncBufReadExt;
+        let mut child = tokio::process::Command::new(std::env::current_exe()?)
+            .args(arguments)
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()?;
+        let input = child.stdin.take().ok_or("no standard input")?;
+        let output = child.stdout.take().ok_or("no standard output")?;
+        Ok(Follower {
+            child,
+            input,
+            lines: tokio::io::BufReader::new(output).lines(),
+        })
+    }
+
+    /// Its next line, without the word that it begins with.
+    pub async fn expect(&mut self, word: &str) -> Result<String, fleet::Error> {
+        let line = tokio::time::timeout(fleet::PATIENCE * 4, self.lines.next_line()).await??;
+        let line = line.ok_or("the other process has ended")?;
+        let rest = line.strip_prefix(word);
+        Ok(rest.ok_or_else(|| format!("not {word:?}: {line}"))?.trim().to_owned())
+    }
+
+    /// Tells it something.
+    pub async fn tell(&mut self, line: &str) -> Result<(), fleet::Error> {
+        use tokio::io::AsyncWriteExt;
+        self.input.write_all(format!("{line}\n").as_bytes()).await?;
+        self.input.flush().await?;
+        Ok(())
+    }
+
+    /// Its number.
+    pub fn id(&self) -> u32 {
+        self.child.id().unwrap_or(0)
+    }
+
+    /// Kills it, as SIGKILL does; returns when the signal is sent.
+    pub fn kill(&mut self) -> Result<(), fleet::Error> {
+        self.child.start_kill()?;
+        Ok(())
+    }
 }
 
 /// The value below which the fraction `quantile` of the values lies; zero of none.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use keydispatch_bench::{allocations, fleet, lookup};
+use keydispatch_bench::{allocations, call, fleet, lookup};
 
 #[global_allocator]
 static ALLOCATOR: allocations::Counting = allocations::Counting;
@@ -20,6 +20,14 @@ struct Arguments {
 enum Command {
     /// What finding the owner of a key costs, beside hashing the key and beside other crates.
     Lookup(lookup::Options),
+    /// What calling a service in another process costs, beside a plain TLS echo and beside other crates.
+    Call(call::Options),
+    /// The process that `call` calls.
+    #[command(hide = true)]
+    CallFar {
+        #[arg(long)]
+        certificates: PathBuf,
+    },
     /// A node that obeys the test that started it, until its standard input closes.
     #[command(hide = true)]
     Puppet {
@@ -47,6 +55,8 @@ fn main() -> ExitCode {
 fn run(arguments: Arguments) -> Result<(), fleet::Error> {
     match arguments.command {
         Command::Lookup(options) => lookup::run(options, say),
+        Command::Call(options) => call::run(options, say),
+        Command::CallFar { certificates } => call::run_far(certificates, say),
         Command::Puppet {
             name,
             bind,
