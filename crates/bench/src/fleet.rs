@@ -21,6 +21,9 @@ pub const CLUSTER: &str = "fleet";
 /// How long a condition may take to come true before a test gives up on it.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
+/// The variable that tells a puppet by how many seconds its wall clock is behind.
+const CLOCK_BEHIND: &str = "KEYDISPATCH_PUPPET_CLOCK_BEHIND";
+
 /// Something that a fleet could not do.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
 
@@ -92,8 +95,21 @@ impl Process {
         seeds: &[String],
         certificates: &Path,
     ) -> Result<Self, Error> {
+        Process::start_behind(program, name, bind, seeds, certificates, Duration::ZERO).await
+    }
+
+    /// As [`start`](Self::start), with a wall clock that is behind by that.
+    pub async fn start_behind(
+        program: &Path,
+        name: &str,
+        bind: &str,
+        seeds: &[String],
+        certificates: &Path,
+        clock_behind: Duration,
+    ) -> Result<Self, Error> {
         let mut command = Command::new(program);
         command
+            .env(CLOCK_BEHIND, clock_behind.as_secs().to_string())
             .arg("puppet")
             .args(["--name", name, "--bind", bind])
             .arg("--certificates")
@@ -165,7 +181,12 @@ pub async fn run_puppet(
     certificates: PathBuf,
     ready: impl FnOnce(&str),
 ) -> Result<(), Error> {
+    let behind = match std::env::var(CLOCK_BEHIND) {
+        Ok(seconds) => Duration::from_secs(seconds.parse()?),
+        Err(_) => Duration::ZERO,
+    };
     let node = describe(&name, &bind, &seeds, &certificates)
+        .clock_behind(behind)
         .start()
         .await?;
     Puppet::serve(&node).await?;

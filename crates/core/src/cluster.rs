@@ -5,7 +5,7 @@
 //! [`handle_timeout`](Cluster::handle_timeout) no later than [`poll_timeout`](Cluster::poll_timeout) says. Nothing
 //! here blocks, reads a clock or draws randomness that the seed does not determine.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +15,8 @@ use rand::{RngExt, SeedableRng};
 use crate::config::Settings;
 use crate::entry::{EntryUpdate, NewEntry, ServiceInfo};
 use crate::hello::Credentials;
-use crate::id::{ClusterName, Generation, NodeId, NodeName};
+use crate::id::{ClusterName, Generation, NodeId, NodeName, ServiceType};
+use crate::limits::MAX_INSTANCES_PER_TYPE;
 use crate::links::{
     DialFailure, LinkEvent, LinkId, Links, Names, Origin, Output, Purpose, SeedState,
 };
@@ -123,6 +124,8 @@ pub struct Cluster {
     candidates_at: Instant,
     synced: bool,
     stopped: bool,
+    /// Commands are being collected, to become visible together.
+    collecting: bool,
     events: VecDeque<ClusterEvent>,
 }
 
@@ -186,6 +189,7 @@ impl Cluster {
             candidates_at: now + CANDIDATE_INTERVAL,
             synced: false,
             stopped: false,
+            collecting: false,
             events: VecDeque::new(),
         };
         cluster.settle(now);
@@ -252,15 +256,49 @@ impl Cluster {
         &self.tracker
     }
 
+    /// Collects the commands that follow: they become visible together with [`commit`](Self::commit), at the cost of
+    /// one new view for each type.
+    pub fn begin(&mut self) {
+        self.collecting = true;
+    }
+
+    /// Makes visible what was collected since [`begin`](Self::begin).
+    pub fn commit(&mut self, now: Instant) {
+        self.collecting = false;
+        self.settle(now);
+    }
+
     /// Registers services, all or none; visible locally when this returns.
     pub fn add(
         &mut self,
         now: Instant,
         entries: Vec<NewEntry>,
     ) -> Result<Vec<Arc<ServiceInfo>>, AddError> {
+        self.check_room(&entries)?;
         let added = self.tracker.add(now, entries)?;
         self.settle(now);
         Ok(added)
+    }
+
+    /// Whether the types have room for these in the whole cluster, as far as this node knows.
+    fn check_room(&self, entries: &[NewEntry]) -> Result<(), AddError> {
+        let mut wanted: BTreeMap<&ServiceType, usize> = BTreeMap::new();
+        for entry in entries {
+            *wanted.entry(&entry.service_type).or_default() += 1;
+        }
+        let directory = self.registry.directory();
+        let full = wanted.into_iter().find(|(service_type, more)| {
+            let there = directory
+                .view(service_type.as_str())
+                .map_or(0, |view| view.services().len());
+            there + more > MAX_INSTANCES_PER_TYPE
+        });
+        match full {
+            Some((service_type, _)) => Err(AddError::TypeFull {
+                service_type: service_type.clone(),
+            }),
+            None => Ok(()),
+        }
     }
 
     /// Changes one of this node's own services; visible locally when this returns.
@@ -384,7 +422,7 @@ impl Cluster {
 
     /// Lets the parts hear of each other until nothing is left to say.
     fn settle(&mut self, now: Instant) {
-        if self.stopped {
+        if self.stopped || self.collecting {
             return;
         }
         loop {
@@ -440,8 +478,8 @@ impl Cluster {
                 self.membership.handle_packet(now, from, &packet);
             }
             ControlMessage::Refused { node } => self.membership.handle_refused(now, from, &node),
-            ControlMessage::Goodbye { node, forget } => {
-                self.membership.handle_goodbye(now, from, &node, forget);
+            ControlMessage::Goodbye { node } => {
+                self.membership.handle_goodbye(now, from, &node);
             }
             message => self.tracker.handle_message(now, from, message),
         }
@@ -464,8 +502,8 @@ impl Cluster {
                     self.links.forget(now, &node, &names);
                     self.events.push_back(ClusterEvent::MemberDown { node });
                 }
-                MemberEvent::Left { node, forget } => {
-                    self.tracker.member_left(now, &node, forget);
+                MemberEvent::Left { node } => {
+                    self.tracker.member_left(&node);
                     let names = Facts(&self.membership);
                     self.links.forget(now, &node, &names);
                     self.events.push_back(ClusterEvent::MemberLeft { node });

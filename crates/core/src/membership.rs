@@ -79,8 +79,6 @@ pub enum MemberEvent {
     Left {
         /// The node, in that life.
         node: NodeId,
-        /// Whether it asks for its entries to be forgotten at once.
-        forget: bool,
     },
     /// A higher generation of this node's own name is being spoken of.
     NameConflict {
@@ -310,7 +308,7 @@ impl Membership {
     }
 
     /// A peer says that a node leaves; only the node itself may say so.
-    pub fn handle_goodbye(&mut self, now: Instant, from: &NodeId, node: &NodeId, forget: bool) {
+    pub fn handle_goodbye(&mut self, now: Instant, from: &NodeId, node: &NodeId) {
         if self.stopped || from != node || node.name == self.me.node.name {
             return;
         }
@@ -326,10 +324,8 @@ impl Membership {
             .insert(node.clone(), now + self.config.permdown_period);
         self.evidence.remove(node);
         if self.roster.leave(now, node) {
-            self.events.push_back(MemberEvent::Left {
-                node: node.clone(),
-                forget,
-            });
+            self.events
+                .push_back(MemberEvent::Left { node: node.clone() });
         }
         self.bury(now, node);
     }
@@ -407,7 +403,6 @@ impl Membership {
                 peer.address.clone(),
                 ControlMessage::Goodbye {
                     node: self.me.node.clone(),
-                    forget: true,
                 },
             ));
         }

@@ -321,8 +321,6 @@ pub enum ControlMessage {
     Goodbye {
         /// The sender's life that ends.
         node: NodeId,
-        /// True asks the receiver to forget its entries at once (`permdown_on_shutdown`).
-        forget: bool,
     },
     /// See [`Delta`].
     Delta(Delta),
@@ -433,7 +431,7 @@ impl ControlMessage {
             ControlMessage::Challenge(challenge) => body(kind::CHALLENGE, challenge),
             ControlMessage::Alive { rival } => body(kind::ALIVE, rival),
             ControlMessage::Refused { node } => body(kind::REFUSED, node),
-            ControlMessage::Goodbye { node, forget } => body(kind::GOODBYE, &(node, forget)),
+            ControlMessage::Goodbye { node } => body(kind::GOODBYE, node),
             ControlMessage::Delta(delta) => body(kind::DELTA, delta),
             ControlMessage::Request(request) => body(kind::REQUEST, request),
             ControlMessage::Unavailable(unavailable) => body(kind::UNAVAILABLE, unavailable),
@@ -466,10 +464,7 @@ impl ControlMessage {
                 rival: body(frame)?,
             },
             kind::REFUSED => ControlMessage::Refused { node: body(frame)? },
-            kind::GOODBYE => {
-                let (node, forget) = body(frame)?;
-                ControlMessage::Goodbye { node, forget }
-            }
+            kind::GOODBYE => ControlMessage::Goodbye { node: body(frame)? },
             kind::DELTA => ControlMessage::Delta(body(frame)?),
             kind::REQUEST => ControlMessage::Request(body(frame)?),
             kind::UNAVAILABLE => ControlMessage::Unavailable(body(frame)?),

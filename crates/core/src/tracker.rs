@@ -452,14 +452,10 @@ impl Tracker {
         self.hide(now, node);
     }
 
-    /// This life has left for good.
-    pub fn member_left(&mut self, now: Instant, node: &NodeId, forget: bool) {
+    /// This life has left for good: its entries are forgotten at once.
+    pub fn member_left(&mut self, node: &NodeId) {
         self.expected.remove(node);
-        if forget {
-            self.forget(node);
-        } else {
-            self.hide(now, node);
-        }
+        self.forget(node);
     }
 
     /// The link to that node is ready.

@@ -9,6 +9,7 @@ use smallvec::SmallVec;
 use crate::entry::ServiceInfo;
 use crate::id::{InstanceName, ServiceType};
 use crate::key::{Key, Slot};
+use crate::limits::MAX_INSTANCES_PER_TYPE;
 use crate::placement::{Candidate, draw, name_hash, prefer, salt};
 
 mod table;
@@ -18,6 +19,9 @@ use table::{RANKED, Ranked, Table};
 
 /// Up to this many names a slot is scored directly: that costs less than a table's cache misses.
 const SCORED_DIRECTLY: usize = 3;
+
+/// Names that can own keys: well beyond [`MAX_INSTANCES_PER_TYPE`], and below the number that stands for nobody.
+const MAX_SEATS: usize = 4 * MAX_INSTANCES_PER_TYPE;
 
 /// Owners of a key, in order of preference.
 pub type Owners<'a> = SmallVec<[&'a Arc<ServiceInfo>; 4]>;
@@ -291,7 +295,7 @@ impl View {
                 touched.extend(next.vacate(before));
             }
             if let Some(after) = after.as_ref().filter(|info| info.is_online()) {
-                touched.insert(next.take_seat(after));
+                touched.extend(next.take_seat(after));
             }
         }
         if touched.is_empty() {
@@ -388,7 +392,12 @@ impl View {
         Some(at as u16)
     }
 
-    fn take_seat(&mut self, info: &Arc<ServiceInfo>) -> u16 {
+    /// None where all seats are taken: nodes that register at the same moment can exceed the limit that each of them
+    /// checks, and what is far beyond it owns nothing.
+    fn take_seat(&mut self, info: &Arc<ServiceInfo>) -> Option<u16> {
+        if self.names() >= MAX_SEATS {
+            return None;
+        }
         let at = match self.seat_of(info.name()) {
             Some(at) => at,
             None => {
@@ -417,7 +426,7 @@ impl View {
             .partition_point(|other| standing(other) < standing(info));
         seat.taken_by.insert(place, Arc::clone(info));
         seat.candidate.weight = seat.taken_by[0].weight().value();
-        at as u16
+        Some(at as u16)
     }
 }
 

@@ -96,6 +96,10 @@ impl Authority {
             now - BACKDATE,
             now + authority,
         );
+        // Says whose authority it is, in full: the subject is cut short. `dispatch cert` reads it.
+        params.subject_alt_names = vec![SanType::DnsName(Ia5String::try_from(cluster_dns_name(
+            &cluster,
+        ))?)];
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;

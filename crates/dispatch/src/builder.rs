@@ -102,6 +102,8 @@ pub struct NodeBuilder {
     registry: RegistrySection,
     max_payload_bytes: usize,
     start_timeout: Duration,
+    /// How far the wall clock is behind, in tests.
+    clock_behind: Duration,
 }
 
 /// A description whose parts were all checked.
@@ -119,6 +121,7 @@ pub(crate) struct Checked {
     pub(crate) log_level: LogLevel,
     pub(crate) max_payload_bytes: usize,
     pub(crate) start_timeout: Duration,
+    pub(crate) clock_behind: Duration,
 }
 
 impl Checked {
@@ -143,6 +146,7 @@ impl NodeBuilder {
             registry: RegistrySection::default(),
             max_payload_bytes: DEFAULT_MAX_PAYLOAD_BYTES,
             start_timeout: DEFAULT_START_TIMEOUT,
+            clock_behind: Duration::ZERO,
         }
     }
 
@@ -264,6 +268,15 @@ impl NodeBuilder {
         self
     }
 
+    /// Lets the wall clock, which generations are taken from, be behind by that: for tests of restarts with a clock that
+    /// was set back.
+    #[cfg(feature = "testkit-clock")]
+    #[doc(hidden)]
+    pub fn clock_behind(mut self, by: Duration) -> Self {
+        self.clock_behind = by;
+        self
+    }
+
     /// Starts the node: binds, joins, and returns once the entries of every node that is up have arrived.
     ///
     /// Where every seed is refused, this is the first node of its cluster, and it keeps trying them. Where seeds are
@@ -319,6 +332,7 @@ impl NodeBuilder {
             log_level: self.registry.log_level.unwrap_or_default(),
             max_payload_bytes: self.max_payload_bytes,
             start_timeout: self.start_timeout,
+            clock_behind: self.clock_behind,
         })
     }
 }

@@ -84,31 +84,51 @@ pub(crate) struct Counters {
     pub(crate) connections_inbound: AtomicU64,
 }
 
-/// When something was last heard on a connection.
+/// When something was last heard, and said, on a connection.
 #[derive(Debug)]
 pub(crate) struct Heard {
     origin: tokio::time::Instant,
-    micros: AtomicU64,
+    heard_micros: AtomicU64,
+    said_micros: AtomicU64,
 }
 
 impl Default for Heard {
     fn default() -> Self {
         Heard {
             origin: tokio::time::Instant::now(),
-            micros: AtomicU64::new(0),
+            heard_micros: AtomicU64::new(0),
+            said_micros: AtomicU64::new(0),
         }
     }
 }
 
 impl Heard {
     fn now(&self) {
-        let micros = u64::try_from(self.origin.elapsed().as_micros()).unwrap_or(u64::MAX);
-        self.micros.store(micros, Ordering::Relaxed);
+        self.heard_micros
+            .store(self.elapsed_micros(), Ordering::Relaxed);
     }
 
+    fn said(&self) {
+        self.said_micros
+            .store(self.elapsed_micros(), Ordering::Relaxed);
+    }
+
+    /// Since when nothing was heard.
     fn since(&self) -> Duration {
-        let heard = Duration::from_micros(self.micros.load(Ordering::Relaxed));
-        self.origin.elapsed().saturating_sub(heard)
+        let heard = self.heard_micros.load(Ordering::Relaxed);
+        Duration::from_micros(self.elapsed_micros().saturating_sub(heard))
+    }
+
+    /// Since when nothing was heard or said.
+    fn idle(&self) -> Duration {
+        let said = self.said_micros.load(Ordering::Relaxed);
+        self.since().min(Duration::from_micros(
+            self.elapsed_micros().saturating_sub(said),
+        ))
+    }
+
+    fn elapsed_micros(&self) -> u64 {
+        u64::try_from(self.origin.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 }
 
@@ -121,11 +141,17 @@ struct Peer {
 struct Local {
     mailbox: Arc<dyn AnyMailbox>,
     task: AbortHandle,
+    /// True once the service has ended, for the replies that it still owes.
+    ended: Arc<AtomicBool>,
 }
 
 /// See the module.
 pub(crate) struct DataPlane {
-    config: DataConfig,
+    /// None once the node has stopped: handles that outlive it must not keep its address taken.
+    transport: Mutex<Option<Arc<dyn Transport>>>,
+    hello: Arc<ArcSwap<Hello>>,
+    pool_size: usize,
+    max_payload_bytes: usize,
     peers: papaya::HashMap<NodeName, Arc<Peer>>,
     local: papaya::HashMap<u64, Local>,
     pub(crate) topics: Topics,
@@ -148,7 +174,10 @@ impl std::fmt::Debug for DataPlane {
 impl DataPlane {
     pub(crate) fn new(config: DataConfig) -> Arc<Self> {
         Arc::new(DataPlane {
-            config,
+            transport: Mutex::new(config.transport),
+            hello: config.hello,
+            pool_size: config.pool_size,
+            max_payload_bytes: config.max_payload_bytes,
             peers: papaya::HashMap::new(),
             local: papaya::HashMap::new(),
             topics: Topics::default(),
@@ -162,19 +191,22 @@ impl DataPlane {
     }
 
     pub(crate) fn max_payload_bytes(&self) -> usize {
-        self.config.max_payload_bytes
+        self.max_payload_bytes
     }
 
     fn max_frame_bytes(&self) -> usize {
-        self.config.max_payload_bytes + wire::MAX_HEADER_BYTES
+        self.max_payload_bytes + wire::MAX_HEADER_BYTES
     }
 
-    fn transport(&self) -> Option<&Arc<dyn Transport>> {
-        self.config.transport.as_ref()
+    fn transport(&self) -> Option<Arc<dyn Transport>> {
+        self.transport
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     fn hello(&self) -> Guard<Arc<Hello>> {
-        self.config.hello.load()
+        self.hello.load()
     }
 
     /// Runs a task of this lane until it ends or the node does.
@@ -196,12 +228,23 @@ impl DataPlane {
         self.runtime.spawn(task).abort_handle()
     }
 
-    pub(crate) fn add_local(&self, sequence: u64, mailbox: Arc<dyn AnyMailbox>, task: AbortHandle) {
+    pub(crate) fn add_local(
+        &self,
+        sequence: u64,
+        mailbox: Arc<dyn AnyMailbox>,
+        task: AbortHandle,
+        ended: Arc<AtomicBool>,
+    ) {
         if self.closed.load(Ordering::SeqCst) {
             task.abort();
             return;
         }
-        self.local.pin().insert(sequence, Local { mailbox, task });
+        let local = Local {
+            mailbox,
+            task,
+            ended,
+        };
+        self.local.pin().insert(sequence, local);
         self.running.send_modify(|running| *running += 1);
     }
 
@@ -277,7 +320,7 @@ impl DataPlane {
     }
 
     pub(crate) fn member_up(&self, node: NodeId, address: Address) {
-        let lanes = (0..self.config.pool_size)
+        let lanes = (0..self.pool_size)
             .map(|_| Lane::new(node.clone(), address.clone()))
             .collect();
         let name = node.name.clone();
@@ -308,7 +351,7 @@ impl DataPlane {
             tracing::warn!(peer = %theirs.node, "closing a data connection: there are too many");
             return;
         }
-        let caller = Caller::new(self.config.max_payload_bytes);
+        let caller = Caller::new(self.max_payload_bytes);
         self.spawn(async move {
             inbound::serve(connection, caller, theirs.node.name, plane).await;
             drop(counted);
@@ -378,11 +421,17 @@ impl DataPlane {
     /// Ends everything that runs here.
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
+        self.transport
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         for (_, peer) in &self.peers.pin() {
             peer.lanes.iter().for_each(|lane| lane.close());
         }
         self.peers.pin().clear();
         for (_, local) in &self.local.pin() {
+            // A handler that is aborted has not chosen not to reply.
+            local.ended.store(true, Ordering::Release);
             local.task.abort();
         }
         self.topics.close();

@@ -50,16 +50,16 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 pub(crate) enum Command {
     Add {
         entries: Vec<NewEntry>,
-        reply: oneshot::Sender<Result<Vec<Arc<ServiceInfo>>, AddError>>,
+        reply: oneshot::Sender<Added>,
     },
     Update {
         sequence: u64,
         update: EntryUpdate,
-        reply: oneshot::Sender<Result<Arc<ServiceInfo>, UpdateError>>,
+        reply: oneshot::Sender<Changed>,
     },
     Remove {
         sequence: u64,
-        reply: oneshot::Sender<Result<Arc<ServiceInfo>, UpdateError>>,
+        reply: oneshot::Sender<Changed>,
     },
     Stats {
         reply: oneshot::Sender<ClusterStats>,
@@ -71,6 +71,17 @@ pub(crate) enum Command {
     Leave {
         reply: oneshot::Sender<()>,
     },
+}
+
+type Added = Result<Vec<Arc<ServiceInfo>>, AddError>;
+type Changed = Result<Arc<ServiceInfo>, UpdateError>;
+
+/// What a command came to, until it is visible.
+enum Answer {
+    Added(oneshot::Sender<Added>, Added),
+    Changed(oneshot::Sender<Changed>, Changed),
+    Stats(oneshot::Sender<ClusterStats>),
+    Missing(oneshot::Sender<Vec<NodeName>>),
 }
 
 /// What the network tells the driver.
@@ -270,8 +281,8 @@ impl Driver {
                 None => std::future::pending().await,
             }
         };
+        // In no fixed order: a flood of frames must not keep commands or timers waiting.
         tokio::select! {
-            biased;
             _ = self.shutdown.wait_for(|stop| *stop) => Wake::Dropped,
             _ = self.inputs.recv_many(inputs, BATCH) => Wake::Inputs,
             () = self.shared.ended_signal.notified() => Wake::Ended,
@@ -305,35 +316,45 @@ impl Driver {
         self.cluster.handle_timeout(self.clock.now());
     }
 
-    /// Commands of one batch are carried out before anything is sent. Returns who asked to leave.
+    /// Commands of one batch become visible together, before any of them is answered. Returns who asked to leave.
     fn handle_commands(&mut self, commands: &mut Vec<Command>) -> Option<oneshot::Sender<()>> {
         let now = self.clock.now();
+        let mut answers = Vec::with_capacity(commands.len());
+        let mut leave = None;
+        self.cluster.begin();
         for command in commands.drain(..) {
             match command {
                 Command::Add { entries, reply } => {
-                    let _ = reply.send(self.cluster.add(now, entries));
+                    answers.push(Answer::Added(reply, self.cluster.add(now, entries)));
                 }
                 Command::Update {
                     sequence,
                     update,
                     reply,
                 } => {
-                    let _ = reply.send(self.cluster.update(now, sequence, update));
+                    let updated = self.cluster.update(now, sequence, update);
+                    answers.push(Answer::Changed(reply, updated));
                 }
                 Command::Remove { sequence, reply } => {
-                    let _ = reply.send(self.cluster.remove(now, sequence));
+                    answers.push(Answer::Changed(reply, self.cluster.remove(now, sequence)));
                 }
-                Command::Stats { reply } => {
-                    let _ = reply.send(self.cluster.stats());
-                }
-                Command::Missing { reply } => {
-                    let _ = reply.send(self.cluster.missing());
-                }
+                Command::Stats { reply } => answers.push(Answer::Stats(reply)),
+                Command::Missing { reply } => answers.push(Answer::Missing(reply)),
                 Command::Seeds(seeds) => self.cluster.set_seeds(now, seeds),
-                Command::Leave { reply } => return Some(reply),
+                Command::Leave { reply } => leave = Some(reply),
             }
         }
-        None
+        self.cluster.commit(now);
+        for answer in answers {
+            // Whoever asked may have gone.
+            match answer {
+                Answer::Added(reply, added) => drop(reply.send(added)),
+                Answer::Changed(reply, changed) => drop(reply.send(changed)),
+                Answer::Stats(reply) => drop(reply.send(self.cluster.stats())),
+                Answer::Missing(reply) => drop(reply.send(self.cluster.missing())),
+            }
+        }
+        leave
     }
 
     fn remove_ended(&mut self) {
@@ -345,10 +366,12 @@ impl Driver {
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner),
         );
+        self.cluster.begin();
         for sequence in ended {
             // It may have been removed by hand already.
             let _ = self.cluster.remove(now, sequence);
         }
+        self.cluster.commit(now);
     }
 
     fn handle_input(&mut self, now: Instant, input: Input) {

@@ -152,6 +152,8 @@ impl Subscription {
         if !std::mem::take(&mut self.catch_up) {
             return None;
         }
+        // What waits led to this view, or to one after it: nobody has to wade through it.
+        self.receiver = self.receiver.resubscribe();
         let view = self
             .directory
             .view(self.service_type.as_str())

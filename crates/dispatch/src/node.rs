@@ -110,7 +110,7 @@ impl Node {
                 address: address.clone(),
                 seeds: discovery::resolve(&checked.seeds, checked.resolves_names()).await,
                 settings: checked.settings.clone(),
-                wall_clock_micros: wall_clock_micros(),
+                wall_clock_micros: wall_clock_micros(checked.clock_behind),
                 nonce,
                 seed: rand::random(),
             },
@@ -365,8 +365,8 @@ async fn resolve_again(seeds: Vec<Seed>, commands: mpsc::Sender<Command>) {
     }
 }
 
-fn wall_clock_micros() -> u64 {
-    SystemTime::now()
+fn wall_clock_micros(behind: Duration) -> u64 {
+    (SystemTime::now() - behind)
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| {
             u64::try_from(since.as_micros()).unwrap_or(u64::MAX)

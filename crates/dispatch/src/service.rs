@@ -438,9 +438,11 @@ pub(crate) async fn serve<S: Service>(
     let mailbox = Mailbox { sender };
     let (started, start) = oneshot::channel();
     let (ended_sender, ended) = watch::channel(None);
+    let flag = Arc::new(AtomicBool::new(false));
     let runner = Runner {
         registry: registry.clone(),
         data: Arc::clone(data),
+        flag: Arc::clone(&flag),
         ended: ended_sender,
     };
     let task = data.spawn_service(runner.run(service, id.clone(), receiver, started));
@@ -450,7 +452,7 @@ pub(crate) async fn serve<S: Service>(
         Ok(Err(error)) => return Err(ServeError::Start(error)),
         Err(_) => return Err(ServeError::EndedEarly),
     }
-    data.add_local(sequence, Arc::new(mailbox.clone()), task);
+    data.add_local(sequence, Arc::new(mailbox.clone()), task, flag);
     let info = registry.add_entry(entry).await?;
     unfinished.done();
     if ended.borrow().is_some() {
@@ -486,6 +488,8 @@ impl Drop for AbortUnlessDone {
 struct Runner {
     registry: Registry,
     data: Arc<DataPlane>,
+    /// True once the service has ended, for the replies that it still owes.
+    flag: Arc<AtomicBool>,
     ended: watch::Sender<Option<Ended>>,
 }
 
@@ -510,13 +514,12 @@ impl<P: Protocol> Drop for Inbox<P> {
 struct Ending {
     runner: Runner,
     id: ServiceId,
-    flag: Arc<AtomicBool>,
     how: Option<Ended>,
 }
 
 impl Drop for Ending {
     fn drop(&mut self) {
-        self.flag.store(true, Ordering::Release);
+        self.runner.flag.store(true, Ordering::Release);
         self.runner.data.remove_local(self.id.sequence);
         self.runner.registry.remove_soon(&self.id);
         let how = self.how.unwrap_or(if std::thread::panicking() {
@@ -543,11 +546,10 @@ impl Runner {
             id: id.clone(),
         };
         let mut service = service;
-        let flag = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&self.flag);
         let mut ending = Ending {
             runner: self,
             id: id.clone(),
-            flag: Arc::clone(&flag),
             how: None,
         };
         let mut cx = Context::<S>::new(id);

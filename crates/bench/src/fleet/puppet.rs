@@ -52,6 +52,13 @@ pub enum Order {
         /// The key.
         key: String,
     },
+    /// The instance names of the owners of many keys.
+    Owners {
+        /// The type.
+        service_type: String,
+        /// The keys.
+        keys: Vec<String>,
+    },
     /// Subscribe to a type; what happens is kept.
     Watch(String),
     /// What happened to a watched type so far.
@@ -63,6 +70,10 @@ pub enum Order {
     },
     /// The nodes that are up.
     Members,
+    /// The nodes that are known, living or not, each with its state.
+    States,
+    /// How many owners' entries are kept, living or not, besides its own.
+    OwnersKept,
     /// The process's number.
     ProcessId,
     /// Leave the cluster.
@@ -280,6 +291,14 @@ impl Puppet {
                     .ok()
                     .map(|info| Listed::from(&*info)),
             ),
+            Order::Owners { service_type, keys } => {
+                let owner = |key: &String| match registry.find_service(&service_type, key.as_str())
+                {
+                    Ok(info) => info.name().to_string(),
+                    Err(error) => error.to_string(),
+                };
+                Answer::Names(keys.iter().map(owner).collect())
+            }
             Order::Watch(service_type) => {
                 self.watch(service_type)?;
                 Answer::Done
@@ -303,6 +322,17 @@ impl Puppet {
                     .map(|member| member.name().to_string())
                     .collect(),
             ),
+            Order::States => Answer::Names(
+                self.node
+                    .members()
+                    .iter()
+                    .map(|member| format!("{} {:?}", member.name(), member.state))
+                    .collect(),
+            ),
+            Order::OwnersKept => {
+                let stats = self.node.stats().await.ok_or("the node has stopped")?;
+                Answer::Number(stats.cluster.owners.len() as u64)
+            }
             Order::ProcessId => Answer::Number(u64::from(std::process::id())),
             Order::Leave => {
                 let node = self.node.clone();

@@ -202,8 +202,8 @@ impl World {
         match message {
             ControlMessage::Membership(packet) => membership.handle_packet(now, from, &packet),
             ControlMessage::Refused { node } => membership.handle_refused(now, from, &node),
-            ControlMessage::Goodbye { node, forget } => {
-                membership.handle_goodbye(now, from, &node, forget);
+            ControlMessage::Goodbye { node } => {
+                membership.handle_goodbye(now, from, &node);
             }
             other => panic!("not a message of membership: {other:?}"),
         }
@@ -669,10 +669,7 @@ fn a_node_that_left_never_comes_back_whatever_is_said_of_it() {
     world.run(10 * MILLISECOND);
     world.nodes[3].alive = false;
     for other in [0, 1, 2, 4] {
-        let left = MemberEvent::Left {
-            node: gone.clone(),
-            forget: false,
-        };
+        let left = MemberEvent::Left { node: gone.clone() };
         assert_eq!(world.events_of(other), [left]);
         assert!(world.nodes[other].membership.is_left(&gone));
         assert_eq!(
@@ -713,7 +710,7 @@ fn only_a_node_itself_says_goodbye() {
     let (liar, victim) = (world.nodes[1].id.clone(), world.nodes[2].id.clone());
     world.nodes[0]
         .membership
-        .handle_goodbye(world.now, &liar, &victim, true);
+        .handle_goodbye(world.now, &liar, &victim);
     world.pump(0);
     assert!(!world.nodes[0].membership.is_left(&victim));
     assert!(world.sees_up(0, 2));

@@ -222,7 +222,7 @@ impl Lane {
                 Ok(()) => self.end("the node is down"),
                 Err(why) => self.end(&why),
             },
-            () = self.watch() => self.retire(),
+            () = self.watch() => self.retire(&plane),
         }
     }
 
@@ -293,24 +293,28 @@ impl Lane {
                 // Nobody waits for room here: a full queue is busy enough.
                 let _ = self.outbox.push(wire::empty(kind::PING));
                 pinged = true;
-            } else if silent >= IDLE && self.outbox.len() == 0 {
+            } else if self.heard.idle() >= IDLE && self.outbox.len() == 0 {
                 return;
             }
         }
     }
 
-    /// The connection was idle: the next call dials again.
-    fn retire(self: Arc<Self>) {
-        let _state = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
-        // Closed meanwhile, or still as it was.
-        let _ = self.status.compare_exchange(
-            status::RUNNING,
-            status::IDLE,
-            Ordering::SeqCst,
-            Ordering::SeqCst,
-        );
-        self.fail_queued("the connection was closed as idle");
-        self.fail_sent();
+    /// The connection was idle, with nobody waiting for a reply: the next call dials again.
+    fn retire(self: &Arc<Self>, plane: &Arc<DataPlane>) {
+        {
+            let _state = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
+            // It may have been closed meanwhile: then it stays so.
+            let _ = self.status.compare_exchange(
+                status::RUNNING,
+                status::IDLE,
+                Ordering::SeqCst,
+                Ordering::SeqCst,
+            );
+        }
+        // What came in this very moment waits for the next connection.
+        if self.outbox.len() > 0 && self.ensure(plane).is_err() {
+            self.fail_queued("the connection was closed as idle");
+        }
     }
 
     fn end(&self, why: &str) {

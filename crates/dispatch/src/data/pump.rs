@@ -49,6 +49,9 @@ pub(super) async fn pump(
                 if !closed && let Poll::Ready(end) = outbox.poll_take(cx, &mut batch) {
                     closed = end;
                     busy |= !end;
+                    if !batch.is_empty() {
+                        heard.said();
+                    }
                     for frame in batch.drain(..) {
                         connection.send(frame);
                     }

@@ -1,0 +1,16 @@
+//! The clock that all processes of one machine share.
+
+use rustix::time::{ClockId, clock_gettime};
+
+/// Microseconds of `CLOCK_MONOTONIC`: times that different processes read compare.
+pub(crate) fn micros() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+    let nanos = u64::try_from(now.tv_nsec).unwrap_or(0);
+    seconds * 1_000_000 + nanos / 1_000
+}
+
+/// The milliseconds between two such times; none where the second is not later.
+pub(crate) fn millis_between(earlier: u64, later: u64) -> f64 {
+    std::time::Duration::from_micros(later.saturating_sub(earlier)).as_secs_f64() * 1_000.0
+}
