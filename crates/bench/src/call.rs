@@ -130,7 +130,11 @@ impl Pair {
     /// The middle of the rounds' ratios of subject to floor.
     fn ratio(&self, part: fn(&Load) -> f64) -> f64 {
         let rounds = self.subject.iter().zip(&self.floor);
-        median(&rounds.map(|(ours, theirs)| part(ours) / part(theirs)).collect::<Vec<_>>())
+        median(
+            &rounds
+                .map(|(ours, theirs)| part(ours) / part(theirs))
+                .collect::<Vec<_>>(),
+        )
     }
 
     fn row(&self) -> Vec<String> {
@@ -168,8 +172,19 @@ impl Pair {
 }
 
 const PAIR_HEADS: [&str; 13] = [
-    "payload", "callers", "echo calls/s", "dispatch", "ratio", "echo p50 µs", "dispatch", "ratio",
-    "echo p99 µs", "dispatch", "echo CPU µs", "dispatch", "ratio",
+    "payload",
+    "callers",
+    "echo calls/s",
+    "dispatch",
+    "ratio",
+    "echo p50 µs",
+    "dispatch",
+    "ratio",
+    "echo p99 µs",
+    "dispatch",
+    "echo CPU µs",
+    "dispatch",
+    "ratio",
 ];
 
 fn size(bytes: usize) -> String {
@@ -200,11 +215,15 @@ impl Bench {
         load(subject, far, callers, &message, window / 4, pace).await?;
         for round in 0..self.rounds.count {
             if round % 2 == 0 {
-                pair.floor.push(load(floor, far, callers, &message, window, pace).await?);
-                pair.subject.push(load(subject, far, callers, &message, window, pace).await?);
+                pair.floor
+                    .push(load(floor, far, callers, &message, window, pace).await?);
+                pair.subject
+                    .push(load(subject, far, callers, &message, window, pace).await?);
             } else {
-                pair.subject.push(load(subject, far, callers, &message, window, pace).await?);
-                pair.floor.push(load(floor, far, callers, &message, window, pace).await?);
+                pair.subject
+                    .push(load(subject, far, callers, &message, window, pace).await?);
+                pair.floor
+                    .push(load(floor, far, callers, &message, window, pace).await?);
             }
         }
         Ok(pair)
@@ -237,11 +256,13 @@ impl Bench {
         };
         if let Some(pair) = at(1, 64) {
             let name = "sequential p50 / TLS echo, 64 B";
-            self.targets.push(Target::at_most(name, pair.ratio(Load::p50), 1.4));
+            self.targets
+                .push(Target::at_most(name, pair.ratio(Load::p50), 1.4));
         }
         if let Some(pair) = at(256, 64) {
             let name = "calls per second / TLS echo, 256 callers, 64 B, one connection";
-            self.targets.push(Target::at_least(name, pair.ratio(Load::rate), 0.7));
+            self.targets
+                .push(Target::at_least(name, pair.ratio(Load::rate), 0.7));
         }
         let large = pairs
             .iter()
@@ -255,17 +276,34 @@ impl Bench {
         let by_callers: Vec<_> = pairs
             .iter()
             .filter(|pair| pair.payload == 64)
-            .map(|pair| (pair.callers as f64, 1.0 / Pair::of(&pair.subject, Load::rate)))
+            .map(|pair| {
+                (
+                    pair.callers as f64,
+                    1.0 / Pair::of(&pair.subject, Load::rate),
+                )
+            })
             .collect();
         let by_payload: Vec<_> = pairs
             .iter()
             .filter(|pair| pair.callers == 16)
-            .map(|pair| (pair.payload as f64, 1.0 / Pair::of(&pair.subject, Load::rate)))
+            .map(|pair| {
+                (
+                    pair.payload as f64,
+                    1.0 / Pair::of(&pair.subject, Load::rate),
+                )
+            })
             .collect();
         let fitted = [exponent(&by_callers), exponent(&by_payload)];
-        rows.push(vec!["by callers, 64 B".to_owned(), format!("{:.2}", fitted[0])]);
-        rows.push(vec!["by bytes of payload, 16 callers".to_owned(), format!("{:.2}", fitted[1])]);
-        self.output.table("Growth: the cost is proportional to the power of", &rows);
+        rows.push(vec![
+            "by callers, 64 B".to_owned(),
+            format!("{:.2}", fitted[0]),
+        ]);
+        rows.push(vec![
+            "by bytes of payload, 16 callers".to_owned(),
+            format!("{:.2}", fitted[1]),
+        ]);
+        self.output
+            .table("Growth: the cost is proportional to the power of", &rows);
         let fitted = json!({"by_callers": fitted[0], "by_payload": fitted[1]});
         self.figures.insert("growth".to_owned(), fitted);
     }
@@ -279,17 +317,27 @@ impl Bench {
             "\nA TLS echo by one task that writes and then reads, without batching: p50 {} µs",
             figure(p50)
         ));
-        self.figures.insert("direct_echo_p50_us".to_owned(), json!(p50));
+        self.figures
+            .insert("direct_echo_p50_us".to_owned(), json!(p50));
         Ok(())
     }
 
     /// Each at half of what it can do.
     async fn half_load(&mut self, pairs: &[Pair]) -> Result<(), Error> {
-        let Some(full) = pairs.iter().find(|pair| pair.callers == 256 && pair.payload == 64) else {
+        let Some(full) = pairs
+            .iter()
+            .find(|pair| pair.callers == 256 && pair.payload == 64)
+        else {
             return Ok(());
         };
         let mut tails = Vec::new();
-        let mut rows = vec![cells(["at half of full load", "calls/s", "p50 µs", "p99 µs", "p99/p50"])];
+        let mut rows = vec![cells([
+            "at half of full load",
+            "calls/s",
+            "p50 µs",
+            "p99 µs",
+            "p99/p50",
+        ])];
         let half = |loads: &[Load]| Pace::Rate(Pair::of(loads, Load::rate) / 2.0);
         let both = [
             ("TLS echo", &self.echo, half(&full.floor)),
@@ -312,9 +360,11 @@ impl Bench {
             row.push(format!("{tail:.2}"));
             rows.push(row);
         }
-        self.output.table("Latency at half of full load, 64 B", &rows);
+        self.output
+            .table("Latency at half of full load, 64 B", &rows);
         let name = "p99/p50 at half of full load / the TLS echo's";
-        self.targets.push(Target::at_most(name, tails[1] / tails[0], 1.5));
+        self.targets
+            .push(Target::at_most(name, tails[1] / tails[0], 1.5));
         self.figures.insert(
             "half_load".to_owned(),
             json!({"echo_p99_over_p50": tails[0], "dispatch_p99_over_p50": tails[1]}),
@@ -333,14 +383,28 @@ impl Bench {
         tally.wait_online(1).await?;
         let subjects = [
             ("multi_call(3)", Subject::Multi(trio), 1.0),
-            ("cast, 32 and a call in turn", Subject::Cast(tally), f64::from(subject::CASTS)),
+            (
+                "cast, 32 and a call in turn",
+                Subject::Cast(tally),
+                f64::from(subject::CASTS),
+            ),
         ];
         for (name, subject, messages) in &subjects {
             for callers in CALLERS {
                 let mut loads = Vec::new();
                 for _ in 0..self.rounds.count.div_ceil(2) {
                     let window = self.rounds.window;
-                    loads.push(load(subject, self.far.id(), callers, &message, window, Pace::Full).await?);
+                    loads.push(
+                        load(
+                            subject,
+                            self.far.id(),
+                            callers,
+                            &message,
+                            window,
+                            Pace::Full,
+                        )
+                        .await?,
+                    );
                 }
                 let shown = [
                     Pair::of(&loads, Load::rate) * messages,
@@ -355,19 +419,31 @@ impl Bench {
                 }));
             }
         }
-        self.output.table("Casts (by what arrived), and calls to the first three owners", &rows);
+        self.output.table(
+            "Casts (by what arrived), and calls to the first three owners",
+            &rows,
+        );
         self.figures.insert("more".to_owned(), json!(found));
         Ok(())
     }
 
     /// Calls within one process.
     async fn local(&mut self) -> Result<(), Error> {
-        let node = Node::builder("alone").adapter(Adapter::Local).start().await?;
+        let node = Node::builder("alone")
+            .adapter(Adapter::Local)
+            .start()
+            .await?;
         node.serve(Echo).await?;
         let floor = subject::Bare::start();
         let both = (&Subject::Bare(floor), &Subject::Call(node.services()));
         let mut rows = vec![cells([
-            "callers", "bare calls/s", "dispatch", "bare p50 µs", "dispatch", "cost ratio", "CPU ratio",
+            "callers",
+            "bare calls/s",
+            "dispatch",
+            "bare p50 µs",
+            "dispatch",
+            "cost ratio",
+            "CPU ratio",
         ])];
         let mut ratios = Vec::new();
         for callers in CALLERS {
@@ -384,8 +460,14 @@ impl Bench {
             ]);
             ratios.push((callers, ratio, pair.ratio(Load::busy_here)));
         }
-        self.output.table("Calls within one process, beside a bare mpsc and oneshot", &rows);
-        let worst = ratios.iter().map(|(_, ratio, _)| *ratio).fold(0.0, f64::max);
+        self.output.table(
+            "Calls within one process, beside a bare mpsc and oneshot",
+            &rows,
+        );
+        let worst = ratios
+            .iter()
+            .map(|(_, ratio, _)| *ratio)
+            .fold(0.0, f64::max);
         let name = "local call / bare mpsc and oneshot, worst of 1 to 256 callers";
         self.targets.push(Target::at_most(name, worst, 2.0));
         let found: Vec<_> = ratios

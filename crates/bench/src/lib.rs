@@ -170,7 +170,8 @@ pub fn thread_time() -> Duration {
 /// Nanoseconds of a clock that all processes of a machine share.
 pub fn monotonic_nanos() -> u64 {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0)
+    u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000
+        + u64::try_from(time.tv_nsec).unwrap_or(0)
 }
 
 /// What the kernel says of a process.
@@ -195,7 +196,9 @@ pub mod process {
         std::fs::read_to_string(format!("/proc/{id}/status"))
             .ok()
             .and_then(|status| {
-                let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+                let line = status
+                    .lines()
+                    .find_map(|line| line.strip_prefix("VmRSS:"))?;
                 line.split_whitespace().next()?.parse::<u64>().ok()
             })
             .map_or(0, |kib| kib * 1024)
@@ -235,7 +238,10 @@ impl Follower {
         let line = tokio::time::timeout(fleet::PATIENCE * 4, self.lines.next_line()).await??;
         let line = line.ok_or("the other process has ended")?;
         let rest = line.strip_prefix(word);
-        Ok(rest.ok_or_else(|| format!("not {word:?}: {line}"))?.trim().to_owned())
+        Ok(rest
+            .ok_or_else(|| format!("not {word:?}: {line}"))?
+            .trim()
+            .to_owned())
     }
 
     /// Tells it something.

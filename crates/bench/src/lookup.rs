@@ -8,10 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use keydispatch::{Adapter, NewService, Node, Protocol, Registry, ServiceHandle, View, limits};
 use maglev::ConsistentHasher;
-use keydispatch::{
-    Adapter, NewService, Node, Protocol, Registry, ServiceHandle, View, limits,
-};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::json;
@@ -145,7 +143,10 @@ fn address(number: usize) -> SocketAddr {
 
 /// A node without a network, with so many endpoints of one type.
 async fn node_with(instances: usize) -> Result<Node, Error> {
-    let node = Node::builder("bench").adapter(Adapter::Local).start().await?;
+    let node = Node::builder("bench")
+        .adapter(Adapter::Local)
+        .start()
+        .await?;
     let endpoints = (0..instances)
         .map(|number| NewService::endpoint(Lookups::NAME, address(number).to_string()));
     node.registry().add_services(endpoints).await?;
@@ -268,9 +269,9 @@ impl Size {
         let ketama = pingora_ketama::Continuum::new(&buckets);
         let ring = |points: usize| {
             let mut ring = hashring::HashRing::new();
-            let points = addresses.iter().flat_map(|&address| {
-                (0..points).map(move |id| Point { id, address })
-            });
+            let points = addresses
+                .iter()
+                .flat_map(|&address| (0..points).map(move |id| Point { id, address }));
             ring.batch_add(points.collect());
             ring
         };
@@ -284,7 +285,10 @@ impl Size {
             at_least(HASH, keys.pass(|key| xxh3_64(key.as_bytes())));
             at_least(HELD, keys.pass(|key| view.owner(key)));
             at_least(HANDLE, keys.pass(|key| handle.find(key)));
-            at_least(NAME, keys.pass(|key| registry.find_service(Lookups::NAME, key)));
+            at_least(
+                NAME,
+                keys.pass(|key| registry.find_service(Lookups::NAME, key)),
+            );
             at_least(VIEW_3, keys.pass(|key| view.owners(key, 3)));
             at_least(
                 MULTI_3,
@@ -368,8 +372,16 @@ fn report_sizes(
             .fold(0.0, f64::max)
     };
     let at_100 = sizes.iter().find(|size| size.instances == 100);
-    targets.push(Target::at_most("held view / hashing, worst of 3 to 10,000", worst(HELD), 2.0));
-    targets.push(Target::at_most("by type name / hashing, worst of 3 to 10,000", worst(NAME), 5.0));
+    targets.push(Target::at_most(
+        "held view / hashing, worst of 3 to 10,000",
+        worst(HELD),
+        2.0,
+    ));
+    targets.push(Target::at_most(
+        "by type name / hashing, worst of 3 to 10,000",
+        worst(NAME),
+        5.0,
+    ));
     targets.push(Target::at_most(
         "first three owners in a view / hashing, worst of 3 to 10,000",
         worst(VIEW_3),
@@ -382,7 +394,11 @@ fn report_sizes(
     ));
     if let Some(size) = at_100 {
         // The faster of the ways to set hashring up.
-        let ring = if size.nanos[RING_1] < size.nanos[RING_160] { RING_1 } else { RING_160 };
+        let ring = if size.nanos[RING_1] < size.nanos[RING_160] {
+            RING_1
+        } else {
+            RING_160
+        };
         targets.push(Target::at_least(
             "hashring (1 point, its fastest) / held view, 100 instances",
             size.ratio(ring, HELD),
@@ -441,11 +457,7 @@ struct Threads {
 }
 
 impl Threads {
-    fn measure(
-        runtime: &tokio::runtime::Runtime,
-        keys: &Keys,
-        quick: bool,
-    ) -> Result<Self, Error> {
+    fn measure(runtime: &tokio::runtime::Runtime, keys: &Keys, quick: bool) -> Result<Self, Error> {
         let node = runtime.block_on(node_with(100))?;
         let registry = node.registry().clone();
         let handle = node.services::<Lookups>();
@@ -548,7 +560,8 @@ impl WriterCost {
                     writer.set(writing);
                     std::thread::sleep(Duration::from_millis(5));
                     let (made, start) = (writer.made(), Instant::now());
-                    for (passes, pass) in passes.iter_mut().zip(read_all(keys, &handle, &registry)) {
+                    for (passes, pass) in passes.iter_mut().zip(read_all(keys, &handle, &registry))
+                    {
                         passes.push(pass);
                     }
                     if writing {
@@ -558,7 +571,11 @@ impl WriterCost {
                 }
             }
             writer.stop()?;
-            let subjects = ["typed handle", "by type name", "view, loaded every 100 keys"];
+            let subjects = [
+                "typed handle",
+                "by type name",
+                "view, loaded every 100 keys",
+            ];
             for (at, subject) in subjects.into_iter().enumerate() {
                 costs.push(WriterCost {
                     instances,
@@ -674,7 +691,14 @@ fn report_writer(
     figures: &mut serde_json::Map<String, serde_json::Value>,
     targets: &mut Vec<Target>,
 ) {
-    let heads = ["instances", "reading by", "quiet, ns", "changing, ns", "more, %", "changes/s"];
+    let heads = [
+        "instances",
+        "reading by",
+        "quiet, ns",
+        "changing, ns",
+        "more, %",
+        "changes/s",
+    ];
     let mut rows = vec![cells(heads)];
     for cost in costs {
         rows.push(vec![
@@ -686,7 +710,10 @@ fn report_writer(
             figure(cost.changes_per_second),
         ]);
     }
-    output.table("Lookups while another thread makes 1,000 membership changes a second", &rows);
+    output.table(
+        "Lookups while another thread makes 1,000 membership changes a second",
+        &rows,
+    );
     let worst = costs
         .iter()
         .map(|cost| 100.0 * (cost.busy / cost.quiet - 1.0))
@@ -741,13 +768,21 @@ impl Change {
             let before = handle.view().version();
             let start = Instant::now();
             let added = node.registry().add_service(extra).await?;
-            assert_ne!(handle.view().version(), before, "an add that returned is visible");
+            assert_ne!(
+                handle.view().version(),
+                before,
+                "an add that returned is visible"
+            );
             adds.push(start.elapsed().as_secs_f64() * 1e6);
             warm_some(&handle.view());
             let before = handle.view().version();
             let start = Instant::now();
             added.remove().await?;
-            assert_ne!(handle.view().version(), before, "a removal that returned is visible");
+            assert_ne!(
+                handle.view().version(),
+                before,
+                "a removal that returned is visible"
+            );
             removes.push(start.elapsed().as_secs_f64() * 1e6);
             warm_some(&handle.view());
         }
@@ -774,7 +809,13 @@ fn report_changes(
     figures: &mut serde_json::Map<String, serde_json::Value>,
     targets: &mut Vec<Target>,
 ) {
-    let mut rows = vec![cells(["instances", "add p50, µs", "p99", "remove p50, µs", "p99"])];
+    let mut rows = vec![cells([
+        "instances",
+        "add p50, µs",
+        "p99",
+        "remove p50, µs",
+        "p99",
+    ])];
     for change in changes {
         rows.push(vec![
             change.instances.to_string(),
@@ -790,12 +831,18 @@ fn report_changes(
         };
         let worse = change.add_micros.max(change.remove_micros) / 1e3;
         targets.push(Target::at_most(
-            format!("one instance of {} more or fewer until readers see it, p50 ms", change.instances.to_string()),
+            format!(
+                "one instance of {} more or fewer until readers see it, p50 ms",
+                change.instances.to_string()
+            ),
             worse,
             target,
         ));
     }
-    output.table("One instance added or removed, until readers see it; every slot was looked up", &rows);
+    output.table(
+        "One instance added or removed, until readers see it; every slot was looked up",
+        &rows,
+    );
     let changes: Vec<_> = changes
         .iter()
         .map(|change| {
@@ -840,8 +887,14 @@ fn report_growth(
         exponent(&points)
     };
     add("one instance added", points(|change| change.add_micros));
-    add("one instance removed", points(|change| change.remove_micros));
-    output.table("Growth: the cost is proportional to instances to the power of", &rows);
+    add(
+        "one instance removed",
+        points(|change| change.remove_micros),
+    );
+    output.table(
+        "Growth: the cost is proportional to instances to the power of",
+        &rows,
+    );
     figures.insert("growth".to_owned(), fitted.into());
 }
 

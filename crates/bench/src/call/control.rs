@@ -39,9 +39,16 @@ pub(super) async fn measure(bench: &mut Bench) -> Result<(), Error> {
         let far = bench.far.id();
         let loading = tokio::spawn(async move {
             let message = Bytes::from(vec![7; payload]);
-            load(&calls, far, callers, &message, window + Duration::from_millis(300), Pace::Full)
-                .await
-                .map(|_| ())
+            load(
+                &calls,
+                far,
+                callers,
+                &message,
+                window + Duration::from_millis(300),
+                Pace::Full,
+            )
+            .await
+            .map(|_| ())
         });
         tokio::time::sleep(Duration::from_millis(150)).await;
         let delays = probe(bench, window, callers).await?;
@@ -67,7 +74,9 @@ async fn probe(bench: &Bench, window: Duration, run: usize) -> Result<Vec<f64>, 
     while tokio::time::Instant::now() < end {
         let name = format!("{run}/{number}");
         number += 1;
-        let registration = registry.add_service(NewService::endpoint(PROBE, name.clone())).await?;
+        let registration = registry
+            .add_service(NewService::endpoint(PROBE, name.clone()))
+            .await?;
         added.insert(name, monotonic_nanos());
         registration.remove().await?;
         tokio::time::sleep(PAUSE).await;
@@ -90,5 +99,9 @@ async fn delays(node: &Node, mut added: HashMap<String, u64>) -> Result<Vec<f64>
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    Err(format!("{} entries were never seen by the other process", added.len()).into())
+    Err(format!(
+        "{} entries were never seen by the other process",
+        added.len()
+    )
+    .into())
 }

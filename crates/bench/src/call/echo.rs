@@ -57,7 +57,10 @@ impl Client {
                         bodies.push(body);
                     }
                 }
-                if write_frames(&mut writer, &mut buffer, bodies).await.is_err() {
+                if write_frames(&mut writer, &mut buffer, bodies)
+                    .await
+                    .is_err()
+                {
                     return;
                 }
             }
@@ -98,7 +101,11 @@ impl Direct {
     }
 
     /// The middle of the round trips' times in microseconds.
-    pub(super) async fn sequential(&mut self, bytes: usize, window: Duration) -> Result<f64, Error> {
+    pub(super) async fn sequential(
+        &mut self,
+        bytes: usize,
+        window: Duration,
+    ) -> Result<f64, Error> {
         let end = Instant::now() + window;
         let body = Bytes::from(vec![7; bytes]);
         let (mut frames, mut buffer) = (Frames::default(), BytesMut::new());
@@ -118,7 +125,9 @@ async fn connect(
     certificates: &Certificates,
 ) -> Result<client::TlsStream<BufReader<TcpStream>>, Error> {
     let mut roots = rustls::RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(certificates.path().join("ca.pem"))?)?;
+    roots.add(CertificateDer::from_pem_file(
+        certificates.path().join("ca.pem"),
+    )?)?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])?
@@ -129,11 +138,17 @@ async fn connect(
     stream.set_nodelay(true)?;
     let stream = BufReader::with_capacity(SOCKET_BYTES, stream);
     let connector = TlsConnector::from(Arc::new(config));
-    Ok(connector.connect(ServerName::try_from(name)?, stream).await?)
+    Ok(connector
+        .connect(ServerName::try_from(name)?, stream)
+        .await?)
 }
 
 /// Echoes to whoever connects.
-pub(super) async fn serve(listener: TcpListener, certificates: &Path, name: &str) -> Result<(), Error> {
+pub(super) async fn serve(
+    listener: TcpListener,
+    certificates: &Path,
+    name: &str,
+) -> Result<(), Error> {
     let chain = CertificateDer::pem_file_iter(certificates.join(format!("{name}.pem")))?
         .collect::<Result<Vec<_>, _>>()?;
     let key = PrivateKeyDer::from_pem_file(certificates.join(format!("{name}.key")))?;
@@ -192,7 +207,10 @@ struct Frames {
 }
 
 impl Frames {
-    async fn next<R: AsyncRead + Unpin>(&mut self, reader: &mut R) -> std::io::Result<Option<Bytes>> {
+    async fn next<R: AsyncRead + Unpin>(
+        &mut self,
+        reader: &mut R,
+    ) -> std::io::Result<Option<Bytes>> {
         loop {
             if let Some(frame) = self.parse() {
                 return Ok(Some(frame));

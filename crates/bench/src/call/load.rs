@@ -130,7 +130,8 @@ async fn paced(
         let start = Instant::now();
         subject.call(message).await?;
         nanos.push(start.elapsed().as_nanos() as u64);
-        next = next.max(start.checked_sub(pause).unwrap_or(start)) + pause.mul_f64(random.random_range(0.5..1.5));
+        next = next.max(start.checked_sub(pause).unwrap_or(start))
+            + pause.mul_f64(random.random_range(0.5..1.5));
     }
     Ok(nanos)
 }

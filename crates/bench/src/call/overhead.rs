@@ -10,8 +10,8 @@ use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::subject::{Echo, Echoes};
 use super::Bench;
+use super::subject::{Echo, Echoes};
 use crate::Target;
 use crate::fleet::Error;
 
@@ -62,7 +62,9 @@ pub(super) async fn measure(bench: &mut Bench) -> Result<(), Error> {
     ));
     let name = "bytes beyond the payloads of a call and its reply, before TLS";
     bench.targets.push(Target::at_most(name, overhead, 48.0));
-    bench.figures.insert("overhead_bytes".to_owned(), json!(overhead));
+    bench
+        .figures
+        .insert("overhead_bytes".to_owned(), json!(overhead));
     near.leave().await;
     far.leave().await;
     relay.abort();

@@ -23,13 +23,20 @@ const PEERS: [(&str, f64); 2] = [("tonic", 8.0), ("ractor_cluster", 3.0)];
 
 pub(super) async fn measure(bench: &mut Bench, program: Option<&Path>) -> Result<(), Error> {
     let Some(program) = program else {
-        bench.output.line(
-            "\nThe peers were not run: build crates/peers and give its program by --peers.",
-        );
+        bench
+            .output
+            .line("\nThe peers were not run: build crates/peers and give its program by --peers.");
         bench.figures.insert("peers".to_owned(), json!(null));
         return Ok(());
     };
-    let mut rows = vec![cells(["64 B, callers", "", "calls/s", "p50 µs", "p99 µs", "dispatch calls/s over it"])];
+    let mut rows = vec![cells([
+        "64 B, callers",
+        "",
+        "calls/s",
+        "p50 µs",
+        "p99 µs",
+        "dispatch calls/s over it",
+    ])];
     let mut found = Vec::new();
     let message = Bytes::from_static(&[7; 64]);
     for callers in [1, 256] {
@@ -53,8 +60,13 @@ pub(super) async fn measure(bench: &mut Bench, program: Option<&Path>) -> Result
         ]);
         for (theirs, (peer, target)) in theirs.iter().zip(PEERS) {
             let rounds = ours.iter().zip(theirs);
-            let ratio = median(&rounds.map(|(ours, theirs)| ours.rate() / theirs.calls_per_s).collect::<Vec<_>>());
-            let of = |part: fn(&Printed) -> f64| median(&theirs.iter().map(part).collect::<Vec<_>>());
+            let ratio = median(
+                &rounds
+                    .map(|(ours, theirs)| ours.rate() / theirs.calls_per_s)
+                    .collect::<Vec<_>>(),
+            );
+            let of =
+                |part: fn(&Printed) -> f64| median(&theirs.iter().map(part).collect::<Vec<_>>());
             rows.push(vec![
                 callers.to_string(),
                 format!("{peer}, without TLS"),

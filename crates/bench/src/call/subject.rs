@@ -131,7 +131,9 @@ impl Subject {
             }
             Subject::Cast(handle) => {
                 for _ in 0..CASTS {
-                    handle.cast(KEY, message.clone()).map_err(|refused| refused.error)?;
+                    handle
+                        .cast(KEY, message.clone())
+                        .map_err(|refused| refused.error)?;
                 }
                 handle.call(KEY, ()).await?;
             }

@@ -118,16 +118,27 @@ pub(super) fn measure(
     ])];
     let mut found = Vec::new();
     for (instances, target) in SIZES {
-        let all = super::paced(output, &format!("balance of {sets} sets of {instances}"), || {
-            many_sets(&space, instances, sets)
-        })?;
+        let all = super::paced(
+            output,
+            &format!("balance of {sets} sets of {instances}"),
+            || many_sets(&space, instances, sets),
+        )?;
         let of = |part: fn(&Loads) -> f64, at: f64| {
             quantile(&all.iter().map(part).collect::<Vec<_>>(), at)
         };
-        let (p50, p95) = (of(|loads| loads.keys.0, 0.5), of(|loads| loads.keys.0, 0.95));
+        let (p50, p95) = (
+            of(|loads| loads.keys.0, 0.5),
+            of(|loads| loads.keys.0, 0.95),
+        );
         // The share of all possible keys, which a million keys are a sample of.
-        let by_slots = (of(|loads| loads.slots.0, 0.5), of(|loads| loads.slots.0, 0.95));
-        let least = (of(|loads| loads.keys.1, 0.5), of(|loads| loads.keys.1, 0.05));
+        let by_slots = (
+            of(|loads| loads.slots.0, 0.5),
+            of(|loads| loads.slots.0, 0.95),
+        );
+        let least = (
+            of(|loads| loads.keys.1, 0.5),
+            of(|loads| loads.keys.1, 0.05),
+        );
         let shown = [p50, p95, least.0, least.1, by_slots.0, by_slots.1];
         let mut row = vec![instances.to_string()];
         row.extend(shown.map(|ratio| format!("{ratio:.3}")));
@@ -138,12 +149,17 @@ pub(super) fn measure(
             "slots_most_p50": by_slots.0, "slots_most_p95": by_slots.1,
         }));
         if let Some((median, p95_target)) = target {
-            let name = |what| format!("largest share of the key space over mean, {instances} instances, {what}");
+            let name = |what| {
+                format!("largest share of the key space over mean, {instances} instances, {what}")
+            };
             targets.push(Target::at_most(name("median"), by_slots.0, median));
             targets.push(Target::at_most(name("p95"), by_slots.1, p95_target));
         }
     }
-    output.table(&format!("Balance over {sets} random name sets, 10⁶ keys"), &rows);
+    output.table(
+        &format!("Balance over {sets} random name sets, 10⁶ keys"),
+        &rows,
+    );
     figures.insert("balance".to_owned(), json!(found));
     moved(output, runtime, &space, figures, targets)
 }
@@ -164,7 +180,9 @@ fn many_sets(space: &KeySpace, instances: usize, sets: usize) -> Result<Vec<Load
                     let count = SETS_OF_A_NODE.min(sets - chunk * SETS_OF_A_NODE);
                     let some = some_sets(space, instances, count, chunk as u64)
                         .map_err(|error| error.to_string());
-                    let mut all = all.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                    let mut all = all
+                        .lock()
+                        .unwrap_or_else(std::sync::PoisonError::into_inner);
                     match (&mut *all, some) {
                         (Ok(all), Ok(some)) => all.extend(some),
                         (Ok(_), Err(error)) => *all = Err(error),
@@ -186,10 +204,15 @@ fn some_sets(
     count: usize,
     seed: u64,
 ) -> Result<Vec<Loads>, Error> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let mut random = StdRng::seed_from_u64((instances as u64) << 32 | seed);
     runtime.block_on(async {
-        let node = Node::builder("balance").adapter(Adapter::Local).start().await?;
+        let node = Node::builder("balance")
+            .adapter(Adapter::Local)
+            .start()
+            .await?;
         let mut all = Vec::with_capacity(count);
         for set in 0..count {
             let service_type = format!("set {set}");
@@ -197,7 +220,9 @@ fn some_sets(
                 let name = format!("{:016x}", random.random::<u64>());
                 NewService::endpoint(&service_type, name).tag("n", number.to_string())
             });
-            node.registry().add_services(endpoints.collect::<Vec<_>>()).await?;
+            node.registry()
+                .add_services(endpoints.collect::<Vec<_>>())
+                .await?;
             let view = node.registry().view(&service_type).ok_or("no view")?;
             all.push(loads(space, &view, instances));
         }
@@ -219,7 +244,13 @@ fn moved(
     figures: &mut serde_json::Map<String, serde_json::Value>,
     targets: &mut Vec<Target>,
 ) -> Result<(), Error> {
-    let heads = ["instances", "change", "moved", "expected", "beyond the minimum"];
+    let heads = [
+        "instances",
+        "change",
+        "moved",
+        "expected",
+        "beyond the minimum",
+    ];
     let mut rows = vec![cells(heads)];
     let mut beyond = 0;
     let mut found = Vec::new();
@@ -254,10 +285,14 @@ async fn changes(
     space: &KeySpace,
     instances: usize,
 ) -> Result<Vec<(&'static str, f64, Moved)>, Error> {
-    let node = Node::builder("moving").adapter(Adapter::Local).start().await?;
+    let node = Node::builder("moving")
+        .adapter(Adapter::Local)
+        .start()
+        .await?;
     let registry = node.registry();
-    let endpoints = (0..instances)
-        .map(|number| NewService::endpoint(TYPE, format!("host {number}")).tag("n", number.to_string()));
+    let endpoints = (0..instances).map(|number| {
+        NewService::endpoint(TYPE, format!("host {number}")).tag("n", number.to_string())
+    });
     registry.add_services(endpoints).await?;
     let (one, joiner) = (0, instances as u16);
     let count = instances as f64;
@@ -282,11 +317,19 @@ async fn changes(
         .find(|info| info.tag("n") == Some("0"))
         .map(|info| info.id().clone())
         .ok_or("no such endpoint")?;
-    registry.update_service(&id, ServiceUpdate::new().weight(200)).await?;
+    registry
+        .update_service(&id, ServiceUpdate::new().weight(200))
+        .await?;
     let heavier = owners(space, registry)?;
     let to_one = compare(space, &left, &heavier, |_, to| to == one);
-    result.push(("weight 100 to 200", 2.0 / (count + 1.0) - 1.0 / count, to_one));
-    registry.update_service(&id, ServiceUpdate::new().weight(50)).await?;
+    result.push((
+        "weight 100 to 200",
+        2.0 / (count + 1.0) - 1.0 / count,
+        to_one,
+    ));
+    registry
+        .update_service(&id, ServiceUpdate::new().weight(50))
+        .await?;
     let lighter = owners(space, registry)?;
     let from_one = compare(space, &heavier, &lighter, |from, _| from == one);
     let share = 2.0 / (count + 1.0) - 0.5 / (count - 0.5);
