@@ -4,7 +4,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use keydispatch_bench::fleet;
+use keydispatch_bench::{allocations, call, fleet, lookup};
+
+#[global_allocator]
+static ALLOCATOR: allocations::Counting = allocations::Counting;
 
 #[derive(Parser)]
 #[command(version, about)]
@@ -15,6 +18,16 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// What finding the owner of a key costs, beside hashing the key and beside other crates.
+    Lookup(lookup::Options),
+    /// What calling a service in another process costs, beside a plain TLS echo and beside other crates.
+    Call(call::Options),
+    /// The process that `call` calls.
+    #[command(hide = true)]
+    CallFar {
+        #[arg(long)]
+        certificates: PathBuf,
+    },
     /// A node that obeys the test that started it, until its standard input closes.
     #[command(hide = true)]
     Puppet {
@@ -41,6 +54,9 @@ fn main() -> ExitCode {
 
 fn run(arguments: Arguments) -> Result<(), fleet::Error> {
     match arguments.command {
+        Command::Lookup(options) => lookup::run(options, say),
+        Command::Call(options) => call::run(options, say),
+        Command::CallFar { certificates } => call::run_far(certificates, say),
         Command::Puppet {
             name,
             bind,

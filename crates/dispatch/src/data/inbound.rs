@@ -11,8 +11,9 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::outbox::{Outbox, Rejected};
+use super::pump::{self, Reading};
 use super::wire::{self, CallHeader, CastHeader, EncodeError, kind};
-use super::{DataPlane, Heard, pump};
+use super::{DataPlane, Heard};
 use crate::call::Failure;
 use crate::transport::Connection;
 
@@ -110,9 +111,13 @@ pub(super) async fn serve(
 ) {
     connection.set_frame_limit(plane.max_frame_bytes());
     let heard = Heard::default();
-    let ended = pump::pump(&mut *connection, &caller.outbox, &heard, |frame| {
-        handle(frame, &caller, &peer, &plane)
-    })
+    let ended = pump::pump(
+        &mut *connection,
+        &caller.outbox,
+        &heard,
+        Reading::WhileAnswersGo,
+        |frame| handle(frame, &caller, &peer, &plane),
+    )
     .await;
     caller.outbox.close();
     if let Err(why) = ended {

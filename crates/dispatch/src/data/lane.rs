@@ -14,8 +14,9 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::outbox::{Outbox, Rejected};
+use super::pump::{self, Reading};
 use super::wire::{self, CallHeader, kind};
-use super::{DataPlane, Heard, pump};
+use super::{DataPlane, Heard};
 use crate::call::{CallError, Failure};
 use crate::transport::Connection;
 
@@ -214,9 +215,13 @@ impl Lane {
             .fetch_add(1, Ordering::Relaxed);
         connection.set_frame_limit(plane.max_frame_bytes());
         self.heard.now();
-        let serving = pump::pump(&mut *connection, &self.outbox, &self.heard, |frame| {
-            self.handle(&frame)
-        });
+        let serving = pump::pump(
+            &mut *connection,
+            &self.outbox,
+            &self.heard,
+            Reading::Always,
+            |frame| self.handle(&frame),
+        );
         tokio::select! {
             ended = serving => match ended {
                 Ok(()) => self.end("the node is down"),
