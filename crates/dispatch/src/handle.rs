@@ -545,10 +545,28 @@ fn nameless() -> ServiceType {
 }
 
 /// One particular instance; see [`ServiceHandle::at`].
-#[derive(Clone, Debug)]
 pub struct InstanceHandle<P: Protocol> {
     services: ServiceHandle<P>,
     id: ServiceId,
+}
+
+// Derived, it would ask the protocol to be `Clone`, which it need not be.
+impl<P: Protocol> Clone for InstanceHandle<P> {
+    fn clone(&self) -> Self {
+        InstanceHandle {
+            services: self.services.clone(),
+            id: self.id.clone(),
+        }
+    }
+}
+
+impl<P: Protocol> std::fmt::Debug for InstanceHandle<P> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("InstanceHandle")
+            .field("type", &P::NAME)
+            .field("id", &self.id)
+            .finish_non_exhaustive()
+    }
 }
 
 impl<P: Protocol> InstanceHandle<P> {
