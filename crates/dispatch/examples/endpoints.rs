@@ -76,7 +76,12 @@ async fn obey(
         }
         (["list"], _) => {
             for info in registry.services(TYPE) {
-                println!("{} {} weight {}", info.name(), info.state(), info.weight().value());
+                println!(
+                    "{} {} weight {}",
+                    info.name(),
+                    info.state(),
+                    info.weight().value()
+                );
             }
         }
         _ => println!("add URL [WEIGHT], off, on, find KEY, or list"),
