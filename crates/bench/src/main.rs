@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use keydispatch_bench::{allocations, call, fleet, lookup};
+use keydispatch_bench::{allocations, call, fleet, lookup, net};
 
 #[global_allocator]
 static ALLOCATOR: allocations::Counting = allocations::Counting;
@@ -40,6 +40,30 @@ enum Command {
         #[arg(long = "seed")]
         seeds: Vec<String>,
     },
+    /// A node that obeys lines on its standard input, until that closes.
+    #[command(hide = true)]
+    Worker {
+        #[arg(long)]
+        name: String,
+        #[arg(long)]
+        bind: String,
+        #[arg(long)]
+        certificates: PathBuf,
+        #[arg(long = "seed")]
+        seeds: Vec<String>,
+    },
+    /// Five nodes in network namespaces of their own, on networks that go wrong; needs root.
+    Net {
+        /// Only this one.
+        #[arg(long)]
+        scenario: Option<String>,
+        /// Of everything that happens by chance.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Print a JSON object last.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -63,10 +87,7 @@ fn run(arguments: Arguments) -> Result<(), fleet::Error> {
             certificates,
             seeds,
         } => {
-            tracing_subscriber::fmt()
-                .with_writer(std::io::stderr)
-                .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
-                .init();
+            log();
             let runtime = tokio::runtime::Runtime::new()?;
             runtime.block_on(fleet::run_puppet(
                 name,
@@ -78,7 +99,38 @@ fn run(arguments: Arguments) -> Result<(), fleet::Error> {
                 },
             ))
         }
+        Command::Worker {
+            name,
+            bind,
+            certificates,
+            seeds,
+        } => {
+            log();
+            let runtime = tokio::runtime::Runtime::new()?;
+            runtime.block_on(net::worker::run(name, bind, seeds, certificates, say))
+        }
+        Command::Net {
+            scenario,
+            seed,
+            json,
+        } => {
+            let options = net::Options {
+                scenario,
+                json,
+                seed,
+            };
+            let program = std::env::current_exe()?;
+            let runtime = tokio::runtime::Runtime::new()?;
+            runtime.block_on(net::run(&program, &options, say))
+        }
     }
+}
+
+fn log() {
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .init();
 }
 
 #[expect(clippy::print_stdout, reason = "a command's output")]

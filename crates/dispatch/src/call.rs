@@ -104,8 +104,10 @@ pub enum CallError {
         /// Where.
         node: NodeName,
     },
-    /// The connection broke, or the node went down, after sending. It may have run.
-    #[error("the connection to {node} broke before the reply came: the call may have run")]
+    /// The connection broke or was silent for a second, or the node went down, after sending. It may have run.
+    #[error(
+        "the connection to {node} broke or fell silent before the reply came: the call may have run"
+    )]
     Disconnected {
         /// The node.
         node: NodeName,

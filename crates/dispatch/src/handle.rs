@@ -546,6 +546,7 @@ pub struct InstanceHandle<P: Protocol> {
     id: ServiceId,
 }
 
+// Derived, it would ask the protocol to be `Clone`, which it need not be.
 impl<P: Protocol> Clone for InstanceHandle<P> {
     fn clone(&self) -> Self {
         InstanceHandle {

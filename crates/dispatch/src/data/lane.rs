@@ -36,7 +36,7 @@ const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::fro
 
 /// Rule: a link with replies outstanding and no byte for this long is pinged,
 const PING_AFTER: Duration = Duration::from_millis(250);
-/// and suspended after this long.
+/// and suspended after this long: calls that wait for its replies fail then, and those that come later at once.
 const SUSPEND_AFTER: Duration = Duration::from_secs(1);
 
 /// A connection without traffic is closed after this long.
@@ -265,6 +265,10 @@ impl Lane {
     }
 
     fn handle(&self, frame: &Frame) -> Result<(), String> {
+        if self.suspended.load(Ordering::Relaxed) {
+            self.heard.now();
+            self.suspended.store(false, Ordering::Relaxed);
+        }
         match frame.kind {
             kind::REPLY => {
                 let (number, reply) = wire::split::<u64>(&frame.body)?;
@@ -281,23 +285,34 @@ impl Lane {
         Ok(())
     }
 
-    /// Rule: suspension is local. Ends when the connection has been idle for long.
+    /// Rule: suspension is local, and over with the first byte that is heard. Ends when the connection has been idle
+    /// for long.
     async fn watch(&self) {
-        let mut pinged = false;
+        let mut pinged: Option<Instant> = None;
         loop {
+            let before = Instant::now();
             tokio::time::sleep(PING_AFTER).await;
+            if before.elapsed() >= 2 * PING_AFTER {
+                // It is this process that did not run: what arrived meanwhile is read before the peer is judged.
+                self.heard.now();
+                continue;
+            }
             let silent = self.heard.since();
-            let waiting = self.pending() > 0;
+            if pinged.is_some_and(|at| silent < at.elapsed()) {
+                pinged = None;
+            }
             if silent < PING_AFTER {
-                pinged = false;
-                self.suspended.store(false, Ordering::Relaxed);
-            } else if waiting || pinged {
+                continue;
+            }
+            if pinged.is_some() || self.pending() > 0 {
                 if silent >= SUSPEND_AFTER && !self.suspended.swap(true, Ordering::Relaxed) {
                     tracing::warn!(peer = %self.peer.name, ?silent, "a peer is silent: calls to it fail at once");
+                    // What is still queued may go out when the peer is back, so it counts as sent.
+                    self.fail_sent();
                 }
                 // Nobody waits for room here: a full queue is busy enough.
                 let _ = self.outbox.push(wire::empty(kind::PING));
-                pinged = true;
+                pinged.get_or_insert_with(Instant::now);
             } else if self.heard.idle() >= IDLE && self.outbox.len() == 0 {
                 return;
             }
