@@ -252,6 +252,17 @@ impl Cluster {
         &self.tracker
     }
 
+    /// Turns rules off, before anybody is known, for tests that want to see what happens without them.
+    #[cfg(any(test, feature = "fault-switches"))]
+    pub fn set_rules(
+        &mut self,
+        membership: crate::membership::Rules,
+        tracker: crate::tracker::TrackerRules,
+    ) {
+        self.membership.set_rules(membership);
+        self.tracker.set_rules(tracker);
+    }
+
     /// Registers services, all or none; visible locally when this returns.
     pub fn add(
         &mut self,
