@@ -1,0 +1,3 @@
+//! The benchmarks and the cluster simulator.
+
+pub mod sim;
