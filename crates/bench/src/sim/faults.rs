@@ -7,7 +7,7 @@ use keydispatch_core::links::Output;
 use rand::RngExt;
 
 use super::network::Host;
-use super::process::Input;
+use super::process::{Input, address};
 use super::profile::Fault;
 use super::world::{Event, World};
 
@@ -448,6 +448,29 @@ impl World {
             if self.listening[host].is_none() && (seed || self.rng.random_bool(0.5)) {
                 self.start_again(name, host);
             }
+        }
+        self.publish_seeds();
+    }
+
+    /// Where nobody is left at a seed's address, those who run the cluster give out another one.
+    fn publish_seeds(&mut self) {
+        let seeds = &self.constants.seeds;
+        if seeds.iter().any(|seed| self.listening[*seed].is_some()) {
+            return;
+        }
+        let living = self.living();
+        let Some(first) = living.first() else {
+            return;
+        };
+        self.constants.seeds = vec![self.processes[*first].host];
+        for process in living {
+            let seeds = self.constants.seeds.iter().map(|seed| address(*seed));
+            let state = &mut self.processes[process];
+            let local = state.local(self.now);
+            if let Some(cluster) = state.cluster.as_mut() {
+                cluster.set_seeds(local, seeds.collect());
+            }
+            self.pump(process);
         }
     }
 
