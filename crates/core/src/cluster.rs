@@ -521,7 +521,8 @@ impl Cluster {
         let synced = match self.links.dials().seed_state() {
             SeedState::None | SeedState::AllRefused => self.tracker.missing().is_empty(),
             SeedState::Trying => false,
-            SeedState::Answered => {
+            // Where a seed's host is gone for good, the word of whoever dialled this node has to do.
+            SeedState::Unreachable | SeedState::Answered => {
                 self.tracker.has_heard_of_owners() && self.tracker.missing().is_empty()
             }
         };

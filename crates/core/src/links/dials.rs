@@ -53,6 +53,8 @@ pub(crate) enum SeedState {
     None,
     /// Some have not been heard of yet.
     Trying,
+    /// Every one of them was tried: some did not answer at all, none did with more than a refusal.
+    Unreachable,
     /// Every one of them was refused: nobody listens at any of them.
     AllRefused,
     /// One answered.
@@ -81,6 +83,8 @@ struct Dial {
     /// Who answered there last.
     resolved: Option<NodeName>,
     refused: bool,
+    /// At least one dial there has failed.
+    tried: bool,
     answered: bool,
     state: State,
     at: Instant,
@@ -149,17 +153,18 @@ impl Dials {
         if seeds.peek().is_none() {
             return SeedState::None;
         }
-        let mut all_refused = true;
+        let (mut all_refused, mut all_tried) = (true, true);
         for dial in seeds {
             if dial.answered {
                 return SeedState::Answered;
             }
             all_refused &= dial.refused;
+            all_tried &= dial.tried;
         }
-        if all_refused {
-            SeedState::AllRefused
-        } else {
-            SeedState::Trying
+        match (all_refused, all_tried) {
+            (true, _) => SeedState::AllRefused,
+            (false, true) => SeedState::Unreachable,
+            (false, false) => SeedState::Trying,
         }
     }
 
@@ -320,6 +325,7 @@ impl Dials {
         dial.question = false;
         dial.attempts = dial.attempts.saturating_add(1);
         dial.at = at;
+        dial.tried = true;
         dial.refused = *failure == DialFailure::Refused;
         let evidence = if dial.evidence && dial.refused {
             dial.member.clone()
