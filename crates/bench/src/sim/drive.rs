@@ -276,6 +276,9 @@ impl World {
         if self.processes[process].name_taken {
             self.coverage.name_clashes += 1;
             self.end(process, true);
+            if !self.storms {
+                self.publish_seeds();
+            }
         } else {
             self.wake_for_timeout(process);
         }

@@ -453,7 +453,7 @@ impl World {
     }
 
     /// Where nobody is left at a seed's address, those who run the cluster give out another one.
-    fn publish_seeds(&mut self) {
+    pub(crate) fn publish_seeds(&mut self) {
         let seeds = &self.constants.seeds;
         if seeds.iter().any(|seed| self.listening[*seed].is_some()) {
             return;
