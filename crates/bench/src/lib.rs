@@ -8,6 +8,7 @@ pub mod call;
 pub mod fleet;
 pub mod lookup;
 pub mod net;
+pub mod sim;
 
 /// One figure of a run beside what it should be.
 #[derive(Clone, Debug, Serialize)]

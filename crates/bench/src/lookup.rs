@@ -818,7 +818,7 @@ fn report_changes(
     ])];
     for change in changes {
         rows.push(vec![
-            change.instances.to_string(),
+            change.instances,
             figure(change.add_micros),
             figure(change.add_p99_micros),
             figure(change.remove_micros),
@@ -833,7 +833,7 @@ fn report_changes(
         targets.push(Target::at_most(
             format!(
                 "one instance of {} more or fewer until readers see it, p50 ms",
-                change.instances.to_string()
+                change.instances
             ),
             worse,
             target,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use keydispatch_bench::{allocations, call, fleet, lookup, net};
+use keydispatch_bench::{allocations, call, fleet, lookup, net, sim};
 
 #[global_allocator]
 static ALLOCATOR: allocations::Counting = allocations::Counting;
@@ -28,6 +28,8 @@ enum Command {
         #[arg(long)]
         certificates: PathBuf,
     },
+    /// Runs many histories of simulated clusters, each determined by its seed.
+    Sim(sim::Args),
     /// A node that obeys the test that started it, until its standard input closes.
     #[command(hide = true)]
     Puppet {
@@ -67,7 +69,11 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    match run(Arguments::parse()) {
+    let command = Arguments::parse().command;
+    if let Command::Sim(arguments) = &command {
+        return sim::run(arguments);
+    }
+    match run(command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             report(&format!("error: {error}"));
@@ -76,8 +82,10 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: Arguments) -> Result<(), fleet::Error> {
-    match arguments.command {
+fn run(command: Command) -> Result<(), fleet::Error> {
+    match command {
+        // Has an exit code of its own.
+        Command::Sim(_) => Ok(()),
         Command::Lookup(options) => lookup::run(options, say),
         Command::Call(options) => call::run(options, say),
         Command::CallFar { certificates } => call::run_far(certificates, say),

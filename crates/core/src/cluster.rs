@@ -268,6 +268,17 @@ impl Cluster {
         self.settle(now);
     }
 
+    /// Turns rules off, before anybody is known, for tests that want to see what happens without them.
+    #[cfg(any(test, feature = "fault-switches"))]
+    pub fn set_rules(
+        &mut self,
+        membership: crate::membership::Rules,
+        tracker: crate::tracker::TrackerRules,
+    ) {
+        self.membership.set_rules(membership);
+        self.tracker.set_rules(tracker);
+    }
+
     /// Registers services, all or none; visible locally when this returns.
     pub fn add(
         &mut self,
@@ -557,7 +568,8 @@ impl Cluster {
         let synced = match self.links.dials().seed_state() {
             SeedState::None | SeedState::AllRefused => self.tracker.missing().is_empty(),
             SeedState::Trying => false,
-            SeedState::Answered => {
+            // Where a seed's host is gone for good, the word of whoever dialled this node has to do.
+            SeedState::Unreachable | SeedState::Answered => {
                 self.tracker.has_heard_of_owners() && self.tracker.missing().is_empty()
             }
         };

@@ -36,5 +36,7 @@ pub use key::{Key, KeyError, KeyPart, SLOTS, Slot};
 pub use membership::{MemberEvent, MemberInfo, MemberState, Membership, MembershipConfig, Rules};
 pub use registry::{Cell, Directory, Registry, RegistryEvent};
 pub use time::{Instant, earliest};
-pub use tracker::{AddError, OwnerStats, Tracker, TrackerConfig, UpdateError};
+pub use tracker::{
+    AddError, OwnerStats, Tracker, TrackerConfig, TrackerCounts, TrackerRules, UpdateError,
+};
 pub use view::{Owners, Spread, View};

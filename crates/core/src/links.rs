@@ -933,6 +933,9 @@ impl Links {
     fn ended(&mut self, now: Instant, link: LinkId, ended: Link) {
         self.unready.remove(&link);
         self.doomed.remove(&link);
+        if let Origin::Dialled(address) = &ended.origin {
+            self.dials.disconnected(now, address, link);
+        }
         if let State::Ready(hello) = &ended.state
             && self.ready.get(&hello.node.name) == Some(&link)
         {
@@ -943,9 +946,6 @@ impl Links {
             self.events.push_back(LinkEvent::Lost {
                 peer: hello.node.clone(),
             });
-        }
-        if let Origin::Dialled(address) = &ended.origin {
-            self.dials.disconnected(now, address, link);
         }
     }
 

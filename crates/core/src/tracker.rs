@@ -798,6 +798,7 @@ impl Tracker {
             .collect();
         for node in behind {
             self.judge(now, &node);
+            self.ask_for_word(&node);
         }
         self.forget_the_dead(now);
         let patience = self.config.down_period * 2;
@@ -808,6 +809,20 @@ impl Tracker {
             self.changed = false;
             self.silent_periods = 0;
             self.compare_with_somebody();
+        }
+    }
+
+    /// Nothing is known to be missing, but the owner has not said so: it is asked for its versions.
+    fn ask_for_word(&mut self, node: &NodeId) {
+        let waits = self.owners.get(node).is_some_and(|owner| {
+            owner.up && !owner.confirmed && !owner.is_behind() && !self.fetches.contains_key(node)
+        });
+        if waits && self.peers.get(node).is_some_and(|peer| !peer.congested) {
+            let digest = Digest {
+                hash: self.digest(),
+                ask: true,
+            };
+            self.send_to(node, ControlMessage::Digest(digest));
         }
     }
 

@@ -53,6 +53,8 @@ pub(crate) enum SeedState {
     None,
     /// Some have not been heard of yet.
     Trying,
+    /// Every one of them was tried: some did not answer at all, none did with more than a refusal.
+    Unreachable,
     /// Every one of them was refused: nobody listens at any of them.
     AllRefused,
     /// One answered.
@@ -81,6 +83,8 @@ struct Dial {
     /// Who answered there last.
     resolved: Option<NodeName>,
     refused: bool,
+    /// At least one dial there has failed.
+    tried: bool,
     answered: bool,
     state: State,
     at: Instant,
@@ -115,6 +119,8 @@ pub(crate) struct Failed {
 /// See the module.
 pub(crate) struct Dials {
     entries: BTreeMap<Address, Dial>,
+    /// The latest time that was told.
+    now: Instant,
     rng: StdRng,
 }
 
@@ -122,6 +128,7 @@ impl Dials {
     pub(crate) fn new(seed: u64) -> Self {
         Dials {
             entries: BTreeMap::new(),
+            now: Instant::ZERO,
             rng: StdRng::seed_from_u64(seed),
         }
     }
@@ -149,17 +156,18 @@ impl Dials {
         if seeds.peek().is_none() {
             return SeedState::None;
         }
-        let mut all_refused = true;
+        let (mut all_refused, mut all_tried) = (true, true);
         for dial in seeds {
             if dial.answered {
                 return SeedState::Answered;
             }
             all_refused &= dial.refused;
+            all_tried &= dial.tried;
         }
-        if all_refused {
-            SeedState::AllRefused
-        } else {
-            SeedState::Trying
+        match (all_refused, all_tried) {
+            (true, _) => SeedState::AllRefused,
+            (false, true) => SeedState::Unreachable,
+            (false, false) => SeedState::Trying,
         }
     }
 
@@ -174,6 +182,7 @@ impl Dials {
         if self.entries.len() >= MAX_ENTRIES && !self.entries.contains_key(address) {
             return;
         }
+        self.now = self.now.max(now);
         let mut at = now;
         if defer {
             at += DEFERENCE + self.jitter(DEFERENCE);
@@ -187,7 +196,13 @@ impl Dials {
             (Some(member), Purpose::Once) if member.name != node.name && !dial.once => {}
             (Some(member), Purpose::Once) if member == node => {}
             (_, purpose) => {
-                dial.evidence &= dial.member.as_ref() == Some(node);
+                let news = dial.member.as_ref() != Some(node);
+                dial.evidence &= !news;
+                if news && purpose == Purpose::Member {
+                    // Earlier failures there say nothing of a node that has just come up.
+                    dial.at = dial.at.min(at);
+                    dial.attempts = 0;
+                }
                 dial.member = Some(node.clone());
                 dial.once = purpose == Purpose::Once;
             }
@@ -264,6 +279,7 @@ impl Dials {
 
     /// The connection that was dialled there is over, however far it had come.
     pub(crate) fn disconnected(&mut self, now: Instant, address: &Address, link: LinkId) {
+        self.now = self.now.max(now);
         let Some(dial) = self.entries.get(address) else {
             return;
         };
@@ -273,11 +289,8 @@ impl Dials {
         let at = now + self.backoff(address);
         if let Some(dial) = self.entries.get_mut(address) {
             dial.state = State::Idle;
-            // A link that was ready before is redialled at once: `lost` has set that time already.
-            if !dial.evidence {
-                dial.at = at;
-                dial.attempts = dial.attempts.saturating_add(1);
-            }
+            dial.at = at;
+            dial.attempts = dial.attempts.saturating_add(1);
             dial.question = false;
             if dial.once {
                 dial.member = None;
@@ -312,6 +325,7 @@ impl Dials {
         address: &Address,
         failure: &DialFailure,
     ) -> Failed {
+        self.now = self.now.max(now);
         let at = now + self.backoff(address);
         let Some(dial) = self.entries.get_mut(address) else {
             return Failed::default();
@@ -320,6 +334,7 @@ impl Dials {
         dial.question = false;
         dial.attempts = dial.attempts.saturating_add(1);
         dial.at = at;
+        dial.tried = true;
         dial.refused = *failure == DialFailure::Refused;
         let evidence = if dial.evidence && dial.refused {
             dial.member.clone()
@@ -394,8 +409,12 @@ impl Dials {
     }
 
     fn prune(&mut self) {
+        let now = self.now;
         self.entries.retain(|_, dial| {
-            dial.seed || dial.question || dial.member.is_some() || dial.state != State::Idle
+            let wanted = dial.seed || dial.question || dial.member.is_some();
+            // A packet every few milliseconds to whoever refuses must not mean a dial every few milliseconds.
+            let pausing = dial.attempts > 0 && dial.at > now;
+            wanted || pausing || dial.state != State::Idle
         });
     }
 

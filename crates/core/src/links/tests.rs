@@ -289,6 +289,25 @@ fn a_restarted_node_is_let_in_although_its_ghost_looks_alive() {
 }
 
 #[test]
+fn whoever_answers_in_the_place_of_a_lost_node_is_not_dialled_without_a_pause() {
+    let mut net = Net::of(&[("a", 1), ("x", 5)]);
+    net.seed(0, 1);
+    net.run(Duration::from_millis(100));
+    assert!(net.hosts[0].links.is_ready(&node("x", 5)));
+    // It starts again with a clock that went back, while it still looks alive.
+    let link = LinkId(net.wires.len() as u64 - 1);
+    net.wires[link.0 as usize] = None;
+    let fresh = Net::of(&[("a", 1), ("x", 2)]).hosts.remove(1).links;
+    net.hosts[1].links = fresh;
+    let (now, host) = (net.now, &mut net.hosts[0]);
+    host.links.handle_disconnected(now, link, &host.known);
+    let before = net.wires.len();
+    net.run(Duration::from_secs(1));
+    let dials = net.wires.len() - before;
+    assert!((1..=20).contains(&dials), "{dials} dials in a second");
+}
+
+#[test]
 fn a_node_whose_clock_went_back_is_told_the_generation_to_exceed() {
     let mut net = Net::of(&[("a", 1), ("x", 5)]);
     let known = &mut net.hosts[0].known;

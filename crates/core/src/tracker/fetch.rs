@@ -209,7 +209,8 @@ impl Tracker {
                 owner.differs = false;
                 let version = incoming.of.version;
                 owner.target = Some(owner.target.map_or(version, |target| target.max(version)));
-                owner.confirmed |= (direct || !linked) && !owner.is_behind();
+                // A relayed snapshot will do where the owner itself has said over its link how far it is.
+                owner.confirmed |= (direct || !linked || owner.word) && !owner.is_behind();
                 if direct {
                     // Whatever followed is on the same link, and what was dropped meanwhile has to be asked for.
                     owner.overdue = true;

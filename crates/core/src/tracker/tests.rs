@@ -387,6 +387,30 @@ fn without_a_direct_link_entries_come_by_way_of_a_third_node() {
 }
 
 #[test]
+fn a_relayed_snapshot_shows_at_once_where_the_owner_has_said_how_far_it_is() {
+    let [a, b, c] = three();
+    let mut net = Net::new(&[a.clone(), b.clone(), c.clone()], 100);
+    net.meet(&a, &b);
+    net.add(&a, 1..=3);
+    net.pass(Duration::from_millis(10));
+    let now = net.now;
+    net.at(&c).member_up(now, &a);
+    net.meet(&b, &c);
+    // Asked for at the relay, before there is a link to the owner.
+    while net.deliver(&b, &c) {}
+    net.now += Duration::from_millis(600);
+    let now = net.now;
+    net.at(&c).handle_timeout(now);
+    net.collect();
+    while net.deliver(&c, &b) {}
+    net.connect(&a, &c);
+    while net.deliver(&a, &c) {}
+    assert!(net.ids(&c).is_empty());
+    while net.deliver(&b, &c) {}
+    assert_eq!(net.ids(&c).len(), 3);
+}
+
+#[test]
 fn a_lost_delta_is_found_by_digest_when_nothing_else_follows() {
     let [a, b, _] = three();
     let mut net = Net::new(&[a.clone(), b.clone()], 100);

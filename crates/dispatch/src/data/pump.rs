@@ -76,16 +76,17 @@ pub(super) async fn pump(
                 }
                 busy |= heard_some;
             }
-            if connection.buffered() < WRITE_AHEAD_BYTES {
-                if !closed && let Poll::Ready(end) = outbox.poll_take(cx, &mut batch) {
-                    closed = end;
-                    busy |= !end;
-                    if !batch.is_empty() {
-                        heard.said();
-                    }
-                    for frame in batch.drain(..) {
-                        connection.send(frame);
-                    }
+            if connection.buffered() < WRITE_AHEAD_BYTES
+                && !closed
+                && let Poll::Ready(end) = outbox.poll_take(cx, &mut batch)
+            {
+                closed = end;
+                busy |= !end;
+                if !batch.is_empty() {
+                    heard.said();
+                }
+                for frame in batch.drain(..) {
+                    connection.send(frame);
                 }
             }
             if connection.buffered() > 0 {

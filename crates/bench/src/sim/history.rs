@@ -1,0 +1,285 @@
+//! One history: a cluster starts, it storms, the network is whole again, and all must agree.
+
+use std::time::Duration;
+
+use keydispatch_core::{Instant, NodeName, RawSettings, Rules, Settings, TrackerRules};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use super::checks::{Violation, check_convergence, check_memory};
+use super::coverage::Coverage;
+use super::network::Weather;
+use super::profile::Profile;
+use super::trace::Trace;
+use super::workload::Workload;
+use super::world::{Constants, Event, World};
+
+/// Sizes of a mix: small clusters are common, large ones come, too.
+const MIXED_NODES: (usize, usize) = (3, 50);
+
+/// How long is listened once all should be quiet.
+const SILENCE: Duration = Duration::from_secs(5);
+
+/// Keys whose owners are compared on every node.
+const COMPARED_KEYS: u64 = 10_000;
+
+/// What a history is made of.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Determines all that happens.
+    pub seed: u64,
+    /// How many names there are; by default drawn from the seed, 3 to 50.
+    pub nodes: Option<usize>,
+    /// What goes wrong.
+    pub profile: Profile,
+    /// The rules of membership.
+    pub rules: Rules,
+    /// The rules of replication.
+    pub tracker_rules: TrackerRules,
+    /// Prints what happens.
+    pub trace: bool,
+    /// Prints each frame, too.
+    pub frames: bool,
+}
+
+impl Plan {
+    /// All rules hold, nothing is printed.
+    pub fn new(seed: u64, profile: Profile) -> Self {
+        Plan {
+            seed,
+            nodes: None,
+            profile,
+            rules: Rules::default(),
+            tracker_rules: TrackerRules::default(),
+            trace: false,
+            frames: false,
+        }
+    }
+}
+
+/// What came of a history.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// Of the plan.
+    pub seed: u64,
+    /// How many names there were.
+    pub nodes: usize,
+    /// Simulated time.
+    pub time: Duration,
+    /// The promises that were broken; a history ends at the first.
+    pub violations: Vec<Violation>,
+    /// Reports of deaths of nodes that lived and could be heard.
+    pub false_downs: u64,
+    /// From the last fault until the last view changed; none where the history ended before.
+    pub agreed: Option<Duration>,
+    /// Sent by all nodes in all the time.
+    pub messages: u64,
+    /// The same in bytes.
+    pub bytes: u64,
+    /// Sent while nothing happened, for each node and second.
+    pub quiet_messages: f64,
+    /// The same in bytes.
+    pub quiet_bytes: f64,
+    /// Living nodes times seconds.
+    pub node_seconds: f64,
+    /// The longest queue of a connection, in bytes.
+    pub largest_queue: usize,
+    /// The most messages that one node sent in one second.
+    pub loudest: u64,
+    /// The events of the simulator.
+    pub events: u64,
+    /// What happened how often.
+    pub coverage: Coverage,
+}
+
+/// Runs a history to its end, or to its first violation.
+pub fn run(plan: &Plan) -> Outcome {
+    let mut rng = StdRng::seed_from_u64(plan.seed);
+    let nodes = plan.nodes.unwrap_or_else(|| {
+        let (low, high) = MIXED_NODES;
+        let cubed: f64 = rng.random_range(0.0_f64..1.0).powi(3);
+        low + (cubed * (high - low + 1) as f64) as usize
+    });
+    let mut world = build(plan, nodes, &mut rng);
+    start_all(&mut world, &mut rng);
+    let mut outcome = Outcome {
+        seed: plan.seed,
+        nodes,
+        time: Duration::ZERO,
+        violations: Vec::new(),
+        false_downs: 0,
+        agreed: None,
+        messages: 0,
+        bytes: 0,
+        quiet_messages: 0.0,
+        quiet_bytes: 0.0,
+        node_seconds: 0.0,
+        largest_queue: 0,
+        loudest: 0,
+        events: 0,
+        coverage: Coverage::default(),
+    };
+    storm(&mut world);
+    if world.violations.is_empty() {
+        converge(&mut world, &mut outcome);
+    }
+    for process in world.living() {
+        if let Some(cluster) = world.processes[process].cluster.take() {
+            world.count_tracker(&cluster);
+        }
+    }
+    outcome.time = world.now.since(Instant::from_micros(1_000_000));
+    outcome.node_seconds = nodes as f64 * outcome.time.as_secs_f64();
+    for process in &world.processes {
+        outcome.messages += process.sent_messages;
+        outcome.bytes += process.sent_bytes;
+    }
+    outcome.false_downs = world.false_downs;
+    outcome.largest_queue = world.largest_queue;
+    outcome.loudest = world.loudest;
+    outcome.events = world.events;
+    outcome.coverage = world.coverage;
+    outcome.violations = world.violations;
+    outcome
+}
+
+fn build(plan: &Plan, nodes: usize, rng: &mut StdRng) -> World {
+    let names: Vec<NodeName> = (0..nodes)
+        .map(|number| NodeName::try_new(format!("node{number:02}")).expect("a short name"))
+        .collect();
+    // Whoever moves, or clashes, needs another host.
+    let hosts = nodes + nodes.div_ceil(2);
+    let weather = Weather {
+        latency: Duration::from_micros(if rng.random_bool(0.7) {
+            rng.random_range(50..2_000)
+        } else {
+            rng.random_range(2_000..40_000)
+        }),
+        bandwidth: if rng.random_bool(0.8) {
+            125_000_000
+        } else {
+            rng.random_range(500_000..12_000_000)
+        },
+        lost_ppm: plan.profile.lost_ppm,
+    };
+    let heavy = nodes <= 12 && rng.random_bool(0.25);
+    let workload = Workload {
+        between: Duration::from_millis(rng.random_range(5..150)),
+        most: if heavy {
+            rng.random_range(40..150)
+        } else {
+            rng.random_range(2..20)
+        },
+        types: rng.random_range(1..6),
+        tag_bytes: if heavy { 4_000 } else { 40 },
+        burst: if heavy { 200 } else { 30 },
+    };
+    let constants = Constants {
+        settings: settings(rng),
+        rules: plan.rules.clone(),
+        tracker_rules: plan.tracker_rules,
+        seeds: (0..rng.random_range(1..=3.min(nodes))).collect(),
+        queue_bytes: if rng.random_bool(0.4) {
+            (64 * 1024, 512 * 1024)
+        } else {
+            (4 * 1024 * 1024, 32 * 1024 * 1024)
+        },
+        max_chatter: 500 + 200 * nodes as u64,
+    };
+    let trace = Trace::new(plan.trace, plan.frames);
+    let load = (plan.profile.clone(), workload, names);
+    World::new(hosts, weather, constants, load, rng.random(), trace)
+}
+
+fn settings(rng: &mut StdRng) -> Settings {
+    let mut raw = RawSettings::default();
+    if rng.random_bool(0.3) {
+        raw.permdown_period = Some(Duration::from_millis(rng.random_range(4_000..15_000)));
+    }
+    if rng.random_bool(0.5) {
+        raw.max_delta_sizes = Some(rng.random_range(1..30));
+    }
+    Settings::try_new(raw).expect("within bounds and in relation")
+}
+
+fn start_all(world: &mut World, rng: &mut StdRng) {
+    let names = world.names.clone();
+    let together = rng.random_bool(0.5);
+    for (host, name) in names.into_iter().enumerate() {
+        world.start(name, host);
+        if !together {
+            let after = Duration::from_millis(rng.random_range(0..400));
+            world.run_until(world.now + after);
+        }
+    }
+    world.run_until(world.now + Duration::from_secs(3));
+}
+
+fn storm(world: &mut World) {
+    if !world.violations.is_empty() {
+        return;
+    }
+    world.storms = true;
+    let first = world.exponential(world.between_faults());
+    world.queue.push(world.now + first, Event::Fault);
+    world.queue.push(world.now, Event::Work);
+    let storm = world
+        .profile
+        .storm
+        .mul_f64(world.rng.random_range(0.5..1.5));
+    world.run_until(world.now + storm);
+}
+
+fn converge(world: &mut World, outcome: &mut Outcome) {
+    world.heal();
+    let whole = world.now;
+    let settings = world.constants.settings.clone();
+    world.run_until(whole + 3 * settings.down_period() + Duration::from_secs(5));
+    if !world.violations.is_empty() {
+        return;
+    }
+    outcome.agreed = Some(world.changed_at.since(whole));
+    let keys = COMPARED_KEYS / (world.names.len() as u64).div_ceil(8);
+    if let Err(what) = check_convergence(&world.clusters(), keys) {
+        return world.violate(what);
+    }
+    if world.violations.is_empty() {
+        listen(world, outcome);
+    }
+    // Only where that is not long to wait for.
+    let permdown = settings.permdown_period();
+    if permdown < Duration::from_secs(60) && world.violations.is_empty() {
+        world.run_until(whole + permdown.mul_f64(1.5) + Duration::from_secs(12));
+        if !world.violations.is_empty() {
+            return;
+        }
+        let checked = check_memory(&world.clusters())
+            .and_then(|()| check_convergence(&world.clusters(), 100));
+        if let Err(what) = checked {
+            world.violate(what);
+        }
+    }
+}
+
+/// Rule: silence costs what an idle cluster costs.
+fn listen(world: &mut World, outcome: &mut Outcome) {
+    let sent = |world: &World| {
+        let sums = world
+            .processes
+            .iter()
+            .map(|process| (process.sent_messages, process.sent_bytes));
+        sums.fold((0, 0), |(messages, bytes), (more, larger)| {
+            (messages + more, bytes + larger)
+        })
+    };
+    let before = sent(world);
+    let changed = world.changed_at;
+    world.run_until(world.now + SILENCE);
+    let after = sent(world);
+    let node_seconds = world.living().len() as f64 * SILENCE.as_secs_f64();
+    outcome.quiet_messages = (after.0 - before.0) as f64 / node_seconds;
+    outcome.quiet_bytes = (after.1 - before.1) as f64 / node_seconds;
+    if world.changed_at != changed && world.violations.is_empty() {
+        world.violate("a view changed while nothing happened".to_owned());
+    }
+}

@@ -1,0 +1,456 @@
+//! The world: hosts, the processes on them, the network between them, and what happens next.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use keydispatch_core::links::LinkId;
+use keydispatch_core::{
+    Cluster, ClusterConfig, ClusterName, Instant, NodeName, Rules, Settings, TrackerRules,
+};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use super::checks::{Books, Reader, Violation};
+use super::coverage::Coverage;
+use super::faults::Undo;
+use super::network::{ConnectionId, Delivery, Host, Network, Side, Weather};
+use super::process::{Dialled, Input, Process, address};
+use super::profile::Profile;
+use super::queue::Queue;
+use super::trace::Trace;
+use super::workload::Workload;
+
+/// Microseconds since the Unix epoch when a world begins.
+const EPOCH_MICROS: u64 = 1_700_000_000_000_000;
+
+/// How long a dial may take.
+pub(crate) const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Timers of the runtime have this resolution.
+const TIMER_RESOLUTION_MICROS: u64 = 1_000;
+
+/// How often what only grows slowly is looked at.
+const SECOND: Duration = Duration::from_secs(1);
+
+/// What is going to happen.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// The first thing in the pipe of that side comes to the other host.
+    Arrive {
+        connection: ConnectionId,
+        side: Side,
+    },
+    /// The kernel of that side tries again to get bytes through.
+    Retry {
+        connection: ConnectionId,
+        side: Side,
+    },
+    /// That side learns that the connection is gone.
+    Reset {
+        connection: ConnectionId,
+        side: Side,
+    },
+    /// A link's queue is short again.
+    Drained { process: usize, link: LinkId },
+    /// A process has something to do.
+    Wake { process: usize },
+    /// A packet that asks for a connection arrives.
+    Knock {
+        process: usize,
+        host: Host,
+        since: Instant,
+    },
+    /// A dial ends.
+    Dialled {
+        process: usize,
+        host: Host,
+        /// Who accepted it; nobody where it failed.
+        acceptor: Option<usize>,
+        refused: bool,
+    },
+    /// The next fault.
+    Fault,
+    /// A fault ends.
+    Undo(Undo),
+    /// The next change of the workload.
+    Work,
+    /// Once a second.
+    Look,
+}
+
+/// What does not change during a history.
+#[derive(Clone, Debug)]
+pub(crate) struct Constants {
+    pub(crate) settings: Settings,
+    pub(crate) rules: Rules,
+    pub(crate) tracker_rules: TrackerRules,
+    /// Where the seeds are.
+    pub(crate) seeds: Vec<Host>,
+    /// Bytes queued for a link beyond which it is congested, and beyond which it is closed.
+    pub(crate) queue_bytes: (usize, usize),
+    /// Messages that a node may send in one second.
+    pub(crate) max_chatter: u64,
+}
+
+/// See the module.
+pub(crate) struct World {
+    pub(crate) now: Instant,
+    pub(crate) rng: StdRng,
+    pub(crate) queue: Queue<Event>,
+    pub(crate) network: Network,
+    pub(crate) constants: Constants,
+    pub(crate) profile: Profile,
+    pub(crate) workload: Workload,
+    /// The names that there are; the first hosts are their homes, in this order.
+    pub(crate) names: Vec<NodeName>,
+    /// All that ever ran; the dead stay, without their state machine.
+    pub(crate) processes: Vec<Process>,
+    /// The process on each host.
+    pub(crate) listening: Vec<Option<usize>>,
+    /// How far the wall clock of each host is behind, in microseconds.
+    pub(crate) clock_behind: Vec<u64>,
+    pub(crate) by_nonce: HashMap<u64, usize>,
+    pub(crate) books: Books,
+    pub(crate) coverage: Coverage,
+    pub(crate) violations: Vec<Violation>,
+    pub(crate) false_downs: u64,
+    /// The last time that any reader's view changed.
+    pub(crate) changed_at: Instant,
+    pub(crate) largest_queue: usize,
+    /// Messages of every node and second, at most.
+    pub(crate) loudest: u64,
+    /// Faults and changes happen only while it storms.
+    pub(crate) storms: bool,
+    pub(crate) trace: Trace,
+    pub(crate) events: u64,
+}
+
+impl World {
+    pub(crate) fn new(
+        hosts: usize,
+        weather: Weather,
+        constants: Constants,
+        (profile, workload, names): (Profile, Workload, Vec<NodeName>),
+        seed: u64,
+        trace: Trace,
+    ) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let network = Network::new(hosts, weather, rng.random());
+        let mut world = World {
+            now: Instant::from_micros(1_000_000),
+            rng,
+            queue: Queue::new(),
+            network,
+            constants,
+            profile,
+            workload,
+            names,
+            processes: Vec::new(),
+            listening: vec![None; hosts],
+            clock_behind: vec![0; hosts],
+            by_nonce: HashMap::new(),
+            books: Books::default(),
+            coverage: Coverage::default(),
+            violations: Vec::new(),
+            false_downs: 0,
+            changed_at: Instant::ZERO,
+            largest_queue: 0,
+            loudest: 0,
+            storms: false,
+            trace,
+            events: 0,
+        };
+        let now = world.now;
+        world.queue.push(now + SECOND, Event::Look);
+        world
+    }
+
+    /// Lets time pass; stops early at a violation.
+    pub(crate) fn run_until(&mut self, until: Instant) {
+        while self.violations.is_empty()
+            && let Some((at, event)) = self.queue.pop(until)
+        {
+            self.now = at;
+            self.events += 1;
+            self.happen(event);
+        }
+        if self.violations.is_empty() {
+            self.now = until;
+        }
+    }
+
+    /// The processes that live, by name.
+    pub(crate) fn living(&self) -> Vec<usize> {
+        (0..self.processes.len())
+            .filter(|process| self.processes[*process].cluster.is_some())
+            .collect()
+    }
+
+    /// The same, as the checks want them.
+    pub(crate) fn clusters(&self) -> Vec<&Cluster> {
+        let clusters = self.processes.iter();
+        clusters
+            .filter_map(|process| process.cluster.as_deref())
+            .collect()
+    }
+
+    pub(crate) fn violate(&mut self, what: String) {
+        let now = self.now;
+        self.trace.line(now, || format!("VIOLATION {what}"));
+        self.violations.push(Violation { at: now, what });
+    }
+
+    fn happen(&mut self, event: Event) {
+        match event {
+            Event::Arrive { connection, side } => {
+                let arrived = self
+                    .network
+                    .arrive(self.now, connection, side, &mut self.queue);
+                match arrived {
+                    Some((process, Delivery::Frame { frame, bytes })) => {
+                        let input = Input::Frame {
+                            connection,
+                            side: 1 - side,
+                            frame,
+                            bytes,
+                        };
+                        self.deliver(process, input);
+                    }
+                    Some((process, Delivery::Closed)) => {
+                        self.deliver(process, Input::Closed { connection });
+                    }
+                    None => {}
+                }
+            }
+            Event::Retry { connection, side } => {
+                if let Some(process) =
+                    self.network
+                        .retry(self.now, connection, side, &mut self.queue)
+                {
+                    self.coverage.resets += 1;
+                    self.deliver(process, Input::Closed { connection });
+                }
+            }
+            Event::Reset { connection, side } => {
+                if let Some(process) = self.network.reset(connection, side) {
+                    self.coverage.resets += 1;
+                    self.deliver(process, Input::Closed { connection });
+                }
+            }
+            Event::Drained { process, link } => self.deliver(process, Input::Drained { link }),
+            Event::Wake { process } => {
+                if self.processes[process].wakes_at == Some(self.now) {
+                    self.processes[process].wakes_at = None;
+                    self.work_off(process);
+                }
+            }
+            Event::Knock {
+                process,
+                host,
+                since,
+            } => self.knock(process, host, since),
+            Event::Dialled {
+                process,
+                host,
+                acceptor,
+                refused,
+            } => self.dialled(process, host, acceptor, refused),
+            Event::Fault => self.next_fault(),
+            Event::Undo(undo) => self.undo(undo),
+            Event::Work => self.next_work(),
+            Event::Look => {
+                self.look();
+                self.queue.push(self.now + SECOND, Event::Look);
+            }
+        }
+    }
+
+    /// Starts a process of that name on a host where none runs.
+    pub(crate) fn start(&mut self, name: NodeName, host: Host) -> usize {
+        debug_assert!(self.listening[host].is_none());
+        self.network.set_host_up(host, true);
+        let nonce = self.rng.random();
+        let wall = EPOCH_MICROS + self.now.as_micros();
+        let seeds = self.constants.seeds.iter().map(|seed| address(*seed));
+        let config = ClusterConfig {
+            cluster: ClusterName::try_new("simulated").expect("short and not empty"),
+            name: name.clone(),
+            address: address(host),
+            seeds: seeds.collect(),
+            settings: self.constants.settings.clone(),
+            wall_clock_micros: wall - self.clock_behind[host],
+            nonce,
+            seed: self.rng.random(),
+        };
+        // Clocks of different processes have nothing to do with each other.
+        let origin =
+            Instant::from_micros(self.now.as_micros() - self.rng.random_range(0..1_000_000));
+        let local = Instant::ZERO + self.now.since(origin);
+        let mut cluster = Cluster::new(config, local);
+        cluster.set_rules(self.constants.rules.clone(), self.constants.tracker_rules);
+        let process = self.processes.len();
+        let now = self.now;
+        self.trace.line(now, || {
+            format!("{name} starts on host{host} as {}", cluster.node())
+        });
+        self.processes.push(Process {
+            name,
+            host,
+            cluster: Some(Box::new(cluster)),
+            nonce,
+            origin,
+            started: now,
+            links: Default::default(),
+            connections: Default::default(),
+            last_link: 0,
+            inbox: Default::default(),
+            paused: false,
+            hung_at: None,
+            drains_until: None,
+            busy_until: now,
+            cost_micros: 0,
+            wakes_at: None,
+            next_sequence: 1,
+            name_taken: false,
+            left: false,
+            last_id: None,
+            knew: Default::default(),
+            reader: Reader::default(),
+            sent_messages: 0,
+            sent_bytes: 0,
+            sent_before: 0,
+            spins: (now, 0),
+        });
+        self.by_nonce.insert(nonce, process);
+        self.listening[host] = Some(process);
+        self.pump(process);
+        process
+    }
+
+    /// The process is gone; `flushes` says whether what it sent before still goes out.
+    pub(crate) fn end(&mut self, process: usize, flushes: bool) {
+        let Some(cluster) = self.processes[process].cluster.take() else {
+            return;
+        };
+        self.count_tracker(&cluster);
+        self.processes[process].last_id = Some(cluster.node().clone());
+        let host = self.processes[process].host;
+        self.listening[host] = None;
+        self.processes[process].inbox.clear();
+        self.processes[process].links.clear();
+        for (connection, (side, _)) in std::mem::take(&mut self.processes[process].connections) {
+            if flushes {
+                self.network
+                    .close(self.now, connection, side, &mut self.queue);
+            } else {
+                self.network
+                    .abort(self.now, connection, side, &mut self.queue);
+            }
+        }
+    }
+
+    /// The host of the process is gone, and tells nobody.
+    pub(crate) fn vanish(&mut self, process: usize) {
+        let host = self.processes[process].host;
+        for (connection, (side, _)) in std::mem::take(&mut self.processes[process].connections) {
+            self.network.vanish(connection, side);
+        }
+        self.end(process, false);
+        self.network.set_host_up(host, false);
+    }
+
+    pub(crate) fn count_tracker(&mut self, cluster: &Cluster) {
+        let counts = cluster.tracker().counts();
+        let coverage = &mut self.coverage;
+        coverage.gaps += counts.gaps;
+        coverage.suffixes += counts.suffixes;
+        coverage.snapshots += counts.snapshots;
+        coverage.relayed_snapshots += counts.relayed;
+        coverage.interrupted_snapshots += counts.interrupted;
+        coverage.installed_snapshots += counts.installed;
+    }
+
+    /// A packet that asks for a connection has come as far as the host, or not.
+    fn knock(&mut self, process: usize, host: Host, since: Instant) {
+        let from = self.processes[process].host;
+        let now = self.now;
+        let reaches = self.network.is_open(from, host) && self.network.is_open(host, from);
+        let acceptor = self.listening[host];
+        let answers = acceptor.is_some_and(|acceptor| !self.processes[acceptor].paused);
+        let outcome = |acceptor, refused| Event::Dialled {
+            process,
+            host,
+            acceptor,
+            refused,
+        };
+        if reaches && answers {
+            // The answer, and the encryption's own handshake.
+            let after = self.network.latency() + self.network.latency() + self.network.latency();
+            self.queue.push(now + after, outcome(acceptor, false));
+        } else if reaches && acceptor.is_none() {
+            let after = self.network.latency();
+            self.queue.push(now + after, outcome(None, true));
+        } else {
+            // A lost request is repeated after a second; a process that hangs answers when it goes on.
+            let again = if reaches {
+                now + Duration::from_millis(50)
+            } else {
+                now + SECOND
+            };
+            if again < since + DIAL_TIMEOUT {
+                let knock = Event::Knock {
+                    process,
+                    host,
+                    since,
+                };
+                self.queue.push(again, knock);
+            } else {
+                self.queue.push(since + DIAL_TIMEOUT, outcome(None, false));
+            }
+        }
+    }
+
+    fn dialled(&mut self, process: usize, host: Host, acceptor: Option<usize>, refused: bool) {
+        if self.processes[process].cluster.is_none() {
+            return;
+        }
+        let from = self.processes[process].host;
+        let outcome = match acceptor {
+            Some(acceptor)
+                if self.listening[host] == Some(acceptor)
+                    && self.network.is_open(from, host)
+                    && self.network.is_open(host, from) =>
+            {
+                let connection = self.network.connect((process, from), (acceptor, host));
+                self.processes[process]
+                    .connections
+                    .insert(connection, (0, None));
+                self.processes[acceptor]
+                    .connections
+                    .insert(connection, (1, None));
+                Dialled::Connected(connection)
+            }
+            _ if refused => {
+                self.coverage.dial_refusals += 1;
+                Dialled::Refused
+            }
+            _ => {
+                self.coverage.dial_timeouts += 1;
+                Dialled::TimedOut
+            }
+        };
+        let address = address(host);
+        self.deliver(process, Input::Dialled { address, outcome });
+    }
+
+    /// Has the process look at its timers when the next one is due, or sooner.
+    pub(crate) fn wake_at(&mut self, process: usize, at: Instant) {
+        let rounded = at.as_micros().div_ceil(TIMER_RESOLUTION_MICROS) * TIMER_RESOLUTION_MICROS;
+        let at = Instant::from_micros(rounded).max(self.now);
+        let known = &mut self.processes[process].wakes_at;
+        if known.is_none_or(|known| at < known) {
+            *known = Some(at);
+            self.queue.push(at, Event::Wake { process });
+        }
+    }
+}
