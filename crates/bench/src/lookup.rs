@@ -818,7 +818,7 @@ fn report_changes(
     ])];
     for change in changes {
         rows.push(vec![
-            change.instances,
+            change.instances.to_string(),
             figure(change.add_micros),
             figure(change.add_p99_micros),
             figure(change.remove_micros),
