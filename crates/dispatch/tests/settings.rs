@@ -9,7 +9,7 @@ use keydispatch::{
     NodeBuilder, StartError, TlsFiles,
 };
 use keydispatch_core::message::{
-    ControlMessage, Frame, Hello, Lane, MAGIC, PROTOCOL_MAJOR, PROTOCOL_MINOR, Request,
+    ControlMessage, Delta, Frame, Hello, Lane, MAGIC, PROTOCOL_MAJOR, PROTOCOL_MINOR, Request,
 };
 use keydispatch_core::{Generation, NodeId, NodeName};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -186,20 +186,21 @@ impl Peer {
     async fn of(way: Way) -> (Node, Peer) {
         let node = way.describe("a").plaintext().start().await.unwrap();
         let mut stream = TcpStream::connect(node.address().as_str()).await.unwrap();
+        let me = NodeId {
+            name: NodeName::try_new("peer").unwrap(),
+            generation: Generation {
+                number: 1,
+                random: 1,
+            },
+        };
         let hello = Hello {
             magic: MAGIC,
             major: PROTOCOL_MAJOR,
             minor: PROTOCOL_MINOR,
             lane: Lane::Control,
             cluster: node.cluster().clone(),
-            node: NodeId {
-                name: NodeName::try_new("peer").unwrap(),
-                generation: Generation {
-                    number: 1,
-                    random: 1,
-                },
-            },
-            nonce: 1,
+            node: me.clone(),
+            nonce: 7,
             address: Address::try_new("127.0.0.1:9").unwrap(),
             placement: keydispatch::placement::PLACEMENT_VERSION,
             periods_ms: (0, 0),
@@ -210,6 +211,16 @@ impl Peer {
         let ControlMessage::Hello(theirs) = receive(&mut stream).await else {
             panic!("a hello is answered with one");
         };
+        // It has nothing registered, and says so: otherwise it would be asked in every period.
+        let nothing = Delta {
+            owner: me,
+            nonce: 7,
+            from: 0,
+            to: 0,
+            content: 0,
+            operations: Vec::new(),
+        };
+        send(&mut stream, &ControlMessage::Delta(nothing)).await;
         let theirs = theirs.node;
         (node, Peer { stream, theirs })
     }
