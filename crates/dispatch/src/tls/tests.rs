@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use proptest::prelude::*;
 
+use super::names::{NODE_PREFIX, decode_node};
 use super::*;
 use crate::authority::{Authority, Issued};
 

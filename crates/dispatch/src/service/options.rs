@@ -1,0 +1,87 @@
+//! How a service is started.
+
+use keydispatch_core::{InstanceName, Metadata, NewEntry, ServiceState, ServiceType, Weight, Zone};
+
+use super::Protocol;
+use crate::registry::RegistryError;
+
+/// How a service is started; see [`Node::serve_with`](crate::Node::serve_with).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[must_use]
+pub struct ServeOptions {
+    name: Option<String>,
+    weight: Option<u16>,
+    zone: Option<String>,
+    tags: std::collections::BTreeMap<Box<str>, Box<str>>,
+    offline: bool,
+    pub(super) mailbox: Option<usize>,
+}
+
+impl ServeOptions {
+    /// A default name, weight 100, the node's zone, no tags, online, a mailbox of 1,024 messages.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The stable name that placement hashes; by default `<node>/<smallest free ordinal>`. A service that takes the name
+    /// of one that ended takes its keys.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// Its share of the keys relative to the others: 1 to 1000.
+    pub fn weight(mut self, weight: u16) -> Self {
+        self.weight = Some(weight);
+        self
+    }
+
+    /// Its failure domain.
+    pub fn zone(mut self, zone: impl Into<String>) -> Self {
+        self.zone = Some(zone.into());
+        self
+    }
+
+    /// A label, for whoever reads the registry.
+    pub fn tag(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.tags.insert(key.into().into(), value.into().into());
+        self
+    }
+
+    /// Registered, but without keys until it is enabled.
+    pub fn offline(mut self) -> Self {
+        self.offline = true;
+        self
+    }
+
+    /// How many messages may wait, at least 1; more are refused as
+    /// [`CallError::Overloaded`](crate::CallError::Overloaded).
+    pub fn mailbox(mut self, messages: usize) -> Self {
+        self.mailbox = Some(messages.max(1));
+        self
+    }
+
+    pub(super) fn into_entry<P: Protocol>(
+        self,
+        sequence: u64,
+        default_zone: Option<&Zone>,
+    ) -> Result<NewEntry, RegistryError> {
+        let zone = match self.zone {
+            Some(zone) => Some(Zone::try_new(zone)?),
+            None => default_zone.cloned(),
+        };
+        Ok(NewEntry {
+            sequence,
+            service_type: ServiceType::try_new(P::NAME)?,
+            name: self.name.map(InstanceName::try_new).transpose()?,
+            state: if self.offline {
+                ServiceState::Offline
+            } else {
+                ServiceState::Online
+            },
+            weight: self.weight.map_or(Ok(Weight::default()), Weight::try_new)?,
+            protocol_version: Some(P::VERSION),
+            metadata: Metadata::try_new(zone, None, self.tags)?,
+        })
+    }
+}

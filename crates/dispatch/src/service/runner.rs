@@ -1,0 +1,231 @@
+//! The task of one service: one message at a time, and an end that everybody hears of.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use keydispatch_core::ServiceId;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+
+use super::context::CastOf;
+use super::{BoxError, Context, Ended, Protocol, Service, StopReason};
+use crate::call::Failure;
+use crate::data::{DataPlane, wire};
+use crate::mailbox::{Envelope, Payload, ReplyTo};
+use crate::registry::Registry;
+
+pub(super) struct Runner {
+    pub(super) registry: Registry,
+    pub(super) data: Arc<DataPlane>,
+    /// True once the service has ended, for the replies that it still owes.
+    pub(super) flag: Arc<AtomicBool>,
+    pub(super) ended: watch::Sender<Option<Ended>>,
+}
+
+/// Fails what still waits in the mailbox when it is dropped.
+struct Inbox<P: Protocol> {
+    receiver: mpsc::Receiver<Envelope<P>>,
+    id: ServiceId,
+}
+
+impl<P: Protocol> Drop for Inbox<P> {
+    fn drop(&mut self) {
+        self.receiver.close();
+        while let Ok(envelope) = self.receiver.try_recv() {
+            if let Envelope::Call { route, .. } = envelope {
+                route.fail(Failure::Stopped, P::VERSION, &self.id.node);
+            }
+        }
+    }
+}
+
+/// Takes a service out of everything when it ends, in whatever way.
+struct Ending {
+    runner: Runner,
+    id: ServiceId,
+    how: Option<Ended>,
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.runner.flag.store(true, Ordering::Release);
+        self.runner.data.remove_local(self.id.sequence);
+        self.runner.registry.remove_soon(&self.id);
+        let how = self.how.unwrap_or(if std::thread::panicking() {
+            tracing::error!(service = %self.id, "a service panicked, and has ended");
+            Ended::Panicked
+        } else {
+            Ended::Aborted
+        });
+        self.runner.ended.send_replace(Some(how));
+    }
+}
+
+impl Runner {
+    pub(super) async fn run<S: Service>(
+        self,
+        service: S,
+        id: ServiceId,
+        receiver: mpsc::Receiver<Envelope<S::Protocol>>,
+        started: oneshot::Sender<Result<(), BoxError>>,
+    ) {
+        // Dropped in the reverse order: first everybody knows that it has ended, then its state goes, then its mailbox.
+        let mut inbox = Inbox {
+            receiver,
+            id: id.clone(),
+        };
+        let mut service = service;
+        let flag = Arc::clone(&self.flag);
+        let mut ending = Ending {
+            runner: self,
+            id: id.clone(),
+            how: None,
+        };
+        let mut cx = Context::<S>::new(id);
+        let outcome = service.started(&mut cx).await;
+        let failed = outcome.is_err();
+        if started.send(outcome).is_err() || failed {
+            return;
+        }
+        let reason = ending
+            .handle_all(&mut service, &mut cx, &mut inbox, &flag)
+            .await;
+        // The entry goes first, so that nobody finds a service that is stopping.
+        ending.runner.data.remove_local(ending.id.sequence);
+        // It may have been removed by hand already.
+        let _ = ending.runner.registry.remove_service(&ending.id).await;
+        service.stopped(reason).await;
+        ending.how = Some(Ended::Stopped(reason));
+    }
+}
+
+enum Turn<S: Service> {
+    Envelope(Option<Envelope<S::Protocol>>),
+    Own(CastOf<S>),
+}
+
+impl Ending {
+    async fn handle_all<S: Service>(
+        &self,
+        service: &mut S,
+        cx: &mut Context<S>,
+        inbox: &mut Inbox<S::Protocol>,
+        flag: &Arc<AtomicBool>,
+    ) -> StopReason {
+        let mut own_turn = true;
+        loop {
+            if let Some(reason) = cx.stop {
+                return reason;
+            }
+            own_turn = !own_turn;
+            let envelope = match self.next(cx, inbox, own_turn).await {
+                Turn::Own(message) => {
+                    service.handle_cast(message, cx).await;
+                    continue;
+                }
+                Turn::Envelope(Some(envelope)) => envelope,
+                // Every sender is gone: nobody can ever send again.
+                Turn::Envelope(None) => return StopReason::NodeStopped,
+            };
+            match envelope {
+                Envelope::Stop(reason) => return reason,
+                Envelope::Cast { message } => {
+                    if let Some(message) = self.decode(message, inbox) {
+                        service.handle_cast(message, cx).await;
+                    }
+                }
+                Envelope::Call {
+                    message,
+                    route,
+                    deadline,
+                } => {
+                    // Rule: a call whose time is over, or whose caller has gone, is not started.
+                    if route.is_abandoned() {
+                        continue;
+                    }
+                    let version = <S::Protocol as Protocol>::VERSION;
+                    if deadline <= Instant::now() {
+                        route.fail(Failure::Expired, version, &inbox.id.node);
+                        continue;
+                    }
+                    match message {
+                        Payload::Value(call) => {
+                            let reply_to = ReplyTo::new(route, Arc::clone(flag));
+                            service.handle_call(call, reply_to, cx).await;
+                        }
+                        Payload::Encoded(bytes) => match wire::decode(&bytes) {
+                            Ok(call) => {
+                                let reply_to = ReplyTo::new(route, Arc::clone(flag));
+                                service.handle_call(call, reply_to, cx).await;
+                            }
+                            Err(cause) => {
+                                self.count_undecodable(&cause);
+                                route.fail(Failure::Decode { cause }, version, &inbox.id.node);
+                            }
+                        },
+                    }
+                }
+            }
+        }
+    }
+
+    /// The service's own messages and what is in the mailbox take turns, so that neither starves the other.
+    async fn next<S: Service>(
+        &self,
+        cx: &mut Context<S>,
+        inbox: &mut Inbox<S::Protocol>,
+        own_turn: bool,
+    ) -> Turn<S> {
+        if let Some(message) = cx.due() {
+            cx.own.push_back(message);
+        }
+        if !cx.own.is_empty() {
+            let waiting = if own_turn {
+                None
+            } else {
+                inbox.receiver.try_recv().ok()
+            };
+            return match (waiting, cx.own.pop_front()) {
+                (Some(envelope), Some(message)) => {
+                    cx.own.push_front(message);
+                    Turn::Envelope(Some(envelope))
+                }
+                (Some(envelope), None) => Turn::Envelope(Some(envelope)),
+                (None, Some(message)) => Turn::Own(message),
+                (None, None) => Turn::Envelope(inbox.receiver.recv().await),
+            };
+        }
+        let Some(at) = cx.next_timer() else {
+            return Turn::Envelope(inbox.receiver.recv().await);
+        };
+        tokio::select! {
+            biased;
+            envelope = inbox.receiver.recv() => Turn::Envelope(envelope),
+            () = tokio::time::sleep_until(at) => match cx.due() {
+                Some(message) => Turn::Own(message),
+                None => Turn::Envelope(inbox.receiver.recv().await),
+            },
+        }
+    }
+
+    fn decode<P: Protocol>(&self, message: Payload<P::Cast>, _: &Inbox<P>) -> Option<P::Cast> {
+        match message {
+            Payload::Value(message) => Some(message),
+            Payload::Encoded(bytes) => match wire::decode(&bytes) {
+                Ok(message) => Some(message),
+                Err(cause) => {
+                    self.count_undecodable(&cause);
+                    None
+                }
+            },
+        }
+    }
+
+    fn count_undecodable(&self, cause: &str) {
+        let counters = &self.runner.data.counters;
+        let times = counters.undecodable.fetch_add(1, Ordering::Relaxed) + 1;
+        if times.is_power_of_two() {
+            tracing::warn!(service = %self.id, cause, times, "a message does not decode");
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! What certificates say: the cluster as a DNS name, the node as a URI.
+
+use std::fmt::Write as _;
+use std::time::{Duration, SystemTime};
+
+use keydispatch_core::hello::NodeNames;
+use keydispatch_core::{ClusterName, NodeName};
+use rustls::crypto::ring;
+use rustls_pki_types::CertificateDer;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+/// What every cluster's DNS name ends in; `.internal` is reserved for private use, and these names are never looked up.
+const CLUSTER_SUFFIX: &str = "dispatch.internal";
+
+/// What every node's URI begins with.
+pub(super) const NODE_PREFIX: &str = "dispatch://node/";
+
+/// Longest DNS name (RFC 1035).
+const MAX_DNS_BYTES: usize = 253;
+
+/// Longest label of a DNS name (RFC 1035).
+const MAX_LABEL_BYTES: usize = 63;
+
+/// Longest cluster name that is spelled out in hexadecimal; longer ones are hashed, as a DNS name has no room.
+const MAX_HEX_NAME_BYTES: usize = 96;
+
+/// The DNS name by which a certificate says of which cluster it is; no two clusters share one.
+///
+/// `files` becomes `files.dispatch.internal`. A name with characters that DNS does not have is spelled in hexadecimal
+/// after `x-`, one of more than 96 bytes as its SHA-256 after `h-`.
+pub fn cluster_dns_name(cluster: &ClusterName) -> String {
+    let name = cluster.as_str();
+    let is_label = |label: &str| {
+        (1..=MAX_LABEL_BYTES).contains(&label.len())
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label
+                .bytes()
+                .all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-'))
+    };
+    let is_plain = name.len() + 1 + CLUSTER_SUFFIX.len() <= MAX_DNS_BYTES
+        && name.split('.').all(is_label)
+        && !name.starts_with("x-")
+        && !name.starts_with("h-");
+    if is_plain {
+        return format!("{name}.{CLUSTER_SUFFIX}");
+    }
+    let (mut encoded, bytes) = if name.len() <= MAX_HEX_NAME_BYTES {
+        ("x-".to_owned(), name.as_bytes().to_vec())
+    } else {
+        ("h-".to_owned(), sha256(name.as_bytes()))
+    };
+    // 30 bytes fill 60 characters of a label.
+    for (index, label) in bytes.chunks(30).enumerate() {
+        if index > 0 {
+            encoded.push('.');
+        }
+        for byte in label {
+            write!(encoded, "{byte:02x}").expect("a string takes everything");
+        }
+    }
+    format!("{encoded}.{CLUSTER_SUFFIX}")
+}
+
+fn sha256(bytes: &[u8]) -> Vec<u8> {
+    let suite = ring::cipher_suite::TLS13_AES_128_GCM_SHA256
+        .tls13()
+        .expect("it is a suite of TLS 1.3");
+    suite.common.hash_provider.hash(bytes).as_ref().to_vec()
+}
+
+/// The URI by which a certificate says which node it speaks for; none for any node of the cluster.
+///
+/// `a` becomes `dispatch://node/a`; characters that URIs reserve are percent-encoded. Any is `dispatch://node/*`, which
+/// no name encodes to. Whoever holds such a certificate can take any name of the cluster.
+pub fn node_uri(name: Option<&str>) -> String {
+    let mut uri = NODE_PREFIX.to_owned();
+    let Some(name) = name else {
+        uri.push('*');
+        return uri;
+    };
+    for byte in name.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                uri.push(char::from(byte));
+            }
+            _ => write!(uri, "%{byte:02X}").expect("a string takes everything"),
+        }
+    }
+    uri
+}
+
+/// The name after the prefix; none where it is not how [`node_uri`] writes one.
+pub(super) fn decode_node(encoded: &str) -> Option<NodeName> {
+    let mut bytes = Vec::with_capacity(encoded.len());
+    let mut rest = encoded.bytes();
+    while let Some(byte) = rest.next() {
+        if byte == b'%' {
+            let high = char::from(rest.next()?).to_digit(16)?;
+            let low = char::from(rest.next()?).to_digit(16)?;
+            bytes.push(u8::try_from(high * 16 + low).ok()?);
+        } else {
+            bytes.push(byte);
+        }
+    }
+    NodeName::try_new(String::from_utf8(bytes).ok()?).ok()
+}
+
+/// What a certificate says, apart from its signature.
+pub(super) struct Contents {
+    pub(super) dns_names: Vec<String>,
+    pub(super) nodes: Result<NodeNames, String>,
+    pub(super) not_before: String,
+    pub(super) not_after: String,
+    pub(super) expires: SystemTime,
+}
+
+impl Contents {
+    pub(super) fn read(certificate: &CertificateDer<'_>) -> Result<Self, String> {
+        let (_, certificate) =
+            X509Certificate::from_der(certificate).map_err(|error| error.to_string())?;
+        let mut dns_names = Vec::new();
+        let mut any = false;
+        let mut exact = Vec::new();
+        let names = certificate
+            .subject_alternative_name()
+            .map_err(|error| error.to_string())?;
+        for name in names.iter().flat_map(|names| &names.value.general_names) {
+            match name {
+                GeneralName::DNSName(name) => dns_names.push((*name).to_owned()),
+                GeneralName::URI(uri) => match uri.strip_prefix(NODE_PREFIX) {
+                    Some("*") => any = true,
+                    Some(encoded) => match decode_node(encoded) {
+                        Some(name) => exact.push(name),
+                        None => return Err(format!("{uri:?} holds no node name")),
+                    },
+                    None => {}
+                },
+                _ => {}
+            }
+        }
+        let nodes = match (any, exact.is_empty()) {
+            (true, _) => Ok(NodeNames::Any),
+            (false, false) => Ok(NodeNames::Exact(exact)),
+            (false, true) => Err(format!("it has no URI that begins with {NODE_PREFIX}")),
+        };
+        let validity = certificate.validity();
+        let expires = u64::try_from(validity.not_after.timestamp()).unwrap_or(0);
+        Ok(Contents {
+            dns_names,
+            nodes,
+            not_before: validity.not_before.to_string(),
+            not_after: validity.not_after.to_string(),
+            expires: SystemTime::UNIX_EPOCH + Duration::from_secs(expires),
+        })
+    }
+}
