@@ -10,6 +10,8 @@ use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use rustix::pty::{OpenptFlags, openpt, ptsname, unlockpt};
+use rustix::termios::{Winsize, tcsetwinsize};
 use tempfile::TempDir;
 
 /// How long a condition may take to come true before a test gives up on it.
@@ -243,6 +245,49 @@ fn a_pipe_gets_plain_lines_and_no_progress() {
     ] {
         line(&lines(&output), start);
     }
+}
+
+#[test]
+fn a_terminal_gets_progress_bars_that_make_room_for_the_summary() {
+    let stage = Stage::with_large_files();
+    let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    unlockpt(&controller).unwrap();
+    let name = ptsname(&controller, Vec::new()).unwrap();
+    let terminal = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(name.to_str().unwrap())
+        .unwrap();
+    let size = Winsize {
+        ws_row: 40,
+        ws_col: 120,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    tcsetwinsize(&terminal, size).unwrap();
+    let mut command = stage.command();
+    command
+        .env("TERM", "xterm")
+        .stdout(terminal.try_clone().unwrap())
+        .stderr(terminal);
+    let mut child = command.spawn().unwrap();
+    // It holds the terminal too, which would never end.
+    drop(command);
+    let mut shown = Vec::new();
+    // Linux reports the end of a terminal that nobody has open any more as an error.
+    let _ = fs::File::from(controller).read_to_end(&mut shown);
+    assert!(child.wait().unwrap().success());
+    let shown = String::from_utf8_lossy(&shown);
+    for bar in [
+        "uploading, two copies",
+        "reading back",
+        "reading back again",
+    ] {
+        assert!(shown.contains(bar), "{bar}: {shown}");
+    }
+    // Every bar is wiped out before the line that follows it.
+    let before = shown.split("uploaded 64 files").next().unwrap();
+    assert!(before.ends_with("\x1b[2K"), "{before:?}");
 }
 
 #[test]
