@@ -10,6 +10,8 @@ use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use rustix::pty::{OpenptFlags, openpt, ptsname, unlockpt};
+use rustix::termios::{Winsize, tcsetwinsize};
 use tempfile::TempDir;
 
 /// How long a condition may take to come true before a test gives up on it.
@@ -32,6 +34,16 @@ impl Stage {
                 &format!("directory-{}/file-{number}.txt", number % 7),
                 &format!("file {number}\n").repeat(number % 50),
             );
+        }
+        stage
+    }
+
+    /// Little to write, and much to send: a demonstration that goes on for a while.
+    fn with_large_files() -> Stage {
+        let stage = Stage::with_files(0);
+        for number in 0..64 {
+            let file = fs::File::create(stage.tree.path().join(format!("{number}"))).unwrap();
+            file.set_len(1024 * 1024).unwrap();
         }
         stage
     }
@@ -236,6 +248,49 @@ fn a_pipe_gets_plain_lines_and_no_progress() {
 }
 
 #[test]
+fn a_terminal_gets_progress_bars_that_make_room_for_the_summary() {
+    let stage = Stage::with_large_files();
+    let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    unlockpt(&controller).unwrap();
+    let name = ptsname(&controller, Vec::new()).unwrap();
+    let terminal = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(name.to_str().unwrap())
+        .unwrap();
+    let size = Winsize {
+        ws_row: 40,
+        ws_col: 120,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    tcsetwinsize(&terminal, size).unwrap();
+    let mut command = stage.command();
+    command
+        .env("TERM", "xterm")
+        .stdout(terminal.try_clone().unwrap())
+        .stderr(terminal);
+    let mut child = command.spawn().unwrap();
+    // It holds the terminal too, which would never end.
+    drop(command);
+    let mut shown = Vec::new();
+    // Linux reports the end of a terminal that nobody has open any more as an error.
+    let _ = fs::File::from(controller).read_to_end(&mut shown);
+    assert!(child.wait().unwrap().success());
+    let shown = String::from_utf8_lossy(&shown);
+    for bar in [
+        "uploading, two copies",
+        "reading back",
+        "reading back again",
+    ] {
+        assert!(shown.contains(bar), "{bar}: {shown}");
+    }
+    // Every bar is wiped out before the line that follows it.
+    let before = shown.split("uploaded 64 files").next().unwrap();
+    assert!(before.ends_with("\x1b[2K"), "{before:?}");
+}
+
+#[test]
 fn one_file_is_enough() {
     let stage = Stage::with_files(0);
     stage.write("only.txt", "only");
@@ -263,14 +318,11 @@ fn a_large_file_goes_through_and_one_over_the_limit_is_counted() {
 
 #[test]
 fn more_than_a_connection_holds_back_comes_through() {
-    let stage = Stage::with_files(0);
-    for number in 0..100 {
-        stage.write(&format!("{number}"), &"x".repeat(400 * 1024));
-    }
+    let stage = Stage::with_large_files();
     let output = stage.demo(&["--json"]);
     assert!(output.status.success(), "{output:?}");
     let json: serde_json::Value = serde_json::from_str(lines(&output).last().unwrap()).unwrap();
-    assert_eq!(json["files"], 100);
+    assert_eq!(json["files"], 64);
     assert_eq!(json["lost"], 0);
 }
 
@@ -291,15 +343,8 @@ fn nothing_to_upload_is_said_before_anything_is_started() {
 
 #[test]
 fn an_interruption_at_any_step_leaves_nothing_behind() {
-    for step in [
-        "found",
-        "started",
-        "a service shows",
-        "uploaded",
-        "killed",
-        "moved",
-    ] {
-        let stage = Stage::with_files(2_000);
+    for step in ["found", "started", "a service shows", "uploaded", "killed"] {
+        let stage = Stage::with_large_files();
         let mut running = stage.demo_until(step);
         running.signal(Signal::INT);
         let status = running.child.wait().unwrap();
@@ -316,7 +361,7 @@ fn an_interruption_at_any_step_leaves_nothing_behind() {
 #[test]
 fn a_demonstration_that_is_killed_leaves_nothing_behind() {
     for step in ["started", "uploaded", "killed"] {
-        let stage = Stage::with_files(2_000);
+        let stage = Stage::with_large_files();
         let mut running = stage.demo_until(step);
         assert_eq!(running.nodes.len(), 3);
         assert!(!stage.node_processes().is_empty());
