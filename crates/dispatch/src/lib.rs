@@ -53,6 +53,9 @@ mod data;
 mod discovery;
 mod driver;
 mod events;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod handle;
 mod journal;
 mod mailbox;
