@@ -2,8 +2,8 @@
 #![no_main]
 
 use bytes::Bytes;
-use keydispatch_core::ServiceInfo;
 use keydispatch_core::message::{ControlMessage, Frame, Operation};
+use keydispatch_core::{Record, ServiceInfo};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
@@ -19,20 +19,24 @@ fuzz_target!(|data: &[u8]| {
     };
     let again = message.encode();
     assert_eq!(ControlMessage::decode(&again), Ok(Some(message.clone())));
-    // Records become services only where they are in bounds.
-    match message {
+    // Records become services, and records again.
+    let (owner, nonce, records) = match message {
         ControlMessage::Delta(delta) => {
-            for operation in delta.operations {
-                if let Operation::Put(record) = operation {
-                    let _ = ServiceInfo::from_record(&delta.owner, delta.nonce, record);
-                }
-            }
+            let puts = delta
+                .operations
+                .into_iter()
+                .filter_map(|operation| match operation {
+                    Operation::Put(record) => Some(record),
+                    Operation::Remove { .. } => None,
+                });
+            (delta.owner, delta.nonce, puts.collect())
         }
-        ControlMessage::Snapshot(chunk) => {
-            for record in chunk.records {
-                let _ = ServiceInfo::from_record(&chunk.of.owner, chunk.nonce, record);
-            }
-        }
-        _ => {}
+        ControlMessage::Snapshot(chunk) => (chunk.of.owner, chunk.nonce, chunk.records),
+        _ => return,
+    };
+    for record in records {
+        let info =
+            ServiceInfo::from_record(&owner.name, owner.generation, nonce, Record::clone(&record));
+        assert_eq!(info.to_record(), record);
     }
 });

@@ -48,6 +48,7 @@
 mod authority;
 mod builder;
 mod call;
+mod complaints;
 mod control;
 mod data;
 mod discovery;
