@@ -9,6 +9,7 @@ pub mod fleet;
 pub mod lookup;
 pub mod net;
 pub mod sim;
+pub mod soak;
 
 /// One figure of a run beside what it should be.
 #[derive(Clone, Debug, Serialize)]

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use keydispatch_bench::{allocations, call, fleet, lookup, net, sim};
+use keydispatch_bench::{allocations, call, fleet, lookup, net, sim, soak};
 
 #[global_allocator]
 static ALLOCATOR: allocations::Counting = allocations::Counting;
@@ -59,6 +59,18 @@ enum Command {
         /// Only this one.
         #[arg(long)]
         scenario: Option<String>,
+        /// Of everything that happens by chance.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Print a JSON object last.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Five processes under constant change and calls, some of them killed now and then; nothing may leak.
+    Soak {
+        /// For how long.
+        #[arg(long, default_value_t = 30.0)]
+        minutes: f64,
         /// Of everything that happens by chance.
         #[arg(long, default_value_t = 1)]
         seed: u64,
@@ -130,6 +142,20 @@ fn run(command: Command) -> Result<(), fleet::Error> {
             let program = std::env::current_exe()?;
             let runtime = tokio::runtime::Runtime::new()?;
             runtime.block_on(net::run(&program, &options, say))
+        }
+        Command::Soak {
+            minutes,
+            seed,
+            json,
+        } => {
+            let options = soak::Options {
+                length: std::time::Duration::try_from_secs_f64(minutes * 60.0)?,
+                json,
+                seed,
+            };
+            let program = std::env::current_exe()?;
+            let runtime = tokio::runtime::Runtime::new()?;
+            runtime.block_on(soak::run(&program, &options, say))
         }
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::entry::{EntryChange, Record, ServiceInfo};
 use crate::id::NodeId;
+use crate::limits::MAX_SERVICES_PER_NODE;
 use crate::log::content_hash;
 use crate::message::{Delta, Operation, OwnerVersion};
 
@@ -17,6 +18,8 @@ pub(crate) enum Rejected {
     Gap,
     /// The outcome would not be what the owner says it has: the copy has to be replaced.
     Differs,
+    /// The owner would have more than [`MAX_SERVICES_PER_NODE`] entries.
+    TooMany,
 }
 
 /// See the module.
@@ -89,6 +92,13 @@ impl Replica {
                 };
             }
             _ => {}
+        }
+        let puts = delta.operations.iter().filter(|operation| match operation {
+            Operation::Put(record) => !self.entries.contains_key(&record.sequence),
+            Operation::Remove { .. } => false,
+        });
+        if self.entries.len() + puts.count() > MAX_SERVICES_PER_NODE {
+            return Err(Rejected::TooMany);
         }
         self.nonce = delta.nonce;
         let mut content = self.content;

@@ -623,6 +623,9 @@ impl Tracker {
                 owner.differs = true;
                 self.counts.differences += 1;
             }
+            Err(Rejected::TooMany) => {
+                return self.reject(from, "a delta to more than MAX_SERVICES_PER_NODE entries");
+            }
         }
         self.judge(now, from);
     }

@@ -14,6 +14,7 @@ use keydispatch_core::message::{ControlMessage, Frame, Hello, Lane};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use crate::complaints::{Complaints, host};
 use crate::data::DataPlane;
 use crate::driver::Input;
 use crate::transport::{Connection, ConnectionError, Transport};
@@ -163,6 +164,7 @@ pub(crate) async fn accept(
     ours: Arc<ArcSwap<Hello>>,
 ) {
     let mut waiting = JoinSet::new();
+    let complaints = Arc::new(Complaints::default());
     loop {
         match transport.accept().await {
             Ok(connection) => {
@@ -172,8 +174,9 @@ pub(crate) async fn accept(
                     continue;
                 }
                 let (inputs, data, ours) = (inputs.clone(), Arc::clone(&data), Arc::clone(&ours));
+                let complaints = Arc::clone(&complaints);
                 waiting.spawn(async move {
-                    let greeting = greet(connection, &inputs, &data, &ours);
+                    let greeting = greet(connection, &inputs, &data, &ours, &complaints);
                     if tokio::time::timeout(HELLO_TIMEOUT, greeting).await.is_err() {
                         tracing::debug!("a connection said no hello in time");
                     }
@@ -192,11 +195,15 @@ async fn greet(
     inputs: &mpsc::Sender<Input>,
     data: &Arc<DataPlane>,
     ours: &ArcSwap<Hello>,
+    complaints: &Complaints,
 ) {
     let first = match poll_fn(|cx| connection.poll_frame(cx)).await {
         Some(Ok(frame)) => frame,
         Some(Err(error)) => {
-            tracing::warn!(peer = connection.peer(), %error, "refusing a connection");
+            let peer = connection.peer();
+            if complaints.is_news(host(peer), &error.to_string()) {
+                tracing::warn!(peer, %error, "refusing a connection");
+            }
             return;
         }
         None => return,
@@ -211,7 +218,10 @@ async fn greet(
                     ..Hello::clone(&ours)
                 }),
                 Err(refusal) => {
-                    tracing::warn!(peer = %theirs.node, %refusal, "refusing a data connection");
+                    let why = refusal.to_string();
+                    if complaints.is_news(host(connection.peer()), &why) {
+                        tracing::warn!(peer = %theirs.node, why, "refusing a data connection");
+                    }
                     ControlMessage::Refuse(refusal.clone())
                 }
             };

@@ -3,6 +3,7 @@
 use keydispatch_core::{ClusterEvent, NodeName};
 use tracing::Level;
 
+use crate::complaints::Complaints;
 use crate::settings::LogLevel;
 
 /// The log of one node's registry; its lines have the target `keydispatch::registry`.
@@ -10,11 +11,16 @@ use crate::settings::LogLevel;
 pub(crate) struct Journal {
     node: NodeName,
     level: LogLevel,
+    complaints: Complaints,
 }
 
 impl Journal {
     pub(crate) fn new(node: NodeName, level: LogLevel) -> Self {
-        Journal { node, level }
+        Journal {
+            node,
+            level,
+            complaints: Complaints::default(),
+        }
     }
 
     pub(crate) fn write(&self, event: &ClusterEvent) {
@@ -51,7 +57,8 @@ impl Journal {
             ClusterEvent::Isolated => {
                 tracing::warn!(target: "keydispatch::registry", %node, "cut off: heard from nobody");
             }
-            ClusterEvent::Warning { message } => {
+            // A peer that does the same wrong thing on every connection is logged once.
+            ClusterEvent::Warning { message } if self.complaints.is_news("", message) => {
                 tracing::warn!(target: "keydispatch::registry", %node, "{message}");
             }
             _ => {}

@@ -48,11 +48,15 @@
 mod authority;
 mod builder;
 mod call;
+mod complaints;
 mod control;
 mod data;
 mod discovery;
 mod driver;
 mod events;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod handle;
 mod journal;
 mod mailbox;

@@ -173,6 +173,12 @@ fn reason(why: &Option<String>) -> String {
         .unwrap_or_default()
 }
 
+/// See [`crate::fuzzing`].
+#[cfg(fuzzing)]
+pub(crate) fn fuzz_contents(certificate: &CertificateDer<'_>) -> bool {
+    Contents::read(certificate).is_ok()
+}
+
 /// A node's identity, as its files have it now, and what it takes to check a peer's.
 #[derive(Debug)]
 pub(crate) struct Tls {

@@ -113,3 +113,28 @@ fn a_snapshot_that_does_not_match_its_hash_changes_nothing() {
     assert_eq!(replica.version(), None);
     assert_eq!(replica.entries().len(), 0);
 }
+
+#[test]
+fn a_delta_to_more_entries_than_a_node_may_have_changes_nothing() {
+    let record = info(1, 1).to_record();
+    let too_many = MAX_SERVICES_PER_NODE as u64 + 1;
+    let delta = |count: u64| Delta {
+        owner: owner(),
+        nonce: 5,
+        from: 0,
+        to: 1,
+        content: 0,
+        operations: (0..count)
+            .map(|sequence| {
+                Operation::Put(Record {
+                    sequence,
+                    ..record.clone()
+                })
+            })
+            .collect(),
+    };
+    let mut replica = Replica::new(owner());
+    assert_eq!(replica.apply(delta(too_many)), Err(Rejected::TooMany));
+    assert_eq!((replica.version(), replica.entries().len()), (None, 0));
+    assert!(replica.apply(delta(2)).is_ok());
+}

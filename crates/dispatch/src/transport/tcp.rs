@@ -1,11 +1,10 @@
 //! TCP, with TLS or without.
 
-use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex as SyncMutex, PoisonError};
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use keydispatch_core::hello::Credentials;
 use keydispatch_core::message::{Address, Frame};
@@ -16,6 +15,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
+use crate::complaints::Complaints;
 use crate::tls::{TLS_BUFFER_BYTES, Tls, tls_error};
 use crate::transport::framing::Framed;
 use crate::transport::{
@@ -33,12 +33,6 @@ const MAX_HANDSHAKES: usize = 512;
 /// Pause after an error of `accept` that passes, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// A peer that is refused again and again, as a redialling one is, is logged this often for each reason.
-const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
-
-/// Peers and reasons remembered for that.
-const MAX_COMPLAINTS: usize = 256;
-
 /// Bytes read from a socket at once below TLS, which by itself would read 4 KiB.
 const TLS_READ_BYTES: usize = 32 * 1024;
 
@@ -50,7 +44,7 @@ pub(crate) struct TcpTransport {
     tls: Option<Arc<Tls>>,
     /// Connections that were accepted and have yet to prove who they are.
     handshakes: Mutex<JoinSet<Option<Box<dyn Connection>>>>,
-    complaints: Arc<SyncMutex<Complaints>>,
+    complaints: Arc<Complaints>,
 }
 
 impl TcpTransport {
@@ -266,20 +260,12 @@ async fn shake_hands(
     }))
 }
 
-/// When which peer was last refused for what.
-type Complaints = HashMap<(IpAddr, String), Instant>;
-
-fn complain(complaints: &SyncMutex<Complaints>, peer: SocketAddr, why: &str) {
-    let mut complaints = complaints.lock().unwrap_or_else(PoisonError::into_inner);
-    let now = Instant::now();
-    complaints.retain(|_, at| now.duration_since(*at) < COMPLAINT_INTERVAL);
-    let key = (peer.ip(), why.to_owned());
-    if complaints.contains_key(&key) || complaints.len() >= MAX_COMPLAINTS {
+fn complain(complaints: &Complaints, peer: SocketAddr, why: &str) {
+    if complaints.is_news(&peer.ip().to_string(), why) {
+        tracing::warn!(%peer, "refusing a connection: {why}");
+    } else {
         tracing::debug!(%peer, why, "refusing a connection");
-        return;
     }
-    complaints.insert(key, now);
-    tracing::warn!(%peer, "refusing a connection: {why}");
 }
 
 /// The listening socket itself is of no more use.

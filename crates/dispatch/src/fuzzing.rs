@@ -1,0 +1,88 @@
+//! Entry points for fuzzing what peers send; no part of the API.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+use keydispatch_core::Topic;
+use rustls_pki_types::CertificateDer;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::call::Failure;
+use crate::data::wire::{self, CallHeader, CastHeader};
+use crate::discovery::Seed;
+use crate::transport::framing::Framed;
+
+/// Decodes the body of a data frame as every kind of them.
+pub fn data_frame(body: &[u8]) {
+    let body = Bytes::copy_from_slice(body);
+    let _ = wire::split::<CallHeader>(&body);
+    let _ = wire::split::<CastHeader>(&body);
+    let _ = wire::split::<Topic>(&body);
+    if let Ok((_, rest)) = wire::split::<u64>(&body) {
+        let _ = postcard::from_bytes::<Failure>(&rest);
+    }
+}
+
+/// Reads frames from bytes that arrive so many at once; the bodies' lengths may not exceed what arrived.
+pub fn frames(bytes: &[u8], at_once: usize, limit: usize) {
+    let mut framed = Framed::plaintext(Pieces {
+        bytes,
+        at_once: at_once.max(1),
+    });
+    framed.set_frame_limit(limit);
+    let mut cx = Context::from_waker(Waker::noop());
+    let mut read = 0;
+    while let Poll::Ready(Some(Ok(frame))) = framed.poll_frame(&mut cx) {
+        assert!(frame.body.len() < limit, "a frame over the limit");
+        read += frame.body.len() + 5;
+    }
+    assert!(read <= bytes.len(), "more frames than bytes");
+}
+
+/// Reads the names of a certificate.
+pub fn certificate(der: &[u8]) {
+    let _ = crate::tls::fuzz_contents(&CertificateDer::from(der));
+}
+
+/// Parses a seed.
+pub fn seed(text: &str) {
+    let _ = text.parse::<Seed>();
+}
+
+struct Pieces<'a> {
+    bytes: &'a [u8],
+    at_once: usize,
+}
+
+impl AsyncRead for Pieces<'_> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        let length = self.at_once.min(self.bytes.len()).min(into.remaining());
+        let (piece, rest) = self.bytes.split_at(length);
+        into.put_slice(piece);
+        self.bytes = rest;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Pieces<'_> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
