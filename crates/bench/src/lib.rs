@@ -7,6 +7,7 @@ use serde::Serialize;
 pub mod call;
 pub mod fleet;
 pub mod lookup;
+pub mod register;
 
 /// One figure of a run beside what it should be.
 #[derive(Clone, Debug, Serialize)]
