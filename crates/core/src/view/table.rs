@@ -2,7 +2,7 @@
 //!
 //! Nothing builds a table as a whole, so that neither a reader nor the writer ever waits for one.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use crate::key::{SLOTS, Slot};
@@ -20,7 +20,7 @@ pub(super) const NOBODY: u16 = u16::MAX;
 const UNKNOWN: u64 = 0;
 
 /// Bytes of one table.
-const TABLE_BYTES: usize = SLOTS * size_of::<u64>();
+const TABLE_BYTES: usize = SLOTS * (size_of::<u64>() + size_of::<u16>());
 
 /// How many bytes the tables of a node may take; without one a slot is scored at every lookup.
 #[derive(Debug)]
@@ -52,6 +52,9 @@ impl TableBudget {
 #[derive(Debug)]
 pub(super) struct Cells {
     cells: Box<[AtomicU64]>,
+    /// The first owner of each slot again, plus one; zero where it is not known. Most lookups ask for no more, and a
+    /// small array stays in the cache.
+    firsts: Box<[AtomicU16]>,
     budget: Arc<TableBudget>,
 }
 
@@ -65,10 +68,18 @@ impl Cells {
     fn allocate(budget: &Arc<TableBudget>) -> Option<Arc<Cells>> {
         budget.take().then(|| {
             Arc::new(Cells {
-                cells: (0..SLOTS).map(|_| AtomicU64::new(UNKNOWN)).collect(),
+                cells: zeroed(),
+                firsts: zeroed(),
                 budget: Arc::clone(budget),
             })
         })
+    }
+
+    #[inline]
+    pub(super) fn first(&self, slot: Slot) -> Option<u16> {
+        self.firsts[usize::from(slot.0)]
+            .load(Ordering::Relaxed)
+            .checked_sub(1)
     }
 
     #[inline]
@@ -79,7 +90,10 @@ impl Cells {
 
     /// Whoever comes first or later: all write the same.
     pub(super) fn fill(&self, slot: Slot, ranked: Ranked) -> Ranked {
-        self.cells[usize::from(slot.0)].store(pack(ranked), Ordering::Relaxed);
+        let at = usize::from(slot.0);
+        self.cells[at].store(pack(ranked), Ordering::Relaxed);
+        // Without any name there is no table.
+        self.firsts[at].store(ranked[0].saturating_add(1), Ordering::Relaxed);
         ranked
     }
 
@@ -137,6 +151,11 @@ impl Table {
     }
 }
 
+/// As long as the key space is; the allocator's zeroed memory where the compiler sees that it is.
+fn zeroed<T: Default>() -> Box<[T]> {
+    (0..SLOTS).map(|_| T::default()).collect()
+}
+
 fn pack(ranked: Ranked) -> u64 {
     ranked
         .iter()
@@ -164,6 +183,10 @@ mod tests {
         assert_eq!(cells.read(Slot(7)), None);
         cells.fill(Slot(7), [3, 0, NOBODY, NOBODY]);
         assert_eq!(cells.read(Slot(7)), Some([3, 0, NOBODY, NOBODY]));
+        assert_eq!(
+            (cells.first(Slot(7)), cells.first(Slot(8))),
+            (Some(3), None)
+        );
         assert_eq!(cells.known().count(), 1);
     }
 
