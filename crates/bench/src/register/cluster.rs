@@ -353,6 +353,8 @@ impl Bench {
 /// Milliseconds from the return of each `add_service` to its sight on the peer.
 async fn probe(node: &Node, peer: &mut Follower, count: usize) -> Result<Vec<f64>, Error> {
     let mut added = HashMap::new();
+    // Removed when all were seen: what comes and goes between two messages is never told.
+    let mut registrations = Vec::new();
     peer.tell("joined").await?;
     peer.expect("joined").await?;
     for number in 0..count {
@@ -362,8 +364,8 @@ async fn probe(node: &Node, peer: &mut Follower, count: usize) -> Result<Vec<f64
             .add_service(NewService::endpoint(PROBE, name.clone()))
             .await?;
         added.insert(name, monotonic_nanos());
+        registrations.push(registration);
         sleep(Duration::from_millis(2)).await;
-        registration.remove().await?;
     }
     let mut delays = Vec::new();
     for _ in 0..100 {
@@ -375,6 +377,9 @@ async fn probe(node: &Node, peer: &mut Follower, count: usize) -> Result<Vec<f64
             }
         }
         if added.is_empty() {
+            for registration in registrations {
+                registration.remove().await?;
+            }
             return Ok(delays);
         }
         sleep(Duration::from_millis(50)).await;
