@@ -15,7 +15,7 @@ use crate::placement::{Candidate, draw, name_hash, prefer, salt};
 mod table;
 
 pub(crate) use table::TableBudget;
-use table::{NOBODY, RANKED, Ranked, Table};
+use table::{LOST, NOBODY, RANKED, Ranked, Table};
 
 /// Names that can own keys: well beyond [`MAX_INSTANCES_PER_TYPE`], and below the number that stands for nobody.
 const MAX_SEATS: usize = 4 * MAX_INSTANCES_PER_TYPE;
@@ -135,7 +135,7 @@ impl View {
         }
         if n <= RANKED {
             let ranked = match self.sole {
-                None => self.ranked(slot),
+                None => self.ranked(slot, n),
                 Some(seat) => [seat, NOBODY, NOBODY, NOBODY],
             };
             return self.seated(ranked, n);
@@ -210,15 +210,16 @@ impl View {
     fn first(&self, slot: Slot) -> u16 {
         match self.table.cells().and_then(|cells| cells.first(slot)) {
             Some(seat) => seat,
-            None => self.ranked(slot)[0],
+            None => self.ranked(slot, 1)[0],
         }
     }
 
+    /// The first `n` seats of a slot, and maybe more.
     #[inline]
-    fn ranked(&self, slot: Slot) -> Ranked {
+    fn ranked(&self, slot: Slot, n: usize) -> Ranked {
         match self.table.cells() {
             Some(cells) => cells
-                .read(slot)
+                .read(slot, n)
                 .unwrap_or_else(|| cells.fill(slot, self.score(slot))),
             None => self.score(slot),
         }
@@ -333,8 +334,8 @@ impl View {
         next
     }
 
-    /// Carries what is known of each slot over: a seat that was given up or changed its weight may leave a gap, which
-    /// is scored anew when it is looked up; a new one is compared with who is there.
+    /// Carries what is known of each slot over: where a seat was given up or changed its weight, those behind it move up,
+    /// and who comes last is found out when it is asked for; a new one is compared with who is there.
     fn inherit_table(&mut self, before: &View, touched: &BTreeSet<u16>) {
         /// With more changes at once it is cheaper to start anew.
         const MAX_CARRIED: usize = 64;
@@ -367,13 +368,18 @@ impl View {
             return;
         };
         for (slot, ranked) in old.known() {
-            if moved.iter().any(|seat| ranked.contains(seat)) {
+            let mut ranked = ranked;
+            for &seat in &moved {
+                take_out(&mut ranked, seat);
+            }
+            if ranked[0] == LOST {
                 continue;
             }
-            let salt = salt(slot);
-            let mut ranked = ranked;
-            for &seat in &joined {
-                self.put_in(&mut ranked, seat, salt);
+            if !joined.is_empty() {
+                let salt = salt(slot);
+                for &seat in &joined {
+                    self.put_in(&mut ranked, seat, salt);
+                }
             }
             new.fill(slot, ranked);
         }
@@ -384,13 +390,14 @@ impl View {
         let draw_of = |seat: u16| draw(self.candidates[usize::from(seat)].hash, salt);
         let drawn = draw_of(seat);
         // From behind: mostly there is no place.
-        let mut place = RANKED;
-        while let Some(&before) = place.checked_sub(1).and_then(|at| ranked.get(at))
-            && (before == NOBODY || self.compare(seat, drawn, before, draw_of(before)).is_lt())
-        {
+        let known = ranked.iter().take_while(|seat| **seat < LOST).count();
+        let is_before = |other: u16| self.compare(seat, drawn, other, draw_of(other)).is_lt();
+        let mut place = known;
+        while place > 0 && is_before(ranked[place - 1]) {
             place -= 1;
         }
-        if place < RANKED {
+        // Behind all that are known, it has a place only where nobody else can be.
+        if place < RANKED && ranked[place] != LOST {
             ranked[place..].rotate_right(1);
             ranked[place] = seat;
         }
@@ -478,6 +485,21 @@ impl View {
         }
         classes
     }
+}
+
+/// Takes a seat out of those of a slot.
+fn take_out(ranked: &mut Ranked, seat: u16) {
+    let Some(place) = ranked.iter().position(|other| *other == seat) else {
+        return;
+    };
+    // Where there are fewer names than places, all are known.
+    let last = if ranked[RANKED - 1] == NOBODY {
+        NOBODY
+    } else {
+        LOST
+    };
+    ranked[place..].rotate_left(1);
+    ranked[RANKED - 1] = last;
 }
 
 type Best = [(u16, u64); RANKED];

@@ -16,6 +16,9 @@ pub(super) type Ranked = [u16; RANKED];
 /// No seat: there are fewer than [`RANKED`] names. Larger than any seat, which is below `MAX_INSTANCES_PER_TYPE`.
 pub(super) const NOBODY: u16 = u16::MAX;
 
+/// Whoever comes here is not known (any more): somebody in front of it has gone. All behind it are the same.
+pub(super) const LOST: u16 = NOBODY - 1;
+
 /// A slot that nobody has looked up; as seats this would be four times the same.
 const UNKNOWN: u64 = 0;
 
@@ -51,10 +54,10 @@ impl TableBudget {
 /// The cells of one table, and the budget that they were taken from.
 #[derive(Debug)]
 pub(super) struct Cells {
-    cells: Box<[AtomicU64]>,
+    cells: Box<[AtomicU64; SLOTS]>,
     /// The first owner of each slot again, plus one; zero where it is not known. Most lookups ask for no more, and a
     /// small array stays in the cache.
-    firsts: Box<[AtomicU16]>,
+    firsts: Box<[AtomicU16; SLOTS]>,
     budget: Arc<TableBudget>,
 }
 
@@ -82,8 +85,14 @@ impl Cells {
             .checked_sub(1)
     }
 
+    /// The first seats of a slot, where so many of them are known.
     #[inline]
-    pub(super) fn read(&self, slot: Slot) -> Option<Ranked> {
+    pub(super) fn read(&self, slot: Slot, n: usize) -> Option<Ranked> {
+        self.carried(slot).filter(|ranked| ranked[n - 1] != LOST)
+    }
+
+    #[inline]
+    fn carried(&self, slot: Slot) -> Option<Ranked> {
         let packed = self.cells[usize::from(slot.0)].load(Ordering::Relaxed);
         (packed != UNKNOWN).then(|| unpack(packed))
     }
@@ -97,9 +106,9 @@ impl Cells {
         ranked
     }
 
-    /// The slots that were looked up.
+    /// The slots that were looked up, as far as they are known.
     pub(super) fn known(&self) -> impl Iterator<Item = (Slot, Ranked)> {
-        (0..=u16::MAX).filter_map(|slot| Some((Slot(slot), self.read(Slot(slot))?)))
+        (0..=u16::MAX).filter_map(|slot| Some((Slot(slot), self.carried(Slot(slot))?)))
     }
 }
 
@@ -151,9 +160,13 @@ impl Table {
     }
 }
 
-/// As long as the key space is; the allocator's zeroed memory where the compiler sees that it is.
-fn zeroed<T: Default>() -> Box<[T]> {
-    (0..SLOTS).map(|_| T::default()).collect()
+/// As long as the key space is.
+fn zeroed<T: Default>() -> Box<[T; SLOTS]> {
+    let all: Box<[T]> = (0..SLOTS).map(|_| T::default()).collect();
+    match all.try_into() {
+        Ok(all) => all,
+        Err(_) => unreachable!("it has been made of that length"),
+    }
 }
 
 fn pack(ranked: Ranked) -> u64 {
@@ -180,14 +193,17 @@ mod tests {
     #[test]
     fn a_cell_gives_back_what_was_put_in() {
         let cells = Cells::allocate(&TableBudget::new(TABLE_BYTES)).unwrap();
-        assert_eq!(cells.read(Slot(7)), None);
+        assert_eq!(cells.read(Slot(7), 4), None);
         cells.fill(Slot(7), [3, 0, NOBODY, NOBODY]);
-        assert_eq!(cells.read(Slot(7)), Some([3, 0, NOBODY, NOBODY]));
+        assert_eq!(cells.read(Slot(7), 4), Some([3, 0, NOBODY, NOBODY]));
+        cells.fill(Slot(9), [3, 0, LOST, LOST]);
+        assert_eq!(cells.read(Slot(9), 2), Some([3, 0, LOST, LOST]));
+        assert_eq!(cells.read(Slot(9), 3), None);
         assert_eq!(
             (cells.first(Slot(7)), cells.first(Slot(8))),
             (Some(3), None)
         );
-        assert_eq!(cells.known().count(), 1);
+        assert_eq!(cells.known().count(), 2);
     }
 
     #[test]
