@@ -39,6 +39,12 @@ pub struct Options {
     /// Fewer and shorter rounds: for a look, not for a record.
     #[arg(long)]
     quick: bool,
+    /// Measure this number of callers alone, with `--payload`: to look at with a profiler.
+    #[arg(long, requires = "payload")]
+    callers: Option<usize>,
+    /// Measure payloads of this many bytes alone.
+    #[arg(long, requires = "callers")]
+    payload: Option<usize>,
     /// The program of crates/peers, where it was built: tonic and ractor_cluster, measured between our rounds.
     #[arg(long)]
     peers: Option<PathBuf>,
@@ -101,6 +107,12 @@ async fn measure(options: Options, say: fn(&str)) -> Result<(), Error> {
         figures: serde_json::Map::new(),
         targets: Vec::new(),
     };
+    if let (Some(callers), Some(payload)) = (options.callers, options.payload) {
+        let both = (&bench.echo, &bench.calls);
+        let pair = bench.pair(both, callers, payload, Pace::Full).await?;
+        bench.report_pairs(&[pair]);
+        return Ok(());
+    }
     let pairs = bench.pairs().await?;
     bench.report_pairs(&pairs);
     bench.direct(echo_address, &certificates).await?;

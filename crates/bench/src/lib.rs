@@ -8,6 +8,7 @@ pub mod call;
 pub mod fleet;
 pub mod lookup;
 pub mod net;
+pub mod register;
 pub mod sim;
 pub mod soak;
 

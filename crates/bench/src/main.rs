@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use keydispatch_bench::{allocations, call, fleet, lookup, net, sim, soak};
+use keydispatch_bench::{allocations, call, fleet, lookup, net, register, sim, soak};
 
 #[global_allocator]
 static ALLOCATOR: allocations::Counting = allocations::Counting;
@@ -22,6 +22,11 @@ enum Command {
     Lookup(lookup::Options),
     /// What calling a service in another process costs, beside a plain TLS echo and beside other crates.
     Call(call::Options),
+    /// What it costs to add services, to see those of others, and to lose a node.
+    Register(register::Options),
+    /// The processes that see what `register` adds.
+    #[command(hide = true)]
+    RegisterFar(register::Far),
     /// The process that `call` calls.
     #[command(hide = true)]
     CallFar {
@@ -100,6 +105,8 @@ fn run(command: Command) -> Result<(), fleet::Error> {
         Command::Sim(_) => Ok(()),
         Command::Lookup(options) => lookup::run(options, say),
         Command::Call(options) => call::run(options, say),
+        Command::Register(options) => register::run(options, say),
+        Command::RegisterFar(far) => register::run_far(far, say),
         Command::CallFar { certificates } => call::run_far(certificates, say),
         Command::Puppet {
             name,

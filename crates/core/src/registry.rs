@@ -12,7 +12,7 @@ use crate::id::ServiceType;
 use crate::key::Key;
 use crate::view::{TableBudget, View};
 
-/// Bytes that the lookup tables of one node may take: 512 KiB for each type that is looked up among many instances.
+/// Bytes that the lookup tables of one node may take: 640 KiB for each type of two instances or more that is looked up.
 pub const MAX_TABLE_BYTES: usize = 256 * 1024 * 1024;
 
 /// What happened to a service, for subscribers of its type.

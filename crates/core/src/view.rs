@@ -1,7 +1,7 @@
 //! The services of one type at one moment, and who of them owns a key.
 
 use std::cmp::Ordering;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use smallvec::SmallVec;
@@ -15,10 +15,7 @@ use crate::placement::{Candidate, draw, name_hash, prefer, salt};
 mod table;
 
 pub(crate) use table::TableBudget;
-use table::{RANKED, Ranked, Table};
-
-/// Up to this many names a slot is scored directly: that costs less than a table's cache misses.
-const SCORED_DIRECTLY: usize = 3;
+use table::{LOST, NOBODY, RANKED, Ranked, Table};
 
 /// Names that can own keys: well beyond [`MAX_INSTANCES_PER_TYPE`], and below the number that stands for nobody.
 const MAX_SEATS: usize = 4 * MAX_INSTANCES_PER_TYPE;
@@ -41,19 +38,6 @@ pub enum Spread {
 /// A service before and after; none where it was not, or is not, there.
 pub(crate) type Change = (Option<Arc<ServiceInfo>>, Option<Arc<ServiceInfo>>);
 
-/// One instance name with whoever lives under it: the primary first, then standbys.
-#[derive(Clone, Debug)]
-struct Seat {
-    candidate: Candidate,
-    taken_by: SmallVec<[Arc<ServiceInfo>; 1]>,
-}
-
-impl Seat {
-    fn name(&self) -> Option<&InstanceName> {
-        self.taken_by.first().map(|info| info.name())
-    }
-}
-
 /// Names of one weight: between them the larger draw wins, without a logarithm.
 #[derive(Clone, Debug)]
 struct WeightClass {
@@ -69,10 +53,17 @@ pub struct View {
     service_type: ServiceType,
     version: u64,
     services: Vec<Arc<ServiceInfo>>,
-    /// Seats keep their number while they are taken; a vacant one is reused.
-    seats: Vec<Seat>,
+    /// Each online instance name has a seat; here is who owns its keys. Seats keep their number while they are taken; a
+    /// vacant one is reused.
+    primaries: Vec<Option<Arc<ServiceInfo>>>,
+    /// What placement knows of the names.
+    candidates: Vec<Candidate>,
+    /// Others that live under the name of a seat.
+    standbys: BTreeMap<u16, Vec<Arc<ServiceInfo>>>,
     vacant: Vec<u16>,
     classes: Vec<WeightClass>,
+    /// The only seat that is taken; [`NOBODY`] where none is.
+    sole: Option<u16>,
     table: Table,
 }
 
@@ -83,9 +74,12 @@ impl View {
             service_type,
             version: 0,
             services: Vec::new(),
-            seats: Vec::new(),
+            primaries: Vec::new(),
+            candidates: Vec::new(),
+            standbys: BTreeMap::new(),
             vacant: Vec::new(),
             classes: Vec::new(),
+            sole: Some(NOBODY),
             table: Table::new(TableBudget::new(0)),
         }
     }
@@ -119,19 +113,18 @@ impl View {
 
     /// How many services own keys.
     pub fn online_count(&self) -> usize {
-        self.seats.iter().map(|seat| seat.taken_by.len()).sum()
+        self.names() + self.standbys.values().map(Vec::len).sum::<usize>()
     }
 
     /// The owner of a key.
     #[inline]
     pub fn owner(&self, key: impl Into<Key>) -> Option<&Arc<ServiceInfo>> {
         let slot = key.into().slot();
-        let seat = if self.names() <= SCORED_DIRECTLY {
-            self.score(slot)[0]
-        } else {
-            self.ranked(slot)[0]
+        let seat = match self.sole {
+            None => self.first(slot),
+            Some(seat) => seat,
         };
-        self.seats.get(usize::from(seat))?.taken_by.first()
+        self.primaries.get(usize::from(seat))?.as_ref()
     }
 
     /// The first `n` owners of a key in order of preference: min(`n`, online) distinct instances, always.
@@ -141,12 +134,11 @@ impl View {
             return Owners::new();
         }
         if n <= RANKED {
-            let ranked = if self.names() <= SCORED_DIRECTLY {
-                self.score(slot)
-            } else {
-                self.ranked(slot)
+            let ranked = match self.sole {
+                None => self.ranked(slot, n),
+                Some(seat) => [seat, NOBODY, NOBODY, NOBODY],
             };
-            return self.seated(ranked).take(n).collect();
+            return self.seated(ranked, n);
         }
         self.preference(slot).into_iter().take(n).collect()
     }
@@ -173,14 +165,10 @@ impl View {
 
     /// True for an online service whose name another one of a smaller node name has, too: it ranks right behind it.
     pub fn is_standby(&self, info: &ServiceInfo) -> bool {
-        self.seats.iter().any(|seat| {
-            seat.name() == Some(info.name())
-                && seat
-                    .taken_by
-                    .iter()
-                    .skip(1)
-                    .any(|other| other.id() == info.id())
-        })
+        self.standbys
+            .values()
+            .flatten()
+            .any(|other| other.id() == info.id())
     }
 
     /// The entry of one service.
@@ -189,21 +177,49 @@ impl View {
     }
 
     fn names(&self) -> usize {
-        self.seats.len() - self.vacant.len()
+        self.primaries.len() - self.vacant.len()
     }
 
-    fn seated(&self, ranked: Ranked) -> impl Iterator<Item = &Arc<ServiceInfo>> {
-        ranked
-            .into_iter()
-            .filter_map(|seat| self.seats.get(usize::from(seat)))
-            .flat_map(|seat| &seat.taken_by)
+    /// Who has a seat: the primary, then those that stand by.
+    fn takers(&self, seat: u16) -> impl Iterator<Item = &Arc<ServiceInfo>> {
+        let primary = self.primaries.get(usize::from(seat)).into_iter().flatten();
+        primary.chain(self.standbys.get(&seat).into_iter().flatten())
+    }
+
+    fn name(&self, seat: u16) -> Option<&InstanceName> {
+        let primary = self.primaries.get(usize::from(seat))?.as_ref();
+        primary.map(|info| info.name())
     }
 
     #[inline]
-    fn ranked(&self, slot: Slot) -> Ranked {
+    fn seated(&self, ranked: Ranked, n: usize) -> Owners<'_> {
+        if !self.standbys.is_empty() {
+            let all = ranked.into_iter().flat_map(|seat| self.takers(seat));
+            return all.take(n).collect();
+        }
+        let mut owners = Owners::new();
+        for seat in ranked.into_iter().take(n) {
+            if let Some(Some(primary)) = self.primaries.get(usize::from(seat)) {
+                owners.push(primary);
+            }
+        }
+        owners
+    }
+
+    #[inline]
+    fn first(&self, slot: Slot) -> u16 {
+        match self.table.cells().and_then(|cells| cells.first(slot)) {
+            Some(seat) => seat,
+            None => self.ranked(slot, 1)[0],
+        }
+    }
+
+    /// The first `n` seats of a slot, and maybe more.
+    #[inline]
+    fn ranked(&self, slot: Slot, n: usize) -> Ranked {
         match self.table.cells() {
             Some(cells) => cells
-                .read(slot)
+                .read(slot, n)
                 .unwrap_or_else(|| cells.fill(slot, self.score(slot))),
             None => self.score(slot),
         }
@@ -213,14 +229,14 @@ impl View {
     #[inline(never)]
     fn score(&self, slot: Slot) -> Ranked {
         let salt = salt(slot);
-        let mut best: Best = [(table::NOBODY, 0); RANKED];
+        let mut best: Best = [(NOBODY, 0); RANKED];
         match self.classes.as_slice() {
             [] => {}
             [class] => best = self.best_of(class, salt),
             classes => {
                 for class in classes {
                     for (seat, drawn) in self.best_of(class, salt) {
-                        if seat != table::NOBODY && !self.insert(&mut best, seat, drawn) {
+                        if seat != NOBODY && !self.insert(&mut best, seat, drawn) {
                             break;
                         }
                     }
@@ -232,7 +248,7 @@ impl View {
 
     /// The first seats of one class.
     fn best_of(&self, class: &WeightClass, salt: u64) -> Best {
-        let mut best: Best = [(table::NOBODY, 0); RANKED];
+        let mut best: Best = [(NOBODY, 0); RANKED];
         for &(hash, seat) in &class.names {
             let drawn = draw(hash, salt);
             // Names of equal hash draw alike, and are ordered by name: rare enough for the slow path.
@@ -246,8 +262,7 @@ impl View {
     /// Puts a seat into its place; false where it is behind all others.
     fn insert(&self, best: &mut Best, seat: u16, drawn: u64) -> bool {
         let Some(place) = best.iter().position(|&(other, other_drawn)| {
-            other == table::NOBODY
-                || self.compare(seat, drawn, other, other_drawn) == Ordering::Less
+            other == NOBODY || self.compare(seat, drawn, other, other_drawn) == Ordering::Less
         }) else {
             return false;
         };
@@ -257,8 +272,9 @@ impl View {
     }
 
     fn compare(&self, a: u16, a_drawn: u64, b: u16, b_drawn: u64) -> Ordering {
-        let (a, b) = (&self.seats[usize::from(a)], &self.seats[usize::from(b)]);
-        prefer((a.candidate, a_drawn), (b.candidate, b_drawn)).then_with(|| a.name().cmp(&b.name()))
+        let candidate = |seat: u16| self.candidates[usize::from(seat)];
+        prefer((candidate(a), a_drawn), (candidate(b), b_drawn))
+            .then_with(|| self.name(a).cmp(&self.name(b)))
     }
 
     /// Everybody online in the order of preference.
@@ -273,7 +289,7 @@ impl View {
         order.sort_unstable_by(|a, b| self.compare(a.0, a.1, b.0, b.1));
         order
             .into_iter()
-            .flat_map(|(seat, _)| &self.seats[usize::from(seat)].taken_by)
+            .flat_map(|(seat, _)| self.takers(seat))
             .collect()
     }
 
@@ -284,9 +300,12 @@ impl View {
             service_type: self.service_type.clone(),
             version,
             services: list(&self.services, changes),
-            seats: self.seats.clone(),
+            primaries: self.primaries.clone(),
+            candidates: self.candidates.clone(),
+            standbys: self.standbys.clone(),
             vacant: self.vacant.clone(),
             classes: Vec::new(),
+            sole: self.sole,
             table: Table::new(self.table.budget()),
         };
         let mut touched = BTreeSet::new();
@@ -303,15 +322,20 @@ impl View {
             next.table = self.table.share();
             return next;
         }
-        next.classes = classes(&next.seats);
-        if next.names() > SCORED_DIRECTLY {
+        next.classes = next.weight_classes();
+        next.sole = match next.classes.as_slice() {
+            [] => Some(NOBODY),
+            [class] if class.names.len() == 1 => Some(class.names[0].1),
+            _ => None,
+        };
+        if next.sole.is_none() {
             next.inherit_table(self, &touched);
         }
         next
     }
 
-    /// Carries what is known of each slot over: a seat that was given up or changed its weight may leave a gap, which
-    /// is scored anew when it is looked up; a new one is compared with who is there.
+    /// Carries what is known of each slot over: where a seat was given up or changed its weight, those behind it move up,
+    /// and who comes last is found out when it is asked for; a new one is compared with who is there.
     fn inherit_table(&mut self, before: &View, touched: &BTreeSet<u16>) {
         /// With more changes at once it is cheaper to start anew.
         const MAX_CARRIED: usize = 64;
@@ -319,15 +343,9 @@ impl View {
             return;
         };
         let same = |seat: u16| {
-            let now = self.seats.get(usize::from(seat));
-            let then = before.seats.get(usize::from(seat));
-            match (now, then) {
-                (Some(now), Some(then)) => {
-                    now.candidate == then.candidate && now.name() == then.name()
-                }
-                (None, None) => true,
-                _ => false,
-            }
+            let at = usize::from(seat);
+            self.candidates.get(at) == before.candidates.get(at)
+                && self.name(seat) == before.name(seat)
         };
         let moved: SmallVec<[u16; 8]> = touched
             .iter()
@@ -344,52 +362,63 @@ impl View {
         let joined: SmallVec<[u16; 8]> = moved
             .iter()
             .copied()
-            .filter(|seat| !self.seats[usize::from(*seat)].taken_by.is_empty())
+            .filter(|seat| self.name(*seat).is_some())
             .collect();
         let Some(new) = self.table.start() else {
             return;
         };
         for (slot, ranked) in old.known() {
-            if ranked
-                .iter()
-                .any(|seat| *seat != table::NOBODY && moved.contains(seat))
-            {
+            let mut ranked = ranked;
+            for &seat in &moved {
+                take_out(&mut ranked, seat);
+            }
+            if ranked[0] == LOST {
                 continue;
             }
-            let mut best: Option<Best> = None;
-            let salt = salt(slot);
-            for &seat in &joined {
-                let drawn = draw(self.seats[usize::from(seat)].candidate.hash, salt);
-                let best = best.get_or_insert_with(|| {
-                    ranked.map(|seat| match self.seats.get(usize::from(seat)) {
-                        Some(taken) => (seat, draw(taken.candidate.hash, salt)),
-                        None => (seat, 0),
-                    })
-                });
-                self.insert(best, seat, drawn);
+            if !joined.is_empty() {
+                let salt = salt(slot);
+                for &seat in &joined {
+                    self.put_in(&mut ranked, seat, salt);
+                }
             }
-            let ranked = best.map_or(ranked, |best| best.map(|(seat, _)| seat));
             new.fill(slot, ranked);
         }
     }
 
-    fn seat_of(&self, name: &InstanceName) -> Option<usize> {
+    /// Puts a seat into its place among those of a slot, if it has one.
+    fn put_in(&self, ranked: &mut Ranked, seat: u16, salt: u64) {
+        let draw_of = |seat: u16| draw(self.candidates[usize::from(seat)].hash, salt);
+        let drawn = draw_of(seat);
+        // From behind: mostly there is no place.
+        let known = ranked.iter().take_while(|seat| **seat < LOST).count();
+        let is_before = |other: u16| self.compare(seat, drawn, other, draw_of(other)).is_lt();
+        let mut place = known;
+        while place > 0 && is_before(ranked[place - 1]) {
+            place -= 1;
+        }
+        // Behind all that are known, it has a place only where nobody else can be.
+        if place < RANKED && ranked[place] != LOST {
+            ranked[place..].rotate_right(1);
+            ranked[place] = seat;
+        }
+    }
+
+    fn seat_of(&self, name: &InstanceName) -> Option<u16> {
         // The list is short or the change rare: one pass over it costs less than a map held for every type.
         let hash = name_hash(name);
-        self.seats
-            .iter()
-            .position(|seat| seat.candidate.hash == hash && seat.name() == Some(name))
+        (0_u16..)
+            .zip(&self.candidates)
+            .filter(|(_, candidate)| candidate.hash == hash)
+            .map(|(seat, _)| seat)
+            .find(|seat| self.name(*seat) == Some(name))
     }
 
     fn vacate(&mut self, info: &ServiceInfo) -> Option<u16> {
-        let at = self.seat_of(info.name())?;
-        let seat = &mut self.seats[at];
-        seat.taken_by.retain(|other| other.id() != info.id());
-        match seat.taken_by.first() {
-            Some(primary) => seat.candidate.weight = primary.weight().value(),
-            None => self.vacant.push(at as u16),
-        }
-        Some(at as u16)
+        let seat = self.seat_of(info.name())?;
+        let mut takers: Vec<_> = self.takers(seat).cloned().collect();
+        takers.retain(|other| other.id() != info.id());
+        self.seat(seat, takers);
+        Some(seat)
     }
 
     /// None where all seats are taken: nodes that register at the same moment can exceed the limit that each of them
@@ -398,36 +427,79 @@ impl View {
         if self.names() >= MAX_SEATS {
             return None;
         }
-        let at = match self.seat_of(info.name()) {
-            Some(at) => at,
-            None => {
-                let seat = Seat {
-                    candidate: Candidate {
-                        hash: name_hash(info.name()),
-                        weight: info.weight().value(),
-                    },
-                    taken_by: SmallVec::new(),
-                };
-                match self.vacant.pop() {
-                    Some(at) => {
-                        self.seats[usize::from(at)] = seat;
-                        usize::from(at)
-                    }
-                    None => {
-                        self.seats.push(seat);
-                        self.seats.len() - 1
-                    }
-                }
-            }
-        };
-        let seat = &mut self.seats[at];
-        let place = seat
-            .taken_by
-            .partition_point(|other| standing(other) < standing(info));
-        seat.taken_by.insert(place, Arc::clone(info));
-        seat.candidate.weight = seat.taken_by[0].weight().value();
-        Some(at as u16)
+        let seat = self.seat_of(info.name()).unwrap_or_else(|| {
+            self.vacant.pop().unwrap_or_else(|| {
+                self.primaries.push(None);
+                self.candidates.push(Candidate { hash: 0, weight: 0 });
+                (self.primaries.len() - 1) as u16
+            })
+        });
+        let mut takers: Vec<_> = self.takers(seat).cloned().collect();
+        let place = takers.partition_point(|other| standing(other) < standing(info));
+        takers.insert(place, Arc::clone(info));
+        self.seat(seat, takers);
+        Some(seat)
     }
+
+    /// Gives a seat to whoever lives under its name, in the order of their standing.
+    fn seat(&mut self, seat: u16, takers: Vec<Arc<ServiceInfo>>) {
+        let at = usize::from(seat);
+        let mut takers = takers.into_iter();
+        let primary = takers.next();
+        match &primary {
+            Some(primary) => {
+                self.candidates[at] = Candidate {
+                    hash: name_hash(primary.name()),
+                    weight: primary.weight().value(),
+                };
+            }
+            None => self.vacant.push(seat),
+        }
+        self.primaries[at] = primary;
+        let standbys: Vec<_> = takers.collect();
+        if standbys.is_empty() {
+            self.standbys.remove(&seat);
+        } else {
+            self.standbys.insert(seat, standbys);
+        }
+    }
+
+    /// The seats that are taken, by weight.
+    fn weight_classes(&self) -> Vec<WeightClass> {
+        let mut classes: Vec<WeightClass> = Vec::new();
+        for ((seat, candidate), primary) in (0_u16..).zip(&self.candidates).zip(&self.primaries) {
+            if primary.is_none() {
+                continue;
+            }
+            let (name, weight) = ((candidate.hash, seat), candidate.weight);
+            match classes.binary_search_by_key(&weight, |class| class.weight) {
+                Ok(found) => classes[found].names.push(name),
+                Err(place) => classes.insert(
+                    place,
+                    WeightClass {
+                        weight,
+                        names: vec![name],
+                    },
+                ),
+            }
+        }
+        classes
+    }
+}
+
+/// Takes a seat out of those of a slot.
+fn take_out(ranked: &mut Ranked, seat: u16) {
+    let Some(place) = ranked.iter().position(|other| *other == seat) else {
+        return;
+    };
+    // Where there are fewer names than places, all are known.
+    let last = if ranked[RANKED - 1] == NOBODY {
+        NOBODY
+    } else {
+        LOST
+    };
+    ranked[place..].rotate_left(1);
+    ranked[RANKED - 1] = last;
 }
 
 type Best = [(u16, u64); RANKED];
@@ -462,28 +534,6 @@ fn shares(a: &ServiceInfo, b: &ServiceInfo, spread: Spread) -> bool {
         Spread::Nodes => a.node() == b.node(),
         Spread::Zones => a.zone().is_some() && a.zone() == b.zone(),
     }
-}
-
-fn classes(seats: &[Seat]) -> Vec<WeightClass> {
-    let mut classes: Vec<WeightClass> = Vec::new();
-    for (at, seat) in seats.iter().enumerate() {
-        if seat.taken_by.is_empty() {
-            continue;
-        }
-        let name = (seat.candidate.hash, at as u16);
-        let weight = seat.candidate.weight;
-        match classes.binary_search_by_key(&weight, |class| class.weight) {
-            Ok(found) => classes[found].names.push(name),
-            Err(place) => classes.insert(
-                place,
-                WeightClass {
-                    weight,
-                    names: vec![name],
-                },
-            ),
-        }
-    }
-    classes
 }
 
 fn listed(info: &ServiceInfo) -> (&InstanceName, (&str, u64, u64)) {

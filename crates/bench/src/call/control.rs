@@ -70,6 +70,8 @@ async fn probe(bench: &Bench, window: Duration, run: usize) -> Result<Vec<f64>, 
     let registry = bench.node.registry();
     let end = tokio::time::Instant::now() + window;
     let mut added = HashMap::new();
+    // Removed when all were seen: what comes and goes between two messages is never told.
+    let mut registrations = Vec::new();
     let mut number = 0;
     while tokio::time::Instant::now() < end {
         let name = format!("{run}/{number}");
@@ -78,10 +80,14 @@ async fn probe(bench: &Bench, window: Duration, run: usize) -> Result<Vec<f64>, 
             .add_service(NewService::endpoint(PROBE, name.clone()))
             .await?;
         added.insert(name, monotonic_nanos());
-        registration.remove().await?;
+        registrations.push(registration);
         tokio::time::sleep(PAUSE).await;
     }
-    delays(&bench.node, added).await
+    let delays = delays(&bench.node, added).await?;
+    for registration in registrations {
+        registration.remove().await?;
+    }
+    Ok(delays)
 }
 
 async fn delays(node: &Node, mut added: HashMap<String, u64>) -> Result<Vec<f64>, Error> {

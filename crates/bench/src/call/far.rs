@@ -66,7 +66,9 @@ pub fn run_far(certificates: PathBuf, say: fn(&str)) -> Result<(), Error> {
 
 async fn serve(node: &Node) -> Result<Seen, Error> {
     node.serve(Echo).await?;
-    node.serve(Counting::default()).await?;
+    // As many as all casters send before they wait.
+    let roomy = ServeOptions::new().mailbox(16 * 1024);
+    node.serve_with(roomy, Counting::default()).await?;
     for number in 0..3 {
         let options = ServeOptions::new().name(format!("trio {number}"));
         node.serve_with(options, OneOfThree).await?;

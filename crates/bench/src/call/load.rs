@@ -31,7 +31,8 @@ pub struct Load {
 }
 
 impl Load {
-    pub(super) fn rate(&self) -> f64 {
+    /// Calls per second.
+    pub fn rate(&self) -> f64 {
         self.calls_per_second
     }
 

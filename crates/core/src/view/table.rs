@@ -2,7 +2,7 @@
 //!
 //! Nothing builds a table as a whole, so that neither a reader nor the writer ever waits for one.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use crate::key::{SLOTS, Slot};
@@ -16,11 +16,14 @@ pub(super) type Ranked = [u16; RANKED];
 /// No seat: there are fewer than [`RANKED`] names. Larger than any seat, which is below `MAX_INSTANCES_PER_TYPE`.
 pub(super) const NOBODY: u16 = u16::MAX;
 
+/// Whoever comes here is not known (any more): somebody in front of it has gone. All behind it are the same.
+pub(super) const LOST: u16 = NOBODY - 1;
+
 /// A slot that nobody has looked up; as seats this would be four times the same.
 const UNKNOWN: u64 = 0;
 
 /// Bytes of one table.
-const TABLE_BYTES: usize = SLOTS * size_of::<u64>();
+const TABLE_BYTES: usize = SLOTS * (size_of::<u64>() + size_of::<u16>());
 
 /// How many bytes the tables of a node may take; without one a slot is scored at every lookup.
 #[derive(Debug)]
@@ -51,7 +54,10 @@ impl TableBudget {
 /// The cells of one table, and the budget that they were taken from.
 #[derive(Debug)]
 pub(super) struct Cells {
-    cells: Box<[AtomicU64]>,
+    cells: Box<[AtomicU64; SLOTS]>,
+    /// The first owner of each slot again, plus one; zero where it is not known. Most lookups ask for no more, and a
+    /// small array stays in the cache.
+    firsts: Box<[AtomicU16; SLOTS]>,
     budget: Arc<TableBudget>,
 }
 
@@ -65,27 +71,44 @@ impl Cells {
     fn allocate(budget: &Arc<TableBudget>) -> Option<Arc<Cells>> {
         budget.take().then(|| {
             Arc::new(Cells {
-                cells: (0..SLOTS).map(|_| AtomicU64::new(UNKNOWN)).collect(),
+                cells: zeroed(),
+                firsts: zeroed(),
                 budget: Arc::clone(budget),
             })
         })
     }
 
     #[inline]
-    pub(super) fn read(&self, slot: Slot) -> Option<Ranked> {
+    pub(super) fn first(&self, slot: Slot) -> Option<u16> {
+        self.firsts[usize::from(slot.0)]
+            .load(Ordering::Relaxed)
+            .checked_sub(1)
+    }
+
+    /// The first seats of a slot, where so many of them are known.
+    #[inline]
+    pub(super) fn read(&self, slot: Slot, n: usize) -> Option<Ranked> {
+        self.carried(slot).filter(|ranked| ranked[n - 1] != LOST)
+    }
+
+    #[inline]
+    fn carried(&self, slot: Slot) -> Option<Ranked> {
         let packed = self.cells[usize::from(slot.0)].load(Ordering::Relaxed);
         (packed != UNKNOWN).then(|| unpack(packed))
     }
 
     /// Whoever comes first or later: all write the same.
     pub(super) fn fill(&self, slot: Slot, ranked: Ranked) -> Ranked {
-        self.cells[usize::from(slot.0)].store(pack(ranked), Ordering::Relaxed);
+        let at = usize::from(slot.0);
+        self.cells[at].store(pack(ranked), Ordering::Relaxed);
+        // Without any name there is no table.
+        self.firsts[at].store(ranked[0].saturating_add(1), Ordering::Relaxed);
         ranked
     }
 
-    /// The slots that were looked up.
+    /// The slots that were looked up, as far as they are known.
     pub(super) fn known(&self) -> impl Iterator<Item = (Slot, Ranked)> {
-        (0..=u16::MAX).filter_map(|slot| Some((Slot(slot), self.read(Slot(slot))?)))
+        (0..=u16::MAX).filter_map(|slot| Some((Slot(slot), self.carried(Slot(slot))?)))
     }
 }
 
@@ -137,6 +160,15 @@ impl Table {
     }
 }
 
+/// As long as the key space is.
+fn zeroed<T: Default>() -> Box<[T; SLOTS]> {
+    let all: Box<[T]> = (0..SLOTS).map(|_| T::default()).collect();
+    match all.try_into() {
+        Ok(all) => all,
+        Err(_) => unreachable!("it has been made of that length"),
+    }
+}
+
 fn pack(ranked: Ranked) -> u64 {
     ranked
         .iter()
@@ -161,10 +193,17 @@ mod tests {
     #[test]
     fn a_cell_gives_back_what_was_put_in() {
         let cells = Cells::allocate(&TableBudget::new(TABLE_BYTES)).unwrap();
-        assert_eq!(cells.read(Slot(7)), None);
+        assert_eq!(cells.read(Slot(7), 4), None);
         cells.fill(Slot(7), [3, 0, NOBODY, NOBODY]);
-        assert_eq!(cells.read(Slot(7)), Some([3, 0, NOBODY, NOBODY]));
-        assert_eq!(cells.known().count(), 1);
+        assert_eq!(cells.read(Slot(7), 4), Some([3, 0, NOBODY, NOBODY]));
+        cells.fill(Slot(9), [3, 0, LOST, LOST]);
+        assert_eq!(cells.read(Slot(9), 2), Some([3, 0, LOST, LOST]));
+        assert_eq!(cells.read(Slot(9), 3), None);
+        assert_eq!(
+            (cells.first(Slot(7)), cells.first(Slot(8))),
+            (Some(3), None)
+        );
+        assert_eq!(cells.known().count(), 2);
     }
 
     #[test]

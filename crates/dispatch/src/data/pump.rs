@@ -12,6 +12,9 @@ use crate::transport::Connection;
 /// Frames read before others get their turn.
 const READ_BUDGET: usize = 256;
 
+/// Bytes read before others get their turn: large calls are answered while more of them arrive.
+const READ_BUDGET_BYTES: usize = 256 * 1024;
+
 /// Bytes on their way out beyond which nothing more is taken.
 const WRITE_AHEAD_BYTES: usize = 1024 * 1024;
 
@@ -44,10 +47,15 @@ pub(super) async fn pump(
             if reading == Reading::Always || connection.buffered() < WRITE_AHEAD_BYTES {
                 unread = true;
                 let mut heard_some = false;
+                let mut bytes = 0;
                 for _ in 0..READ_BUDGET {
+                    if bytes >= READ_BUDGET_BYTES {
+                        break;
+                    }
                     match connection.poll_frame(cx) {
                         Poll::Ready(Some(Ok(frame))) => {
                             heard_some = true;
+                            bytes += frame.body.len();
                             if let Err(why) = on_frame(frame) {
                                 let peer = connection.peer();
                                 tracing::warn!(
