@@ -13,6 +13,7 @@ use serde::Serialize;
 use super::coverage::Coverage;
 use super::history::{self, Outcome, Plan};
 use super::profile::Profile;
+use super::rules::Without;
 
 /// From so many histories on, each thing that can go wrong must have done so.
 const COVERED_FROM: u64 = 10_000;
@@ -32,6 +33,9 @@ pub struct Args {
     /// What goes wrong: mixed, calm, lossy, partitions, restarts, clock or pauses.
     #[arg(long, value_name = "NAME", default_value = "mixed", value_parser = parse_profile)]
     pub profile: Profile,
+    /// Turns a rule of the protocol off, to see who notices.
+    #[arg(long, value_name = "RULE", value_parser = parse_rule)]
+    pub without: Option<Without>,
     /// Prints what happened in a history, line by line.
     #[arg(long, requires = "seed")]
     pub trace: bool,
@@ -74,6 +78,15 @@ fn parse_profile(name: &str) -> Result<Profile, String> {
         format!(
             "there is no such profile; there are {}",
             Profile::names().join(", ")
+        )
+    })
+}
+
+fn parse_rule(name: &str) -> Result<Without, String> {
+    Without::named(name).ok_or_else(|| {
+        format!(
+            "there is no such rule; there are {}",
+            Without::names().join(", ")
         )
     })
 }
@@ -254,7 +267,11 @@ fn run_all(args: &Args, seeds: Seeds) -> Vec<Outcome> {
                     if seed >= seeds.end {
                         return;
                     }
+                    let (rules, tracker_rules) =
+                        args.without.map(Without::rules).unwrap_or_default();
                     let outcome = history::run(&Plan {
+                        rules,
+                        tracker_rules,
                         nodes: args.nodes.map(usize::from),
                         trace: args.trace,
                         frames: args.frames,
