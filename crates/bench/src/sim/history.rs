@@ -70,6 +70,8 @@ pub struct Outcome {
     pub violations: Vec<Violation>,
     /// Reports of deaths of nodes that lived and could be heard.
     pub false_downs: u64,
+    /// From each kill of a process until another one reported it.
+    pub deaths_known: Vec<Duration>,
     /// From the last fault until the last view changed; none where the history ended before.
     pub agreed: Option<Duration>,
     /// Sent by all nodes in all the time.
@@ -108,6 +110,7 @@ pub fn run(plan: &Plan) -> Outcome {
         time: Duration::ZERO,
         violations: Vec::new(),
         false_downs: 0,
+        deaths_known: Vec::new(),
         agreed: None,
         messages: 0,
         bytes: 0,
@@ -135,6 +138,7 @@ pub fn run(plan: &Plan) -> Outcome {
         outcome.bytes += process.sent_bytes;
     }
     outcome.false_downs = world.false_downs;
+    outcome.deaths_known = world.deaths_known;
     outcome.largest_queue = world.largest_queue;
     outcome.loudest = world.loudest;
     outcome.events = world.events;
