@@ -401,9 +401,8 @@ impl World {
             ClusterEvent::NameTaken { .. } => self.processes[process].name_taken = true,
             ClusterEvent::Isolated => self.coverage.isolations += 1,
             ClusterEvent::MemberUp { node, .. } => {
-                if self.processes[process].knew.contains(&node) {
-                    self.coverage.returns += 1;
-                }
+                let returns = self.processes[process].knew.contains(&node);
+                self.coverage.returns += u64::from(returns);
             }
             _ => {}
         }

@@ -244,7 +244,11 @@ fn converge(world: &mut World, outcome: &mut Outcome) {
     }
     outcome.agreed = Some(world.changed_at.since(whole));
     let (many, of, few) = COMPARED_KEYS;
-    let keys = if outcome.seed % of == 0 { many } else { few };
+    let keys = if outcome.seed.is_multiple_of(of) {
+        many
+    } else {
+        few
+    };
     if let Err(what) = check_convergence(&world.clusters(), keys) {
         return world.violate(what);
     }
