@@ -15,6 +15,7 @@ mod process;
 mod profile;
 mod queue;
 mod report;
+mod rules;
 #[cfg(test)]
 mod tests;
 mod trace;
@@ -25,6 +26,7 @@ pub use checks::Violation;
 pub use coverage::Coverage;
 pub use profile::Profile;
 pub use report::{Args, Report};
+pub use rules::Without;
 
 /// Runs the command.
 pub fn run(args: &Args) -> ExitCode {

@@ -25,6 +25,8 @@ pub(crate) type ServiceKey = (u64, u64);
 #[derive(Default)]
 pub(crate) struct Books {
     written: HashMap<ServiceKey, Vec<Arc<ServiceInfo>>>,
+    /// What its owner has removed, and when.
+    pub(crate) removed: HashMap<ServiceKey, Instant>,
 }
 
 impl Books {
@@ -68,13 +70,15 @@ fn hash(info: &ServiceInfo) -> u64 {
 }
 
 impl Reader {
-    /// Takes an event in, and says what is wrong with it. `nonce` is that of the reader's own process.
+    /// Takes an event in, and says what is wrong with it; `nonce` is that of the reader's own process. True for an entry
+    /// that was seen before, and went away meanwhile.
     pub(crate) fn take(
         &mut self,
+        now: Instant,
         books: &mut Books,
         nonce: u64,
         event: &RegistryEvent,
-    ) -> Result<(), String> {
+    ) -> Result<bool, String> {
         let (before, after) = match event {
             RegistryEvent::Joined(after) => (None, Some(after)),
             RegistryEvent::Left(before) => (Some(before), None),
@@ -97,8 +101,11 @@ impl Reader {
             }
         }
         let Some(after) = after else {
+            if own {
+                books.removed.insert(key, now);
+            }
             self.vanished.extend(before.cloned());
-            return Ok(());
+            return Ok(false);
         };
         let hash = hash(after);
         self.hash = self.hash.wrapping_add(hash);
@@ -118,7 +125,7 @@ impl Reader {
                 after.reference()
             ));
         }
-        Ok(())
+        Ok(last.is_some() && before.is_none())
     }
 
     /// The entries that went away in this step and did not come back in it.

@@ -6,7 +6,7 @@ use keydispatch_core::hello::Credentials;
 use keydispatch_core::limits::{MAX_CONTROL_FRAME_BYTES, MAX_KNOWN_NODES};
 use keydispatch_core::links::{DialFailure, LinkId, Origin, Output};
 use keydispatch_core::message::{ControlMessage, Frame, kind};
-use keydispatch_core::{Cluster, ClusterEvent, Instant, MemberState, NodeId};
+use keydispatch_core::{Cluster, ClusterEvent, Instant, MemberState, NodeId, ServiceInfo};
 use rand::RngExt;
 
 use super::network::{ConnectionId, Side};
@@ -18,6 +18,9 @@ const PAUSE: Duration = Duration::from_millis(300);
 
 /// How long what arrived during a pause is read before any timer is judged.
 const DRAIN_AFTER_PAUSE: Duration = Duration::from_millis(50);
+
+/// How old a view of a node may be that has been there and could be heard all the time.
+const STALE_AT_MOST: Duration = Duration::from_secs(2);
 
 /// Times that timers may run at one moment; more, and a real driver would never sleep.
 const MAX_SPINS: u32 = 100;
@@ -383,9 +386,11 @@ impl World {
                     .frame(now, || format!("{name} {:?}", Brief(&event)));
                 self.changed_at = now;
                 let state = &mut self.processes[process];
-                if let Err(what) = state.reader.take(&mut self.books, state.nonce, &event) {
-                    let what = format!("{} {what}", cluster.node());
-                    self.violate(what);
+                let (books, nonce) = (&mut self.books, state.nonce);
+                match state.reader.take(now, books, nonce, &event) {
+                    Ok(true) => self.judge_flash(process, event.info()),
+                    Ok(false) => {}
+                    Err(what) => self.violate(format!("{} {what}", cluster.node())),
                 }
             }
             ClusterEvent::MemberDown { node } => self.judge_down(process, node),
@@ -395,10 +400,31 @@ impl World {
             }
             ClusterEvent::NameTaken { .. } => self.processes[process].name_taken = true,
             ClusterEvent::Isolated => self.coverage.isolations += 1,
-            ClusterEvent::MemberUp { node, .. } if self.processes[process].knew.contains(&node) => {
-                self.coverage.returns += 1;
+            ClusterEvent::MemberUp { node, .. } => {
+                let returns = self.processes[process].knew.contains(&node);
+                self.coverage.returns += u64::from(returns);
             }
             _ => {}
+        }
+    }
+
+    /// Rule: what was removed while an owner was not visible never flashes back.
+    fn judge_flash(&mut self, process: usize, info: &ServiceInfo) {
+        let now = self.now;
+        let since = Instant::ZERO + now.since(Instant::ZERO + STALE_AT_MOST);
+        let key = (info.id().nonce, info.id().sequence);
+        let stale = self.books.removed.get(&key).is_some_and(|at| *at < since);
+        let Some(owner) = self.by_nonce.get(&key.0).filter(|_| stale) else {
+            return;
+        };
+        let (reader, owner) = (&self.processes[process], &self.processes[*owner]);
+        if owner.cluster.is_some()
+            && ran_since(reader, since)
+            && ran_since(owner, since)
+            && self.network.was_whole(reader.host, owner.host, since)
+        {
+            let what = format!("{} lists {info:?}, removed long ago", reader.name);
+            self.violate(what);
         }
     }
 
@@ -420,6 +446,13 @@ impl World {
                     .is_some_and(|cluster| *cluster.node() == node)
         });
         let Some(accused) = accused else {
+            let dead = self
+                .processes
+                .iter()
+                .rfind(|other| other.last_id.as_ref() == Some(&node));
+            let ended = dead.and_then(|dead| dead.killed_at);
+            self.deaths_known
+                .extend(ended.map(|ended| now.since(ended)));
             let left = self
                 .processes
                 .iter()

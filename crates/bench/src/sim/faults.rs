@@ -276,6 +276,7 @@ impl World {
         } else {
             self.coverage.kills += 1;
             self.say(|_| format!("{name} on host{host} is killed"));
+            self.processes[process].killed_at = Some(self.now);
             self.end(process, false);
         }
         let moves = fault == Fault::Move;

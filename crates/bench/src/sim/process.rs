@@ -76,6 +76,8 @@ pub(crate) struct Process {
     pub(crate) left: bool,
     /// Its last life, for when it has ended.
     pub(crate) last_id: Option<NodeId>,
+    /// When it was killed, on a host that lived on.
+    pub(crate) killed_at: Option<Instant>,
     /// The lives that it reported down.
     pub(crate) knew: HashSet<NodeId>,
     pub(crate) reader: Reader,

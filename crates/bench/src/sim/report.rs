@@ -13,6 +13,7 @@ use serde::Serialize;
 use super::coverage::Coverage;
 use super::history::{self, Outcome, Plan};
 use super::profile::Profile;
+use super::rules::Without;
 
 /// From so many histories on, each thing that can go wrong must have done so.
 const COVERED_FROM: u64 = 10_000;
@@ -32,6 +33,9 @@ pub struct Args {
     /// What goes wrong: mixed, calm, lossy, partitions, restarts, clock or pauses.
     #[arg(long, value_name = "NAME", default_value = "mixed", value_parser = parse_profile)]
     pub profile: Profile,
+    /// Turns a rule of the protocol off, to see who notices.
+    #[arg(long, value_name = "RULE", value_parser = parse_rule)]
+    pub without: Option<Without>,
     /// Prints what happened in a history, line by line.
     #[arg(long, requires = "seed")]
     pub trace: bool,
@@ -78,6 +82,15 @@ fn parse_profile(name: &str) -> Result<Profile, String> {
     })
 }
 
+fn parse_rule(name: &str) -> Result<Without, String> {
+    Without::named(name).ok_or_else(|| {
+        format!(
+            "there is no such rule; there are {}",
+            Without::names().join(", ")
+        )
+    })
+}
+
 /// The totals of many histories.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Report {
@@ -99,6 +112,10 @@ pub struct Report {
     pub agree_ms_max: f64,
     /// The seed of the slowest.
     pub agree_slowest_seed: u64,
+    /// From a kill until another node reported it, half of all.
+    pub death_known_ms_p50: f64,
+    /// The same, 99 of 100.
+    pub death_known_ms_p99: f64,
     /// Messages that a node sent in a second, on average.
     pub messages_per_node_second: f64,
     /// The same in bytes.
@@ -128,7 +145,7 @@ impl Report {
             ..Report::default()
         };
         let (mut messages, mut bytes, mut node_seconds) = (0, 0, 0.0);
-        let mut agreed = Vec::new();
+        let (mut agreed, mut deaths) = (Vec::new(), Vec::new());
         for outcome in &outcomes {
             report.simulated_seconds += outcome.time.as_secs_f64();
             report.false_downs += outcome.false_downs;
@@ -139,6 +156,12 @@ impl Report {
                 report.violations += 1;
                 report.violating_seeds.push(outcome.seed);
             }
+            deaths.extend(
+                outcome
+                    .deaths_known
+                    .iter()
+                    .map(|known| (*known, outcome.seed)),
+            );
             agreed.extend(outcome.agreed.map(|agreed| (agreed, outcome.seed)));
             let quiet = &mut report.quiet_messages_per_node_second_max;
             *quiet = quiet.max(outcome.quiet_messages);
@@ -152,14 +175,12 @@ impl Report {
         report.messages_per_node_second = messages as f64 / node_seconds;
         report.bytes_per_node_second = bytes as f64 / node_seconds;
         agreed.sort_unstable();
-        let at = |share: f64| {
-            let place = (agreed.len() as f64 * share) as usize;
-            let found = agreed.get(place.min(agreed.len().saturating_sub(1)));
-            found.map_or(0.0, |(agreed, _)| agreed.as_secs_f64() * 1e3)
-        };
-        report.agree_ms_p50 = at(0.5);
-        report.agree_ms_p99 = at(0.99);
-        report.agree_ms_max = at(1.0);
+        deaths.sort_unstable();
+        report.agree_ms_p50 = quantile_ms(&agreed, 0.5);
+        report.agree_ms_p99 = quantile_ms(&agreed, 0.99);
+        report.agree_ms_max = quantile_ms(&agreed, 1.0);
+        report.death_known_ms_p50 = quantile_ms(&deaths, 0.5);
+        report.death_known_ms_p99 = quantile_ms(&deaths, 0.99);
         report.agree_slowest_seed = agreed.last().map_or(0, |(_, seed)| *seed);
         if report.histories >= COVERED_FROM {
             let rows = report.coverage.rows().into_iter();
@@ -195,6 +216,11 @@ impl Report {
             self.loudest_second,
             self.largest_queue_bytes
         )?;
+        writeln!(
+            out,
+            "a kill is known to another node: median {:.0} ms, p99 {:.0} ms",
+            self.death_known_ms_p50, self.death_known_ms_p99
+        )?;
         for (name, count, minimum) in self.coverage.rows() {
             writeln!(
                 out,
@@ -209,6 +235,12 @@ impl Report {
         }
         Ok(())
     }
+}
+
+fn quantile_ms(sorted: &[(Duration, u64)], share: f64) -> f64 {
+    let place = (sorted.len() as f64 * share) as usize;
+    let found = sorted.get(place.min(sorted.len().saturating_sub(1)));
+    found.map_or(0.0, |(time, _)| time.as_secs_f64() * 1e3)
 }
 
 pub(super) fn run(args: &Args) -> ExitCode {
@@ -254,7 +286,11 @@ fn run_all(args: &Args, seeds: Seeds) -> Vec<Outcome> {
                     if seed >= seeds.end {
                         return;
                     }
+                    let (rules, tracker_rules) =
+                        args.without.map(Without::rules).unwrap_or_default();
                     let outcome = history::run(&Plan {
+                        rules,
+                        tracker_rules,
                         nodes: args.nodes.map(usize::from),
                         trace: args.trace,
                         frames: args.frames,

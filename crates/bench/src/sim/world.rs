@@ -114,6 +114,8 @@ pub(crate) struct World {
     pub(crate) coverage: Coverage,
     pub(crate) violations: Vec<Violation>,
     pub(crate) false_downs: u64,
+    /// From each kill until somebody reported it.
+    pub(crate) deaths_known: Vec<Duration>,
     /// The last time that any reader's view changed.
     pub(crate) changed_at: Instant,
     pub(crate) largest_queue: usize,
@@ -153,6 +155,7 @@ impl World {
             coverage: Coverage::default(),
             violations: Vec::new(),
             false_downs: 0,
+            deaths_known: Vec::new(),
             changed_at: Instant::ZERO,
             largest_queue: 0,
             loudest: 0,
@@ -314,6 +317,7 @@ impl World {
             name_taken: false,
             left: false,
             last_id: None,
+            killed_at: None,
             knew: Default::default(),
             reader: Reader::default(),
             sent_messages: 0,

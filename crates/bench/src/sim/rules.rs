@@ -1,0 +1,45 @@
+//! The rules of the protocol by name, each of which can be turned off to see who notices.
+
+use keydispatch_core::{Rules, TrackerRules};
+
+/// One rule that is turned off.
+#[derive(Clone, Copy, Debug)]
+pub struct Without {
+    /// What it is asked for by.
+    pub name: &'static str,
+    turn_off: fn(&mut Rules, &mut TrackerRules),
+}
+
+macro_rules! without {
+    ($(membership: $($member:ident),*;)? $(tracker: $($tracked:ident),*;)?) => {
+        const ALL: &[Without] = &[
+            $($(Without { name: stringify!($member), turn_off: |rules, _| rules.$member = false },)*)?
+            $($(Without { name: stringify!($tracked), turn_off: |_, rules| rules.$tracked = false },)*)?
+        ];
+    };
+}
+
+without! {
+    membership: suspect_guard, wide_spread, notify_down, announce_to_down, join_announces, rearm_after_rejoin, isolation,
+        left_is_final, rename_is_death, link_evidence, link_introduces, name_conflict;
+    tracker: contiguity, hiding, confirming, digests, forgetting;
+}
+
+impl Without {
+    /// The rule of that name.
+    pub fn named(name: &str) -> Option<Without> {
+        ALL.iter().find(|without| without.name == name).copied()
+    }
+
+    /// All names.
+    pub fn names() -> Vec<&'static str> {
+        ALL.iter().map(|without| without.name).collect()
+    }
+
+    /// All rules but this one.
+    pub fn rules(self) -> (Rules, TrackerRules) {
+        let (mut rules, mut tracker_rules) = (Rules::default(), TrackerRules::default());
+        (self.turn_off)(&mut rules, &mut tracker_rules);
+        (rules, tracker_rules)
+    }
+}
