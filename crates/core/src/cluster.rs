@@ -516,7 +516,8 @@ impl Cluster {
                 }
                 MemberEvent::Down { node, .. } => {
                     self.tracker.member_down(now, &node);
-                    self.links.doom(now, &node);
+                    let names = Facts(&self.membership);
+                    self.links.forget(now, &node, &names);
                     self.events.push_back(ClusterEvent::MemberDown { node });
                 }
                 MemberEvent::Left { node } => {
@@ -528,10 +529,7 @@ impl Cluster {
                 MemberEvent::NameConflict { node, address } => {
                     self.links.question_rival(now, node.generation, &address);
                 }
-                MemberEvent::Isolated => {
-                    self.links.close_ready(now);
-                    self.events.push_back(ClusterEvent::Isolated);
-                }
+                MemberEvent::Isolated => self.events.push_back(ClusterEvent::Isolated),
             }
         }
         while let Some((node, address, message)) = self.membership.poll_transmit() {

@@ -30,9 +30,6 @@ const CROSSED_DIAL_WINDOW: Duration = Duration::from_secs(2);
 /// How long a node that looks alive has to answer a challenge on its own link.
 const CHALLENGE_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// How long the link of a node that was taken for dead stays open for its goodbye.
-const LAST_WORDS: Duration = Duration::from_secs(1);
-
 /// Most connections whose handshake is under way. More are closed at once: a flood of them is hostile or broken.
 const MAX_HANDSHAKES: usize = 1_024;
 
@@ -172,8 +169,6 @@ pub(crate) struct Links {
     ready: BTreeMap<NodeName, LinkId>,
     waiting: BTreeMap<NodeName, Vec<(Instant, Frame)>>,
     doubts: BTreeMap<NodeName, Doubt>,
-    /// Ready links to nodes that were taken for dead, and when they are closed.
-    doomed: BTreeMap<LinkId, Instant>,
     dials: Dials,
     rival: Option<Rival>,
     leaving: bool,
@@ -200,7 +195,6 @@ impl Links {
             ready: BTreeMap::new(),
             waiting: BTreeMap::new(),
             doubts: BTreeMap::new(),
-            doomed: BTreeMap::new(),
             dials,
             rival: None,
             leaving: false,
@@ -422,44 +416,7 @@ impl Links {
         self.dials.want(now, node, address, purpose, defer);
     }
 
-    /// Membership's word: that node is taken for dead. Its link is closed after a while, so that the next one is fresh,
-    /// unless it is up again by then. Until then it may still say goodbye: that others heard it first is no reason to
-    /// take it for a death.
-    pub(crate) fn doom(&mut self, now: Instant, node: &NodeId) {
-        match self.ready_link(node) {
-            Some(link) => {
-                self.doomed.insert(link, now + LAST_WORDS);
-            }
-            None => self.dials.forget(node),
-        }
-    }
-
-    /// This node was cut off: no link is worth anything any more.
-    pub(crate) fn close_ready(&mut self, now: Instant) {
-        for link in self.ready.values().copied().collect::<Vec<_>>() {
-            self.close(now, link);
-        }
-    }
-
-    fn close_doomed(&mut self, now: Instant, names: &impl Names) {
-        let due: Vec<LinkId> = self
-            .doomed
-            .iter()
-            .filter(|(_, at)| **at <= now)
-            .map(|(link, _)| *link)
-            .collect();
-        for link in due {
-            self.doomed.remove(&link);
-            let Some(node) = self.peer_of(link).cloned() else {
-                continue;
-            };
-            if names.up(&node.name).as_ref() != Some(&node) {
-                self.forget(now, &node, names);
-            }
-        }
-    }
-
-    /// Membership's word: that life is over, and its link with it.
+    /// Membership's word: that life is over. What is left of its link is closed, so that the next one is fresh.
     pub(crate) fn forget(&mut self, now: Instant, node: &NodeId, names: &impl Names) {
         if let Some(link) = self.ready_link(node) {
             self.close(now, link);
@@ -549,7 +506,6 @@ impl Links {
         for link in unanswered {
             self.settle_doubt(now, link, names);
         }
-        self.close_doomed(now, names);
         self.doubts
             .retain(|_, doubt| now.since(doubt.since) < 4 * self.down_period + HANDSHAKE_TIMEOUT);
         self.waiting.retain(|_, frames| {
@@ -579,8 +535,7 @@ impl Links {
             let ready = &self.ready;
             self.dials.poll_timeout(|name| ready.contains_key(name))
         };
-        let doomed = self.doomed.values().min().copied();
-        earliest(earliest(handshakes, dials), doomed)
+        earliest(handshakes, dials)
     }
 
     pub(crate) fn poll_output(&mut self) -> Option<Output> {
@@ -932,7 +887,6 @@ impl Links {
 
     fn ended(&mut self, now: Instant, link: LinkId, ended: Link) {
         self.unready.remove(&link);
-        self.doomed.remove(&link);
         if let Origin::Dialled(address) = &ended.origin {
             self.dials.disconnected(now, address, link);
         }
