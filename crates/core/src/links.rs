@@ -36,6 +36,9 @@ const MAX_HANDSHAKES: usize = 1_024;
 /// Most packets of the membership engine that wait for a link to come up, per peer; the engine repeats itself.
 const MAX_WAITING_PACKETS: usize = 8;
 
+/// Most links that were closed on the word of others and may still bring a goodbye.
+const MAX_FORGOTTEN: usize = 64;
+
 /// Names one connection; chosen by the driver, never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LinkId(pub u64);
@@ -171,6 +174,8 @@ pub(crate) struct Links {
     doubts: BTreeMap<NodeName, Doubt>,
     dials: Dials,
     rival: Option<Rival>,
+    /// The links of those whose life is over, the last ones: a goodbye may still be on its way there.
+    forgotten: VecDeque<(LinkId, NodeId)>,
     leaving: bool,
     outputs: VecDeque<Output>,
     events: VecDeque<LinkEvent>,
@@ -197,6 +202,7 @@ impl Links {
             doubts: BTreeMap::new(),
             dials,
             rival: None,
+            forgotten: VecDeque::new(),
             leaving: false,
             outputs: VecDeque::new(),
             events: VecDeque::new(),
@@ -344,7 +350,7 @@ impl Links {
         names: &impl Names,
     ) {
         let Some(state) = self.links.get(&link).map(|link| &link.state) else {
-            return;
+            return self.handle_late_goodbye(link, frame);
         };
         let message = match ControlMessage::decode(frame) {
             Ok(Some(message)) => message,
@@ -400,6 +406,18 @@ impl Links {
         }
     }
 
+    /// What others make of a leaving node's silence may overtake its goodbye, which is the word that counts.
+    fn handle_late_goodbye(&mut self, link: LinkId, frame: &Frame) {
+        let Some(at) = self.forgotten.iter().position(|(other, _)| *other == link) else {
+            return;
+        };
+        if let Ok(Some(message @ ControlMessage::Goodbye { .. })) = ControlMessage::decode(frame)
+            && let Some((_, from)) = self.forgotten.remove(at)
+        {
+            self.events.push_back(LinkEvent::Message { from, message });
+        }
+    }
+
     /// Membership's word: that node is up, or worth trying again.
     pub(crate) fn want(
         &mut self,
@@ -419,6 +437,10 @@ impl Links {
     /// Membership's word: that life is over. What is left of its link is closed, so that the next one is fresh.
     pub(crate) fn forget(&mut self, now: Instant, node: &NodeId, names: &impl Names) {
         if let Some(link) = self.ready_link(node) {
+            if self.forgotten.len() >= MAX_FORGOTTEN {
+                self.forgotten.pop_front();
+            }
+            self.forgotten.push_back((link, node.clone()));
             self.close(now, link);
         }
         self.dials.forget(node);

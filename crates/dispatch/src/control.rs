@@ -10,7 +10,7 @@ use arc_swap::ArcSwap;
 use keydispatch_core::hello;
 use keydispatch_core::limits::MAX_CONTROL_FRAME_BYTES;
 use keydispatch_core::links::LinkId;
-use keydispatch_core::message::{ControlMessage, Frame, Hello, Lane};
+use keydispatch_core::message::{ControlMessage, Frame, Hello, Lane, kind};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -64,7 +64,7 @@ pub(crate) async fn serve(
         let input = match step {
             Step::Frame(frame) => Input::Frame { link, frame },
             Step::Drained => Input::Drained { link },
-            Step::Finished => return linger(&mut *connection).await,
+            Step::Finished => return linger(&mut *connection, link, &inputs).await,
             Step::Closed(why) => {
                 let _ = inputs.send(Input::Closed { link, why }).await;
                 return;
@@ -73,7 +73,7 @@ pub(crate) async fn serve(
         if inputs.send(input).await.is_err() {
             // The driver has stopped: what it queued is flushed all the same.
             flush(&mut *connection, &mut outgoing).await;
-            return linger(&mut *connection).await;
+            return linger(&mut *connection, link, &inputs).await;
         }
     }
 }
@@ -142,8 +142,16 @@ fn write(
 }
 
 /// Reads what still comes, for a moment: closing with unread bytes resets the connection, and the last frames with it.
-async fn linger(connection: &mut dyn Connection) {
-    let rest = async { while let Some(Ok(_)) = poll_fn(|cx| connection.poll_frame(cx)).await {} };
+/// One of them may be the peer's goodbye.
+async fn linger(connection: &mut dyn Connection, link: LinkId, inputs: &mpsc::Sender<Input>) {
+    let rest = async {
+        while let Some(Ok(frame)) = poll_fn(|cx| connection.poll_frame(cx)).await {
+            if frame.kind == kind::GOODBYE {
+                // The driver may have stopped, too.
+                let _ = inputs.send(Input::Frame { link, frame }).await;
+            }
+        }
+    };
     let _ = tokio::time::timeout(LINGER, rest).await;
 }
 

@@ -489,3 +489,26 @@ fn a_handshake_that_never_ends_is_closed() {
     links.handle_timeout(due, &Known::default());
     assert!(matches!(links.poll_output(), Some(Output::Close { .. })));
 }
+
+#[test]
+fn a_goodbye_that_comes_after_the_others_word_is_heard_once_and_from_its_own_link_alone() {
+    let mut net = Net::of(&[("a", 1), ("b", 1)]);
+    net.seed(0, 1);
+    net.run(Duration::from_millis(100));
+    let (link, b) = (LinkId(0), node("b", 1));
+    let host = &mut net.hosts[0];
+    host.links.forget(net.now, &b, &host.known);
+    let goodbye = ControlMessage::Goodbye { node: b.clone() }.encode();
+    for stranger in [LinkId(7), link, link] {
+        host.links
+            .handle_frame(net.now, stranger, &goodbye, &host.known);
+    }
+    let mut goodbyes = 0;
+    while let Some(event) = host.links.poll_event() {
+        if let LinkEvent::Message { from, message } = event {
+            assert_eq!((from, message.encode()), (b.clone(), goodbye.clone()));
+            goodbyes += 1;
+        }
+    }
+    assert_eq!(goodbyes, 1);
+}
