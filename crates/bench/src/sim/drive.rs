@@ -462,6 +462,11 @@ impl World {
         };
         if ran && ran_since(accused, since) && self.network.was_whole(host, accused.host, since) {
             self.false_downs += 1;
+            let (host, others) = (accused.host, self.processes.iter());
+            let by_all = others
+                .filter(|other| other.cluster.is_some() && other.host != host)
+                .all(|other| self.network.was_whole(other.host, host, since));
+            self.groundless_downs += u64::from(by_all);
             let name = self.processes[process].name.clone();
             self.trace
                 .line(now, || format!("FALSE DOWN of {node} at {name}"));
