@@ -10,6 +10,7 @@ mod coverage;
 mod drive;
 mod faults;
 pub mod history;
+mod judge;
 mod network;
 mod process;
 mod profile;

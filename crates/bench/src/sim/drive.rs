@@ -3,11 +3,10 @@
 use std::time::Duration;
 
 use keydispatch_core::hello::Credentials;
-use keydispatch_core::limits::{MAX_CONTROL_FRAME_BYTES, MAX_KNOWN_NODES};
+use keydispatch_core::limits::MAX_CONTROL_FRAME_BYTES;
 use keydispatch_core::links::{DialFailure, LinkId, Origin, Output};
 use keydispatch_core::message::{ControlMessage, Frame, kind};
-use keydispatch_core::{Cluster, ClusterEvent, Instant, MemberState, NodeId, ServiceInfo};
-use rand::RngExt;
+use keydispatch_core::{Cluster, ClusterEvent, NodeId};
 
 use super::network::{ConnectionId, Side};
 use super::process::{Dialled, Input, Wire, host};
@@ -18,9 +17,6 @@ const PAUSE: Duration = Duration::from_millis(300);
 
 /// How long what arrived during a pause is read before any timer is judged.
 const DRAIN_AFTER_PAUSE: Duration = Duration::from_millis(50);
-
-/// How old a view of a node may be that has been there and could be heard all the time.
-const STALE_AT_MOST: Duration = Duration::from_secs(2);
 
 /// Times that timers may run at one moment; more, and a real driver would never sleep.
 const MAX_SPINS: u32 = 100;
@@ -407,141 +403,6 @@ impl World {
             _ => {}
         }
     }
-
-    /// Rule: what was removed while an owner was not visible never flashes back.
-    fn judge_flash(&mut self, process: usize, info: &ServiceInfo) {
-        let now = self.now;
-        let since = Instant::ZERO + now.since(Instant::ZERO + STALE_AT_MOST);
-        let key = (info.id().nonce, info.id().sequence);
-        let stale = self.books.removed.get(&key).is_some_and(|at| *at < since);
-        let Some(owner) = self.by_nonce.get(&key.0).filter(|_| stale) else {
-            return;
-        };
-        let (reader, owner) = (&self.processes[process], &self.processes[*owner]);
-        if owner.cluster.is_some()
-            && ran_since(reader, since)
-            && ran_since(owner, since)
-            && self.network.was_whole(reader.host, owner.host, since)
-        {
-            let what = format!("{} lists {info:?}, removed long ago", reader.name);
-            self.violate(what);
-        }
-    }
-
-    /// Whoever is reported down should not have been there to be heard.
-    fn judge_down(&mut self, process: usize, node: NodeId) {
-        self.coverage.downs += 1;
-        let now = self.now;
-        let since =
-            Instant::ZERO + now.since(Instant::ZERO + self.constants.settings.down_period());
-        let state = &mut self.processes[process];
-        state.reader.downs.insert(node.clone());
-        state.knew.insert(node.clone());
-        let (host, ran) = (state.host, ran_since(state, since));
-        let accused = self.processes.iter().find(|other| {
-            other.name == node.name
-                && other
-                    .cluster
-                    .as_ref()
-                    .is_some_and(|cluster| *cluster.node() == node)
-        });
-        let Some(accused) = accused else {
-            let dead = self
-                .processes
-                .iter()
-                .rfind(|other| other.last_id.as_ref() == Some(&node));
-            let ended = dead.and_then(|dead| dead.killed_at);
-            self.deaths_known
-                .extend(ended.map(|ended| now.since(ended)));
-            let left = self
-                .processes
-                .iter()
-                .any(|other| other.left && other.last_id.as_ref() == Some(&node));
-            self.coverage.goodbye_races += u64::from(left);
-            return;
-        };
-        if ran && ran_since(accused, since) && self.network.was_whole(host, accused.host, since) {
-            self.false_downs += 1;
-            let name = self.processes[process].name.clone();
-            self.trace
-                .line(now, || format!("FALSE DOWN of {node} at {name}"));
-        }
-    }
-
-    /// What must hold after every step of a process.
-    fn check_step(&mut self, process: usize) {
-        let vanished = self.processes[process].reader.take_vanished();
-        if !vanished.is_empty() {
-            let downs = std::mem::take(&mut self.processes[process].reader.downs);
-            for info in vanished {
-                let owner = self.by_nonce.get(&info.id().nonce).copied();
-                let Some(owner) = owner.filter(|owner| *owner != process) else {
-                    continue;
-                };
-                let key = (info.id().nonce, info.id().sequence);
-                let (reader, owner) = (&self.processes[process], &self.processes[owner]);
-                let (Some(reader), Some(life)) = (&reader.cluster, &owner.cluster) else {
-                    continue;
-                };
-                let life = life.node();
-                if owner.reader.seen.contains_key(&key)
-                    && info.reference().generation == life.generation.number
-                    && reader.membership().is_up(&owner.name).as_ref() == Some(life)
-                    && !downs.contains(life)
-                {
-                    let what = format!("{} lost sight of {info:?}, which lives", reader.node());
-                    self.violate(what);
-                }
-            }
-        }
-        self.processes[process].reader.downs.clear();
-    }
-
-    /// Once a second: bounds that no single step breaks.
-    pub(crate) fn look(&mut self) {
-        let most = self.constants.max_chatter;
-        let sampled = self.rng.random_range(0..self.processes.len().max(1));
-        let mut wrong = Vec::new();
-        for (at, process) in self.processes.iter_mut().enumerate() {
-            let Some(cluster) = &process.cluster else {
-                continue;
-            };
-            let sent = process.sent_messages
-                - std::mem::replace(&mut process.sent_before, process.sent_messages);
-            self.loudest = self.loudest.max(sent);
-            if sent > most {
-                wrong.push(format!(
-                    "{} sent {sent} messages in a second",
-                    cluster.node()
-                ));
-            }
-            if at == sampled {
-                let members = cluster.members();
-                let suspected = members
-                    .iter()
-                    .filter(|member| member.state == MemberState::Suspected);
-                self.coverage.suspicions += suspected.count() as u64;
-                if members.len() > MAX_KNOWN_NODES {
-                    wrong.push(format!(
-                        "{} remembers {} nodes",
-                        cluster.node(),
-                        members.len()
-                    ));
-                }
-                wrong.extend(process.reader.check_directory(&cluster.directory()).err());
-            }
-        }
-        for what in wrong {
-            self.violate(what);
-        }
-    }
-}
-
-fn ran_since(process: &super::process::Process, since: Instant) -> bool {
-    !process.paused
-        && process.started <= since
-        && process.hung_at.is_none_or(|at| at < since)
-        && process.inbox.is_empty()
 }
 
 fn tells_of_higher(frame: &Frame, node: &NodeId) -> bool {

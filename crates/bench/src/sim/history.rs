@@ -70,6 +70,8 @@ pub struct Outcome {
     pub violations: Vec<Violation>,
     /// Reports of deaths of nodes that lived and could be heard.
     pub false_downs: u64,
+    /// Those of them of nodes that everybody could have heard; the others are the word of nodes that were cut off from them.
+    pub groundless_downs: u64,
     /// From each kill of a process until another one reported it.
     pub deaths_known: Vec<Duration>,
     /// From the last fault until the last view changed; none where the history ended before.
@@ -110,6 +112,7 @@ pub fn run(plan: &Plan) -> Outcome {
         time: Duration::ZERO,
         violations: Vec::new(),
         false_downs: 0,
+        groundless_downs: 0,
         deaths_known: Vec::new(),
         agreed: None,
         messages: 0,
@@ -138,6 +141,7 @@ pub fn run(plan: &Plan) -> Outcome {
         outcome.bytes += process.sent_bytes;
     }
     outcome.false_downs = world.false_downs;
+    outcome.groundless_downs = world.groundless_downs;
     outcome.deaths_known = world.deaths_known;
     outcome.largest_queue = world.largest_queue;
     outcome.loudest = world.loudest;

@@ -102,8 +102,10 @@ pub struct Report {
     pub violations: u64,
     /// Their seeds, the first few.
     pub violating_seeds: Vec<u64>,
-    /// Reports of deaths of nodes that lived and could be heard.
+    /// Reports of deaths of nodes that lived and that the reporter could have heard for all of the `down_period`.
     pub false_downs: u64,
+    /// Those of them of nodes that everybody could have heard.
+    pub groundless_downs: u64,
     /// From the last fault until all agreed, half of the histories.
     pub agree_ms_p50: f64,
     /// The same, 99 of 100.
@@ -149,6 +151,7 @@ impl Report {
         for outcome in &outcomes {
             report.simulated_seconds += outcome.time.as_secs_f64();
             report.false_downs += outcome.false_downs;
+            report.groundless_downs += outcome.groundless_downs;
             messages += outcome.messages;
             bytes += outcome.bytes;
             node_seconds += outcome.node_seconds;
@@ -193,12 +196,13 @@ impl Report {
     fn print(&self, out: &mut impl Write) -> std::io::Result<()> {
         writeln!(
             out,
-            "{} histories, {:.0} simulated seconds in {:.1} s: {} with violations, {} false downs",
+            "{} histories, {:.0} simulated seconds in {:.1} s: {} with violations, {} false downs, {} of them groundless",
             self.histories,
             self.simulated_seconds,
             self.elapsed_seconds,
             self.violations,
-            self.false_downs
+            self.false_downs,
+            self.groundless_downs
         )?;
         writeln!(
             out,

@@ -114,6 +114,8 @@ pub(crate) struct World {
     pub(crate) coverage: Coverage,
     pub(crate) violations: Vec<Violation>,
     pub(crate) false_downs: u64,
+    /// Those of them of nodes that everybody could have heard.
+    pub(crate) groundless_downs: u64,
     /// From each kill until somebody reported it.
     pub(crate) deaths_known: Vec<Duration>,
     /// The last time that any reader's view changed.
@@ -155,6 +157,7 @@ impl World {
             coverage: Coverage::default(),
             violations: Vec::new(),
             false_downs: 0,
+            groundless_downs: 0,
             deaths_known: Vec::new(),
             changed_at: Instant::ZERO,
             largest_queue: 0,
