@@ -45,6 +45,9 @@ pub struct Options {
     /// Measure payloads of this many bytes alone.
     #[arg(long, requires = "callers")]
     payload: Option<usize>,
+    /// Measure the calls within one process alone.
+    #[arg(long)]
+    local: bool,
     /// The program of crates/peers, where it was built: tonic and ractor_cluster, measured between our rounds.
     #[arg(long)]
     peers: Option<PathBuf>,
@@ -107,6 +110,9 @@ async fn measure(options: Options, say: fn(&str)) -> Result<(), Error> {
         figures: serde_json::Map::new(),
         targets: Vec::new(),
     };
+    if options.local {
+        return bench.local().await;
+    }
     if let (Some(callers), Some(payload)) = (options.callers, options.payload) {
         let both = (&bench.echo, &bench.calls);
         let pair = bench.pair(both, callers, payload, Pace::Full).await?;

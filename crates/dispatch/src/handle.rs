@@ -417,7 +417,7 @@ impl<P: Protocol> ServiceHandle<P> {
                 let node = call.node();
                 match outcome {
                     Outcome::Reply(bytes) => {
-                        postcard::from_bytes(&bytes).map_err(|error| CallError::Decode {
+                        wire::decode(&bytes).map_err(|error| CallError::Decode {
                             cause: error.to_string(),
                             reply: true,
                         })

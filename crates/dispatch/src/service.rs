@@ -17,7 +17,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use crate::call::Failure;
-use crate::data::DataPlane;
+use crate::data::{DataPlane, wire};
 use crate::mailbox::{AnyMailbox, Envelope, Mailbox, Payload, ReplyTo};
 use crate::registry::{Registration, Registry, RegistryError};
 
@@ -624,7 +624,7 @@ impl Ending {
                             let reply_to = ReplyTo::new(route, Arc::clone(flag));
                             service.handle_call(call, reply_to, cx).await;
                         }
-                        Payload::Encoded(bytes) => match postcard::from_bytes(&bytes) {
+                        Payload::Encoded(bytes) => match wire::decode(&bytes) {
                             Ok(call) => {
                                 let reply_to = ReplyTo::new(route, Arc::clone(flag));
                                 service.handle_call(call, reply_to, cx).await;
@@ -683,7 +683,7 @@ impl Ending {
     fn decode<P: Protocol>(&self, message: Payload<P::Cast>, _: &Inbox<P>) -> Option<P::Cast> {
         match message {
             Payload::Value(message) => Some(message),
-            Payload::Encoded(bytes) => match postcard::from_bytes(&bytes) {
+            Payload::Encoded(bytes) => match wire::decode(&bytes) {
                 Ok(message) => Some(message),
                 Err(error) => {
                     self.count_undecodable(&error);

@@ -3,6 +3,8 @@
 //! A call is a header (number, service, deadline, version: 6 to 12 bytes) and the message in postcard; a reply is the
 //! number and the reply. With the frames' own 5 bytes each, a call and its reply cost about 20 bytes beyond their payload.
 
+use std::any::Any;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use keydispatch_core::message::{FIRST_DATA_KIND, Frame};
 use postcard::ser_flavors::Flavor;
@@ -116,6 +118,30 @@ pub(crate) fn split<H: DeserializeOwned>(body: &Bytes) -> Result<(H, Bytes), Str
     }
 }
 
+/// Messages that are bytes and longer than this are not copied out of their frame, which they keep alive: shorter ones
+/// could keep a buffer that is many times larger.
+const SHARED_BYTES: usize = 64 * 1024;
+
+/// A message by itself.
+pub(crate) fn decode<M: DeserializeOwned + 'static>(body: &Bytes) -> postcard::Result<M> {
+    if body.len() > SHARED_BYTES {
+        let mut message = None::<M>;
+        let place: &mut dyn Any = &mut message;
+        if let Some(bytes) = place.downcast_mut::<Option<Bytes>>() {
+            let (length, rest) = postcard::take_from_bytes::<usize>(body)?;
+            if rest.len() < length {
+                return Err(postcard::Error::DeserializeUnexpectedEnd);
+            }
+            let start = body.len() - rest.len();
+            *bytes = Some(body.slice(start..start + length));
+        }
+        if let Some(message) = message {
+            return Ok(message);
+        }
+    }
+    postcard::from_bytes(body)
+}
+
 pub(crate) fn failure(number: u64, failure: &Failure) -> Frame {
     encode(kind::FAILURE, &number, failure, MAX_HEADER_BYTES)
         .unwrap_or_else(|_| number_only(kind::FAILURE, number))
@@ -184,5 +210,19 @@ mod tests {
         assert_eq!(number, 7);
         assert_eq!(postcard::from_bytes::<&str>(&rest).unwrap(), "hello");
         assert!(split::<u64>(&Bytes::from_static(&[0x80])).is_err());
+    }
+
+    #[test]
+    fn long_bytes_are_shared_with_their_frame_and_decode_as_others_do() {
+        for length in [0, SHARED_BYTES - 3, SHARED_BYTES, 100_000] {
+            let message = Bytes::from(vec![7; length]);
+            let frame = encode(kind::REPLY, &(), &message, 1 << 20).unwrap();
+            assert_eq!(decode::<Bytes>(&frame.body).unwrap(), message);
+            let cut = frame.body.slice(..frame.body.len() - 1);
+            assert!(decode::<Bytes>(&cut).is_err());
+        }
+        let text = "x".repeat(100_000);
+        let frame = encode(kind::REPLY, &(), &text, 1 << 20).unwrap();
+        assert_eq!(decode::<String>(&frame.body).unwrap(), text);
     }
 }
