@@ -17,7 +17,10 @@ use keydispatch_core::{Cluster, Instant};
 use libfuzzer_sys::fuzz_target;
 
 /// Steps of one run.
-const MAX_STEPS: usize = 200;
+const MAX_STEPS: usize = 64;
+
+/// Longest single wait, in milliseconds: longer than every period but the last.
+const MAX_WAIT_MS: u16 = 3_000;
 
 struct Run {
     cluster: Cluster,
@@ -87,7 +90,7 @@ fuzz_target!(|data: &[u8]| {
         };
         rest = after;
         match kind {
-            script::WAIT => run.wait(Duration::from_millis(u64::from(length))),
+            script::WAIT => run.wait(Duration::from_millis(u64::from(length.min(MAX_WAIT_MS)))),
             script::RECONNECT => {
                 let link = LinkId(run.link);
                 run.cluster.handle_disconnected(run.now, link);
@@ -104,7 +107,7 @@ fuzz_target!(|data: &[u8]| {
             }
         }
     }
-    run.wait(Duration::from_secs(5));
+    run.wait(Duration::from_secs(1));
     // Nobody else writes this node's own entries.
     assert_eq!(run.cluster.tracker().own().len(), peer::entries().len());
     assert!(run.cluster.members().len() <= MAX_KNOWN_NODES);
