@@ -16,10 +16,11 @@ use crate::entry::{EntryChange, EntryUpdate, NewEntry, ServiceInfo};
 use crate::id::{NodeId, NodeName};
 use crate::limits::MAX_KNOWN_NODES;
 use crate::log::Log;
-use crate::message::{ControlMessage, Delta, Digest, OwnerVersion, Vector};
+use crate::message::{ControlMessage, Delta};
 use crate::replica::{Rejected, Replica};
 use crate::time::{Instant, earliest};
 
+mod compare;
 mod fetch;
 mod own;
 mod serve;
@@ -630,103 +631,6 @@ impl Tracker {
         self.judge(now, from);
     }
 
-    fn handle_digest(&mut self, from: &NodeId, digest: Digest) {
-        if digest.ask && digest.hash != self.digest() {
-            self.send_versions(from);
-        }
-    }
-
-    fn handle_vector(&mut self, now: Instant, from: &NodeId, vector: Vector) {
-        self.heard_of_owners = true;
-        let mut ahead = Vec::new();
-        for row in vector.owners.into_iter().take(MAX_KNOWN_NODES) {
-            if row.owner == self.me {
-                continue;
-            }
-            if row.owner == *from {
-                self.handle_own_word(now, row);
-            } else {
-                ahead.extend(self.handle_hearsay(now, from, row));
-            }
-        }
-        if !ahead.is_empty() {
-            self.send_to(from, ControlMessage::Vector(Vector { owners: ahead }));
-        }
-    }
-
-    /// Rule: the owner's own word on its own link overrides anything relayed. Whatever it sent before has arrived.
-    fn handle_own_word(&mut self, now: Instant, row: OwnerVersion) {
-        let owner = self.owner(now, &row.owner);
-        owner.target = Some(row.version);
-        owner.word = true;
-        owner.overdue = true;
-        match owner.replica.version() {
-            Some(have) if have == row.version && owner.replica.content() == row.content => {
-                owner.confirmed = true;
-                owner.differs = false;
-            }
-            Some(have) if have >= row.version => {
-                owner.differs = true;
-                self.counts.differences += 1;
-            }
-            _ => {}
-        }
-        let node = row.owner;
-        self.judge(now, &node);
-    }
-
-    /// What a peer says of another owner. Returns this node's row where it is ahead of the peer's.
-    fn handle_hearsay(
-        &mut self,
-        now: Instant,
-        from: &NodeId,
-        row: OwnerVersion,
-    ) -> Option<OwnerVersion> {
-        let direct = self.peers.contains_key(&row.owner);
-        let Some(owner) = self.owners.get_mut(&row.owner) else {
-            self.expect(now, row.owner);
-            return None;
-        };
-        let have = owner.replica.version();
-        match have {
-            Some(have) if have > row.version => {
-                return owner.confirmed.then(|| owner.replica.owner_version());
-            }
-            Some(have) if have == row.version => {
-                if !direct && owner.replica.content() == row.content {
-                    // Without a link to the owner, this is the best word there is.
-                    owner.confirmed = true;
-                }
-            }
-            _ => {
-                owner.target = Some(
-                    owner
-                        .target
-                        .map_or(row.version, |target| target.max(row.version)),
-                );
-                owner.source = Some(from.clone());
-                owner.behind_since.get_or_insert(now);
-            }
-        }
-        if !owner.up {
-            let name_is_up = self
-                .owners
-                .iter()
-                .any(|(node, owner)| node.name == row.owner.name && owner.up);
-            if !name_is_up {
-                self.expect(now, row.owner.clone());
-            }
-        }
-        self.judge(now, &row.owner);
-        None
-    }
-
-    fn expect(&mut self, now: Instant, node: NodeId) {
-        if self.expected.len() < MAX_KNOWN_NODES && node.name != self.me.name {
-            self.expected.entry(node).or_insert(now);
-        }
-    }
-
     /// What is to be done about one owner: fetch what is missing, show what is complete.
     fn judge(&mut self, now: Instant, node: &NodeId) {
         let hiding = self.rules.hiding;
@@ -815,20 +719,6 @@ impl Tracker {
         }
     }
 
-    /// Nothing is known to be missing, but the owner has not said so: it is asked for its versions.
-    fn ask_for_word(&mut self, node: &NodeId) {
-        let waits = self.owners.get(node).is_some_and(|owner| {
-            owner.up && !owner.confirmed && !owner.is_behind() && !self.fetches.contains_key(node)
-        });
-        if waits && self.peers.get(node).is_some_and(|peer| !peer.congested) {
-            let digest = Digest {
-                hash: self.digest(),
-                ask: true,
-            };
-            self.send_to(node, ControlMessage::Digest(digest));
-        }
-    }
-
     fn forget_the_dead(&mut self, now: Instant) {
         if !self.rules.forgetting {
             return;
@@ -855,71 +745,6 @@ impl Tracker {
                 Some(node) => self.forget(&node),
                 None => break,
             }
-        }
-    }
-
-    fn compare_with_somebody(&mut self) {
-        if self.peers.is_empty() || !self.rules.digests {
-            return;
-        }
-        let at = self.rng.random_range(0..self.peers.len());
-        if let Some((peer, state)) = self.peers.iter().nth(at)
-            && !state.congested
-        {
-            let peer = peer.clone();
-            let digest = Digest {
-                hash: self.digest(),
-                ask: true,
-            };
-            self.send_to(&peer, ControlMessage::Digest(digest));
-        }
-    }
-
-    /// One hash over all owners that are up, this node among them, in the order of their names.
-    fn digest(&self) -> u64 {
-        let mut rows = Vec::with_capacity((self.owners.len() + 1) * 64);
-        let mut sorted: BTreeMap<&NodeId, OwnerVersion> = self
-            .owners
-            .iter()
-            .filter(|(_, owner)| owner.visible)
-            .map(|(node, owner)| (node, owner.replica.owner_version()))
-            .collect();
-        sorted.insert(&self.me, self.log.owner_version());
-        for (node, row) in sorted {
-            rows.extend_from_slice(node.name.as_str().as_bytes());
-            rows.push(0xff);
-            for number in [
-                node.generation.number,
-                node.generation.random,
-                row.version,
-                row.content,
-            ] {
-                rows.extend_from_slice(&number.to_le_bytes());
-            }
-        }
-        xxhash_rust::xxh3::xxh3_64(&rows)
-    }
-
-    /// This node's versions of all owners that are up, its own first.
-    fn send_versions(&mut self, to: &NodeId) {
-        let mut rows = vec![self.log.owner_version()];
-        rows.extend(
-            self.owners
-                .values()
-                .filter(|owner| owner.visible && owner.replica.owner() != to)
-                .map(|owner| owner.replica.owner_version()),
-        );
-        // What has not been sent yet follows as a delta: the peer is told of the version that it can have.
-        if self.sent < self.log.version() {
-            self.flush();
-        }
-        for chunk in rows.chunks(VECTOR_ROWS) {
-            self.send_to(
-                to,
-                ControlMessage::Vector(Vector {
-                    owners: chunk.to_vec(),
-                }),
-            );
         }
     }
 

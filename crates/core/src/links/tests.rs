@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 
 use super::*;
 use crate::id::ClusterName;
-use crate::message::{Lane, PROTOCOL_MAJOR, PROTOCOL_MINOR};
+use crate::message::{Lane, MAGIC, PROTOCOL_MAJOR, PROTOCOL_MINOR, Refusal};
 
 const DOWN: Duration = Duration::from_millis(1500);
 

@@ -1,0 +1,344 @@
+//! The handshake: who is welcome, who is refused, and rivals for a name.
+
+use std::collections::BTreeMap;
+
+use super::{
+    CROSSED_DIAL_WINDOW, Doubt, Link, LinkEvent, LinkId, Links, Names, Origin, Output, State,
+};
+use crate::hello;
+use crate::id::{Generation, NodeName};
+use crate::message::{Address, Challenge, ControlMessage, Frame, Hello, MAGIC, Refusal};
+use crate::time::Instant;
+
+impl Links {
+    pub(super) fn handle_hello(
+        &mut self,
+        now: Instant,
+        link: LinkId,
+        theirs: Hello,
+        names: &impl Names,
+    ) {
+        let credentials = &self.links[&link].credentials;
+        let accepted = !self.links[&link].is_dialled();
+        if let Err(refusal) = hello::check(&self.ours, &theirs, credentials) {
+            if matches!(refusal, Refusal::Myself) {
+                if let Origin::Dialled(address) = &self.links[&link].origin {
+                    self.dials.is_myself(address);
+                }
+            } else {
+                self.warn(format!(
+                    "refusing {} at {}: {refusal}",
+                    theirs.node, theirs.address
+                ));
+            }
+            return self.refuse(now, link, refusal);
+        }
+        if let Origin::Dialled(address) = &self.links[&link].origin
+            && let Some(expected) = self.dials.resolved(address, &theirs.node)
+        {
+            // Somebody else answers there: the node that was lost is gone from its address.
+            self.events
+                .push_back(LinkEvent::RedialRefused { peer: expected });
+        }
+        if theirs.node.name == self.ours.node.name {
+            return self.handle_twin(now, link, &theirs);
+        }
+        if !accepted
+            && let Some(highest) = theirs.highest_of_yours
+            && highest > self.ours.node.generation
+        {
+            self.events.push_back(LinkEvent::HigherGeneration {
+                number: highest.number,
+            });
+            self.close(now, link);
+            return;
+        }
+        if names.is_left(&theirs.node) {
+            return self.refuse(now, link, Refusal::Left);
+        }
+        match self.judge_name(now, &theirs, names) {
+            Verdict::Welcome => self.welcome(now, link, theirs, names),
+            Verdict::Refuse(refusal) => self.refuse(now, link, refusal),
+            Verdict::Behind => {
+                // It has to take a higher generation before anything else; this Hello tells it which.
+                if accepted {
+                    let hello = self.our_hello(names.highest(&theirs.node.name));
+                    self.transmit(link, &ControlMessage::Hello(hello));
+                }
+                self.close(now, link);
+            }
+            Verdict::Ask(old) => {
+                let challenge = Challenge {
+                    rival: theirs.node.generation,
+                    address: theirs.address.clone(),
+                    joined: theirs.joined,
+                };
+                self.transmit(old, &ControlMessage::Challenge(challenge));
+                if let Some(link) = self.links.get_mut(&link) {
+                    link.since = now;
+                    link.state = State::InQuestion(Box::new(theirs));
+                }
+            }
+        }
+    }
+
+    /// Rule: a newcomer whose name looks alive is refused only if the old one answers a challenge.
+    fn judge_name(&mut self, now: Instant, theirs: &Hello, names: &impl Names) -> Verdict {
+        let name = &theirs.node.name;
+        let linked =
+            self.ready
+                .get(name)
+                .copied()
+                .and_then(|link| match &self.links.get(&link)?.state {
+                    State::Ready(hello) => Some((link, hello.node.clone(), hello.nonce)),
+                    _ => None,
+                });
+        if let Some((old, node, nonce)) = linked
+            && node.generation != theirs.node.generation
+            && nonce != theirs.nonce
+        {
+            return Verdict::Ask(old);
+        }
+        let up = names.up(name);
+        if up.is_none()
+            && names
+                .highest(name)
+                .is_some_and(|highest| highest > theirs.node.generation)
+        {
+            return Verdict::Behind;
+        }
+        match up {
+            Some(up) if up.generation != theirs.node.generation => {
+                let renewed = linked_same_process(&self.links, self.ready.get(name), theirs.nonce);
+                let doubt = self.doubts.entry(name.clone()).or_insert(Doubt {
+                    since: now,
+                    rival: theirs.node.generation,
+                });
+                if doubt.rival != theirs.node.generation {
+                    doubt.rival = theirs.node.generation;
+                    doubt.since = now;
+                }
+                // A ghost is found out by membership within the down period; after that the doubt is over.
+                if renewed || now.since(doubt.since) >= self.down_period {
+                    self.doubts.remove(name);
+                    if up.generation > theirs.node.generation {
+                        Verdict::Behind
+                    } else {
+                        Verdict::Welcome
+                    }
+                } else {
+                    Verdict::Refuse(Refusal::NameInQuestion { name: name.clone() })
+                }
+            }
+            _ => {
+                self.doubts.remove(name);
+                Verdict::Welcome
+            }
+        }
+    }
+
+    /// Another process with this node's name: the lower generation stops.
+    fn handle_twin(&mut self, now: Instant, link: LinkId, theirs: &Hello) {
+        let ours = self.ours.node.generation;
+        let lower = ours < theirs.node.generation;
+        let newcomer = !self.ours.joined && theirs.joined;
+        let settled = self.ours.joined && !theirs.joined;
+        self.rival = None;
+        if !self.links[&link].is_dialled() {
+            let hello = self.our_hello(Some(ours));
+            self.transmit(link, &ControlMessage::Hello(hello));
+        }
+        self.close(now, link);
+        if newcomer || (lower && !settled) {
+            self.events.push_back(LinkEvent::NameTaken {
+                by: Some(theirs.address.clone()),
+            });
+        }
+    }
+
+    /// Somebody asks whether this node lives, because of a rival: settle with the rival who stops.
+    pub(super) fn handle_rival(&mut self, now: Instant, challenge: Challenge) {
+        if challenge.joined && challenge.rival > self.ours.node.generation {
+            self.question_rival(now, challenge.rival, &challenge.address);
+        }
+    }
+
+    /// The old node of that name answered the challenge.
+    pub(super) fn handle_alive(&mut self, now: Instant, name: &NodeName, rival: Generation) {
+        let asked: Vec<(LinkId, bool, Generation)> = self
+            .unready()
+            .filter_map(|(id, link)| match &link.state {
+                State::InQuestion(hello)
+                    if hello.node.name == *name && hello.node.generation == rival =>
+                {
+                    Some((id, hello.joined, hello.node.generation))
+                }
+                _ => None,
+            })
+            .collect();
+        let alive = self
+            .ready
+            .get(name)
+            .and_then(|link| self.links.get(link)?.peer())
+            .map(|node| node.generation);
+        for (link, joined, generation) in asked {
+            // Two members of one name met after a partition: the lower stops, and the two are told of each other.
+            let keep_trying = joined && alive.is_some_and(|alive| alive < generation);
+            let refusal = if keep_trying {
+                Refusal::NameInQuestion { name: name.clone() }
+            } else {
+                Refusal::NameTaken { name: name.clone() }
+            };
+            self.refuse(now, link, refusal);
+        }
+    }
+
+    /// The old node of that name did not answer, or its link broke: the newcomer is judged again without it.
+    pub(super) fn settle_doubts_about(
+        &mut self,
+        now: Instant,
+        name: &NodeName,
+        names: &impl Names,
+    ) {
+        let asked: Vec<LinkId> = self
+            .unready()
+            .filter(|(_, link)| {
+                matches!(&link.state, State::InQuestion(hello) if hello.node.name == *name)
+            })
+            .map(|(id, _)| id)
+            .collect();
+        for link in asked {
+            self.settle_doubt(now, link, names);
+        }
+    }
+
+    pub(super) fn settle_doubt(&mut self, now: Instant, link: LinkId, names: &impl Names) {
+        let Some(entry) = self.links.get_mut(&link) else {
+            return;
+        };
+        let State::InQuestion(hello) = std::mem::replace(&mut entry.state, State::Greeting) else {
+            return;
+        };
+        entry.since = now;
+        if let Some(old) = self.ready.get(&hello.node.name).copied() {
+            self.close(now, old);
+        }
+        self.handle_hello(now, link, *hello, names);
+    }
+
+    fn welcome(&mut self, now: Instant, link: LinkId, theirs: Hello, names: &impl Names) {
+        let name = theirs.node.name.clone();
+        if let Some(other) = self.ready.get(&name).copied()
+            && other != link
+            && !self.newer_wins(now, other, link)
+        {
+            if !self.links[&link].is_dialled() {
+                let hello = self.our_hello(names.highest(&name));
+                self.transmit(link, &ControlMessage::Hello(hello));
+            }
+            return self.refuse(now, link, Refusal::Duplicate);
+        }
+        if theirs.periods_ms != self.ours.periods_ms {
+            let (broadcast, down) = theirs.periods_ms;
+            self.warn(format!(
+                "{} runs with broadcast_period {broadcast} ms and down_period {down} ms, this node with {} and {}: \
+                 use the same settings on all nodes",
+                theirs.node, self.ours.periods_ms.0, self.ours.periods_ms.1
+            ));
+        }
+        if !self.links[&link].is_dialled() {
+            let hello = self.our_hello(names.highest(&name));
+            self.transmit(link, &ControlMessage::Hello(hello));
+        }
+        if let Some(replaced) = self.ready.get(&name).copied().filter(|old| *old != link) {
+            // What was in flight on the old link is lost: membership and tracker start afresh on the new one.
+            self.close(now, replaced);
+        }
+        self.ready.insert(name.clone(), link);
+        if let Some(entry) = self.links.get_mut(&link) {
+            entry.since = now;
+            entry.state = State::Ready(Box::new(theirs.clone()));
+        }
+        self.unready.remove(&link);
+        self.dials.ready(&theirs.node);
+        let waiting = self.waiting.remove(&name).unwrap_or_default();
+        self.events.push_back(LinkEvent::Ready {
+            peer: theirs.node.clone(),
+            hello: Box::new(theirs),
+        });
+        for (_, frame) in waiting {
+            self.outputs.push_back(Output::Transmit { link, frame });
+        }
+    }
+
+    /// Rule: one connection per pair with a deterministic winner.
+    fn newer_wins(&self, now: Instant, older: LinkId, newer: LinkId) -> bool {
+        let (Some(old), Some(new)) = (self.links.get(&older), self.links.get(&newer)) else {
+            return true;
+        };
+        let State::Ready(hello) = &old.state else {
+            return true;
+        };
+        if old.is_dialled() == new.is_dialled() || now.since(old.since) > CROSSED_DIAL_WINDOW {
+            return true;
+        }
+        let we_are_smaller = self.ours.node.name < hello.node.name;
+        new.is_dialled() == we_are_smaller
+    }
+
+    pub(super) fn handle_refusal(&mut self, now: Instant, link: LinkId, refusal: Refusal) {
+        let origin = self.links[&link].origin.clone();
+        self.close(now, link);
+        let Origin::Dialled(address) = origin else {
+            return;
+        };
+        match refusal {
+            Refusal::Duplicate => {}
+            Refusal::Myself => self.dials.is_myself(&address),
+            Refusal::NameTaken { .. } => {
+                self.events.push_back(LinkEvent::NameTaken { by: None });
+            }
+            Refusal::NameInQuestion { .. } => self.dials.retry_soon(now, &address),
+            refusal => self.warn_once_per_address(now, &address, &refusal),
+        }
+    }
+
+    fn warn_once_per_address(&mut self, now: Instant, address: &Address, refusal: &Refusal) {
+        if self.dials.complain(now, address) {
+            self.warn(format!("{address} refuses this node: {refusal}"));
+        }
+    }
+
+    fn refuse(&mut self, now: Instant, link: LinkId, refusal: Refusal) {
+        self.transmit(link, &ControlMessage::Refuse(refusal));
+        self.close(now, link);
+    }
+
+    /// A Hello of another major version may not decode, but its first bytes never change their meaning.
+    fn refuse_unreadable_hello(&mut self, link: LinkId, frame: &Frame) {
+        let refusal = match postcard::take_from_bytes::<([u8; 4], u16)>(&frame.body) {
+            Ok(((MAGIC, theirs), _)) if theirs != self.ours.major => Refusal::Version {
+                ours: self.ours.major,
+                theirs,
+            },
+            _ => Refusal::Magic,
+        };
+        self.warn(format!("refusing {}: {refusal}", self.describe(link)));
+        self.transmit(link, &ControlMessage::Refuse(refusal));
+    }
+}
+
+enum Verdict {
+    Welcome,
+    /// A higher generation of that name is known.
+    Behind,
+    /// The old one on that link is to be asked first.
+    Ask(LinkId),
+    Refuse(Refusal),
+}
+
+fn linked_same_process(links: &BTreeMap<LinkId, Link>, ready: Option<&LinkId>, nonce: u64) -> bool {
+    ready
+        .and_then(|link| links.get(link))
+        .is_some_and(|link| matches!(&link.state, State::Ready(hello) if hello.nonce == nonce))
+}
