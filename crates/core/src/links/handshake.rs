@@ -315,7 +315,7 @@ impl Links {
     }
 
     /// A Hello of another major version may not decode, but its first bytes never change their meaning.
-    fn refuse_unreadable_hello(&mut self, link: LinkId, frame: &Frame) {
+    pub(super) fn refuse_unreadable_hello(&mut self, link: LinkId, frame: &Frame) {
         let refusal = match postcard::take_from_bytes::<([u8; 4], u16)>(&frame.body) {
             Ok(((MAGIC, theirs), _)) if theirs != self.ours.major => Refusal::Version {
                 ours: self.ours.major,
