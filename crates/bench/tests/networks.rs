@@ -49,7 +49,8 @@ async fn a_silent_peer_costs_the_callers_of_its_keys_a_second_and_others_nothing
     while begun.elapsed() < Duration::from_millis(500) {
         let asked = Instant::now();
         other.call(CounterCall::Add(1)).await.unwrap();
-        assert!(asked.elapsed() < Duration::from_millis(400));
+        // Far from what membership, or the silent peer's callers, wait for.
+        assert!(asked.elapsed() < DOWN_PERIOD / 4);
     }
     for call in waiting {
         let error = call.await.unwrap().unwrap_err();
@@ -57,15 +58,17 @@ async fn a_silent_peer_costs_the_callers_of_its_keys_a_second_and_others_nothing
         assert!(error.may_have_run());
     }
     let took = begun.elapsed();
-    assert!(took < Duration::from_secs(2), "{took:?}");
+    assert!(
+        took < DOWN_PERIOD / 2,
+        "membership was not waited for: {took:?}"
+    );
 
     let asked = Instant::now();
     let error = silent.call(CounterCall::Sum).await.unwrap_err();
     assert!(matches!(error, CallError::NotSent { .. }), "{error:?}");
-    assert!(asked.elapsed() < Duration::from_millis(100));
+    assert!(asked.elapsed() < DOWN_PERIOD / 4);
 
     network.heal_all();
-    let healed = Instant::now();
     eventually("the peer answers again", async || {
         silent
             .call(CounterCall::Sum)
@@ -73,8 +76,6 @@ async fn a_silent_peer_costs_the_callers_of_its_keys_a_second_and_others_nothing
             .map_err(|error| error.to_string())
     })
     .await;
-    let took = healed.elapsed();
-    assert!(took < Duration::from_secs(1), "{took:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
