@@ -202,6 +202,9 @@ impl Dials {
                     // Earlier failures there say nothing of a node that has just come up.
                     dial.at = dial.at.min(at);
                     dial.attempts = 0;
+                    // Whoever is said to be up listens: a refusal tells that it is late gossip of a life that has ended,
+                    // which probing alone would find out only when its turn comes.
+                    dial.evidence = true;
                 }
                 dial.member = Some(node.clone());
                 dial.once = purpose == Purpose::Once;
