@@ -287,13 +287,17 @@ impl Node {
 
     async fn wait_synced(&self, timeout: Duration) -> Result<(), StartError> {
         let mut phase = self.inner.phase.clone();
-        let joined = phase.wait_for(|phase| *phase != Phase::Joining);
+        // The phase is cloned, not borrowed: a borrow across the waits below would keep `start` from being spawned.
+        let joined = async {
+            let reached = phase.wait_for(|phase| *phase != Phase::Joining).await;
+            reached.map(|phase| phase.clone())
+        };
         match tokio::time::timeout(timeout, joined).await {
-            Ok(Ok(phase)) => match &*phase {
+            Ok(Ok(phase)) => match phase {
                 Phase::Synced | Phase::Joining => Ok(()),
                 Phase::NameTaken(by) => Err(StartError::NameTaken {
                     name: self.name().clone(),
-                    by: by.clone(),
+                    by,
                 }),
                 Phase::Stopped => Err(StartError::Stopped),
             },

@@ -784,3 +784,45 @@ async fn a_service_that_fails_to_start_is_not_registered() {
     assert!(node.registry().services("worker").is_empty());
     assert!(node.services::<Workers>().find(Key::from(1_u64)).is_err());
 }
+
+#[tokio::test]
+async fn a_node_is_started_used_and_left_from_a_task_of_its_own() {
+    let task = tokio::spawn(async {
+        let network = MemoryNetwork::new();
+        let node = Node::builder("a").memory(&network).bind("a:1");
+        let node = node.start().await.unwrap();
+        let served = node.serve(echo::Echo).await.unwrap();
+        let echoes = node.services::<echo::Echoes>();
+        echoes.wait_online(1).await.unwrap();
+        let reply = echoes.call("key", 7).await.unwrap();
+        let all = echoes.multi_call("key", 2, 8).await;
+        let one = echoes.at(served.id().clone()).call(9).await.unwrap();
+        assert_eq!((reply, all.len(), one), (7, 1, 9));
+        served.stop().await;
+        node.leave().await;
+    });
+    task.await.unwrap();
+}
+
+mod echo {
+    use keydispatch::{Context, Protocol, ReplyTo, Service};
+
+    pub(super) struct Echoes;
+
+    impl Protocol for Echoes {
+        const NAME: &'static str = "echo";
+        type Call = u64;
+        type Reply = u64;
+        type Cast = ();
+    }
+
+    pub(super) struct Echo;
+
+    impl Service for Echo {
+        type Protocol = Echoes;
+
+        async fn handle_call(&mut self, call: u64, reply_to: ReplyTo<u64>, _: &mut Context<Self>) {
+            reply_to.reply(call);
+        }
+    }
+}
