@@ -211,14 +211,9 @@ impl Cluster {
         self.registry.directory()
     }
 
-    /// The writer's side of the services.
+    /// The writer's side of the services, for reading.
     pub fn registry(&self) -> &Registry {
         &self.registry
-    }
-
-    /// The writer's side of the services.
-    pub fn registry_mut(&mut self) -> &mut Registry {
-        &mut self.registry
     }
 
     /// The other nodes, living and recently dead.
