@@ -294,6 +294,18 @@ async fn registry_max_silent_periods_is_how_many_periods_pass_without_a_comparis
 }
 
 #[tokio::test]
+async fn node_seeds_may_be_names() {
+    let first = Node::builder("a").plaintext().start().await.unwrap();
+    let port = first.address().as_str().rsplit_once(':').unwrap().1;
+    let second = Node::builder("b")
+        .seeds([format!("localhost:{port}")])
+        .plaintext();
+    let second = second.start().await.unwrap();
+    members(&second, 1).await;
+    members(&first, 1).await;
+}
+
+#[tokio::test]
 async fn registry_down_period_is_how_long_a_silent_node_is_not_taken_for_dead() {
     const PATIENT: Way = Way::Toml("[registry]\ndown_period = \"60s\"");
     for way in both("[registry]\ndown_period = \"600ms\"", |node| {
