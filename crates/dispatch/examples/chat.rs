@@ -9,6 +9,7 @@
 #![expect(clippy::print_stdout, reason = "an example")]
 
 use std::collections::{HashMap, VecDeque};
+use std::process::ExitCode;
 
 use keydispatch::{
     BoxError, Context, Node, Protocol, PubSub, ReplyTo, Service, TopicEvent, TopicSubscription,
@@ -71,7 +72,17 @@ impl Service for Rooms {
 }
 
 #[tokio::main]
-async fn main() -> Result<(), BoxError> {
+async fn main() -> ExitCode {
+    match run().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            println!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run() -> Result<(), BoxError> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [name, port, seeds @ ..] = arguments.as_slice() else {
         return Err("usage: chat NAME PORT [SEED…]".into());

@@ -8,13 +8,25 @@
 //! Type `add URL [WEIGHT]`, `off`, `on`, `find KEY` or `list` into either: both agree on the owner.
 #![expect(clippy::print_stdout, reason = "an example")]
 
+use std::process::ExitCode;
+
 use keydispatch::{BoxError, NewService, Node, Registration, Registry, ServiceEvent};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 const TYPE: &str = "thumbnails";
 
 #[tokio::main]
-async fn main() -> Result<(), BoxError> {
+async fn main() -> ExitCode {
+    match run().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            println!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run() -> Result<(), BoxError> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [name, port, seeds @ ..] = arguments.as_slice() else {
         return Err("usage: endpoints NAME PORT [SEED…]".into());

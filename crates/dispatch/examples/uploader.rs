@@ -11,6 +11,7 @@
 #![expect(clippy::print_stdout, reason = "an example")]
 
 use std::collections::HashMap;
+use std::process::ExitCode;
 
 use keydispatch::{BoxError, Context, Node, Protocol, ReplyTo, Service, TlsFiles};
 use serde::{Deserialize, Serialize};
@@ -57,7 +58,17 @@ impl Service for Uploader {
 }
 
 #[tokio::main]
-async fn main() -> Result<(), BoxError> {
+async fn main() -> ExitCode {
+    match run().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            println!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run() -> Result<(), BoxError> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [name, port, seeds @ ..] = arguments.as_slice() else {
         return Err("usage: uploader NAME PORT [SEED…]".into());
