@@ -103,9 +103,11 @@ impl Default for Heard {
 }
 
 impl Heard {
-    fn now(&self) {
-        self.heard_micros
-            .store(self.elapsed_micros(), Ordering::Relaxed);
+    /// Something was heard; returns when, in microseconds of this clock.
+    fn now(&self) -> u64 {
+        let now = self.elapsed_micros();
+        self.heard_micros.store(now, Ordering::Relaxed);
+        now
     }
 
     fn said(&self) {

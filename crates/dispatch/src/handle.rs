@@ -521,7 +521,7 @@ enum Started<R> {
 }
 
 fn encode_alone<M: Serialize>(message: &M, limit: usize) -> Result<Bytes, CallError> {
-    wire::encode(kind::CALL, &(), message, limit)
+    wire::encode_whole(kind::CALL, &(), message, limit)
         .map(|frame| frame.body)
         .map_err(|error| encode_error(error, limit))
 }

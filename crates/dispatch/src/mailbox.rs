@@ -161,7 +161,7 @@ pub struct ReplyTo<R> {
     encode: fn(&Caller, u64, R),
 }
 
-impl<R: Serialize> ReplyTo<R> {
+impl<R: Serialize + 'static> ReplyTo<R> {
     pub(crate) fn new(route: Route<R>, ended: Arc<AtomicBool>) -> Self {
         ReplyTo {
             route: Some(route),

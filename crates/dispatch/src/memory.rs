@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use keydispatch_core::hello::Credentials;
 use keydispatch_core::message::{Address, Frame};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 use crate::transport::framing::Framed;
+use crate::transport::metered::{Metered, Received};
 use crate::transport::{
     AcceptError, BindError, BoxFuture, Connection, ConnectionError, DIAL_TIMEOUT, DialError,
     Transport,
@@ -309,17 +310,21 @@ impl Drop for MemoryTransport {
 }
 
 struct MemoryConnection {
-    framed: Framed<Ends>,
+    framed: Framed<Metered<Ends>>,
+    received: Received,
     peer: String,
 }
 
 impl MemoryConnection {
     fn new(peer: &str, incoming: &Arc<Pipe>, outgoing: &Arc<Pipe>) -> Self {
+        let received = Received::default();
+        let ends = Ends {
+            incoming: Arc::clone(incoming),
+            outgoing: Arc::clone(outgoing),
+        };
         MemoryConnection {
-            framed: Framed::new(Ends {
-                incoming: Arc::clone(incoming),
-                outgoing: Arc::clone(outgoing),
-            }),
+            framed: Framed::new(Metered::new(ends, &received)),
+            received,
             peer: peer.to_owned(),
         }
     }
@@ -342,8 +347,12 @@ impl Connection for MemoryConnection {
         self.framed.poll_frame(cx)
     }
 
-    fn send(&mut self, frame: Frame) {
-        self.framed.send(frame);
+    fn received(&self) -> u64 {
+        self.received.bytes()
+    }
+
+    fn send_with(&mut self, frame: Frame, rest: Bytes) {
+        self.framed.send(frame, rest);
     }
 
     fn buffered(&self) -> usize {

@@ -1,6 +1,7 @@
 //! What carries frames between nodes: an opaque address, connections, frames. No sockets, no TLS.
 
 pub(crate) mod framing;
+pub(crate) mod metered;
 pub(crate) mod tcp;
 
 use std::fmt::Debug;
@@ -9,6 +10,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use keydispatch_core::hello::Credentials;
 use keydispatch_core::message::{Address, DecodeError, Frame};
 
@@ -54,8 +56,16 @@ pub(crate) trait Connection: Send + 'static {
     /// After an error there is nothing more to come.
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, ConnectionError>>>;
 
+    /// Bytes that arrived so far, of whole frames or not: each of them shows that the other side is there.
+    fn received(&self) -> u64;
+
     /// Queues a frame, which [`poll_flush`](Self::poll_flush) sends.
-    fn send(&mut self, frame: Frame);
+    fn send(&mut self, frame: Frame) {
+        self.send_with(frame, Bytes::new());
+    }
+
+    /// As [`send`](Self::send), with a body that goes on with `rest`: where that is long, it is sent from where it is.
+    fn send_with(&mut self, frame: Frame, rest: Bytes);
 
     /// Bytes that were not handed to the network yet; not zero as long as a flush is needed.
     fn buffered(&self) -> usize;

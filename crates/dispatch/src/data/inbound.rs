@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::outbox::{Outbox, Rejected};
 use super::pump::{self, Reading};
-use super::wire::{self, CallHeader, CastHeader, EncodeError, kind};
+use super::wire::{self, CallHeader, CastHeader, EncodeError, Outgoing, kind};
 use super::{DataPlane, Heard};
 use crate::call::Failure;
 use crate::transport::Connection;
@@ -48,7 +48,7 @@ impl Caller {
         })
     }
 
-    pub(crate) fn reply<R: Serialize>(&self, number: u64, reply: &R) {
+    pub(crate) fn reply<R: Serialize + 'static>(&self, number: u64, reply: &R) {
         match wire::encode(kind::REPLY, &number, reply, self.max_payload_bytes) {
             Ok(frame) => self.push(frame),
             Err(EncodeError::TooLarge) => self.fail(
@@ -94,7 +94,7 @@ impl Caller {
             .store(cancelled.len(), Ordering::Relaxed);
     }
 
-    fn push(&self, frame: Frame) {
+    fn push(&self, frame: impl Into<Outgoing>) {
         if self.outbox.push(frame) == Err(Rejected::Full) {
             // The peer does not read: its connection is closed, and it knows that replies are lost.
             self.outbox.close();

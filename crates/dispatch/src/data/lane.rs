@@ -15,15 +15,15 @@ use tokio::time::Instant;
 
 use super::outbox::{Outbox, Rejected};
 use super::pump::{self, Reading};
-use super::wire::{self, CallHeader, kind};
+use super::wire::{self, CallHeader, Outgoing, kind};
 use super::{DataPlane, Heard};
 use crate::call::{CallError, Failure};
 use crate::transport::Connection;
 
 /// Frames that wait for the connection's task.
 const MAX_FRAMES: usize = 1 << 16;
-/// Bytes of them.
-const MAX_BYTES: usize = 64 * 1024 * 1024;
+/// Bytes of them: a few hundred callers with 256 KiB each.
+const MAX_BYTES: usize = 128 * 1024 * 1024;
 
 /// Calls that wait for their reply on one connection, as a power of two.
 const PENDING_BITS: u32 = 20;
@@ -131,7 +131,7 @@ impl Lane {
     pub(crate) fn call(
         self: &Arc<Self>,
         plane: &Arc<DataPlane>,
-        encode: impl FnOnce(u64) -> Result<Frame, CallError>,
+        encode: impl FnOnce(u64) -> Result<Outgoing, CallError>,
     ) -> Result<PendingCall, CallError> {
         self.ensure(plane)?;
         let (sender, receiver) = oneshot::channel();
@@ -151,13 +151,17 @@ impl Lane {
     pub(crate) fn send(
         self: &Arc<Self>,
         plane: &Arc<DataPlane>,
-        frame: Frame,
+        frame: impl Into<Outgoing>,
     ) -> Result<(), CallError> {
         self.ensure(plane)?;
         self.push(plane, frame)
     }
 
-    fn push(self: &Arc<Self>, plane: &Arc<DataPlane>, frame: Frame) -> Result<(), CallError> {
+    fn push(
+        self: &Arc<Self>,
+        plane: &Arc<DataPlane>,
+        frame: impl Into<Outgoing>,
+    ) -> Result<(), CallError> {
         self.outbox.push(frame).map_err(|rejected| match rejected {
             Rejected::Full => CallError::Overloaded {
                 node: self.peer.name.clone(),
@@ -302,6 +306,8 @@ impl Lane {
                 pinged = None;
             }
             if silent < PING_AFTER {
+                // What is heard may be a part of a frame.
+                self.suspended.store(false, Ordering::Relaxed);
                 continue;
             }
             if pinged.is_some() || self.pending() > 0 {
@@ -368,7 +374,7 @@ impl Lane {
     /// What is still queued has not been sent.
     fn fail_queued(&self, why: &str) {
         let why: Arc<str> = why.into();
-        for frame in self.outbox.drain() {
+        for Outgoing { frame, .. } in self.outbox.drain() {
             if frame.kind == kind::CALL
                 && let Ok((header, _)) = wire::split::<CallHeader>(&frame.body)
             {

@@ -3,7 +3,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-use keydispatch_core::message::Frame;
+use super::wire::Outgoing;
 
 /// Why a frame was not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,7 +14,7 @@ pub(crate) enum Rejected {
 
 #[derive(Debug, Default)]
 struct Inner {
-    frames: Vec<Frame>,
+    frames: Vec<Outgoing>,
     bytes: usize,
     closed: bool,
     /// The task that waits for frames; none while it is at work.
@@ -39,8 +39,9 @@ impl Outbox {
     }
 
     /// Takes a frame, unless it is full: one frame is always taken, however large.
-    pub(crate) fn push(&self, frame: Frame) -> Result<(), Rejected> {
-        let bytes = frame.body.len();
+    pub(crate) fn push(&self, frame: impl Into<Outgoing>) -> Result<(), Rejected> {
+        let frame = frame.into();
+        let bytes = frame.bytes();
         let mut inner = self.lock();
         if inner.closed {
             return Err(Rejected::Closed);
@@ -60,7 +61,7 @@ impl Outbox {
     }
 
     /// Moves everything into `into`, which is empty; pending where there is nothing, and true once it is closed.
-    pub(crate) fn poll_take(&self, cx: &mut Context<'_>, into: &mut Vec<Frame>) -> Poll<bool> {
+    pub(crate) fn poll_take(&self, cx: &mut Context<'_>, into: &mut Vec<Outgoing>) -> Poll<bool> {
         debug_assert!(into.is_empty());
         let mut inner = self.lock();
         if inner.frames.is_empty() {
@@ -82,7 +83,7 @@ impl Outbox {
     }
 
     /// What was not taken.
-    pub(crate) fn drain(&self) -> Vec<Frame> {
+    pub(crate) fn drain(&self) -> Vec<Outgoing> {
         let mut inner = self.lock();
         inner.bytes = 0;
         std::mem::take(&mut inner.frames)
@@ -111,6 +112,8 @@ impl Outbox {
 
 #[cfg(test)]
 mod tests {
+    use keydispatch_core::message::Frame;
+
     use super::*;
     use crate::data::wire;
 

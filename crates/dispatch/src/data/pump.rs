@@ -1,12 +1,14 @@
 //! The loop of a data connection's task: frames in, frames out, one flush for all that is there.
 
 use std::future::poll_fn;
+use std::pin::pin;
 use std::task::Poll;
 
 use keydispatch_core::message::Frame;
 
 use super::Heard;
 use super::outbox::Outbox;
+use super::wire::{self, kind};
 use crate::transport::Connection;
 
 /// Frames read before others get their turn.
@@ -17,6 +19,14 @@ const READ_BUDGET_BYTES: usize = 256 * 1024;
 
 /// Bytes on their way out beyond which nothing more is taken.
 const WRITE_AHEAD_BYTES: usize = 1024 * 1024;
+
+/// Bytes read and written before other tasks, and the sockets of theirs, get their turn: about half a millisecond of
+/// encryption, which is what a frame of the control lane then waits for.
+const TURN_BYTES: usize = 512 * 1024;
+
+/// Rule: who answers says something at least this often while bytes arrive. Otherwise a caller whose link is slow would
+/// hear nothing as long as its requests are on their way, with its pings behind them.
+const SIGN_OF_LIFE_MICROS: u64 = 125_000;
 
 /// Whether frames are read while many bytes are on their way out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +48,11 @@ pub(super) async fn pump(
 ) -> Result<(), String> {
     let mut batch = Vec::new();
     let mut closed = false;
+    let mut received = connection.received();
+    // Since when bytes arrived and nothing was said.
+    let mut unanswered = None;
     poll_fn(|cx| {
+        let mut turn = 0;
         loop {
             // What is not looked at now is looked at once there is room.
             let mut busy = connection.buffered() >= WRITE_AHEAD_BYTES;
@@ -79,10 +93,17 @@ pub(super) async fn pump(
                         }
                     }
                 }
-                if heard_some {
-                    heard.now();
-                }
                 busy |= heard_some;
+                turn += bytes;
+                if connection.received() != received {
+                    received = connection.received();
+                    let now = heard.now();
+                    let since = *unanswered.get_or_insert(now);
+                    if reading == Reading::WhileAnswersGo && now - since >= SIGN_OF_LIFE_MICROS {
+                        unanswered = None;
+                        connection.send(wire::empty(kind::PONG));
+                    }
+                }
             }
             if connection.buffered() < WRITE_AHEAD_BYTES
                 && !closed
@@ -92,9 +113,11 @@ pub(super) async fn pump(
                 busy |= !end;
                 if !batch.is_empty() {
                     heard.said();
+                    unanswered = None;
                 }
                 for frame in batch.drain(..) {
-                    connection.send(frame);
+                    turn += frame.bytes();
+                    connection.send_with(frame.frame, frame.rest);
                 }
             }
             if connection.buffered() > 0 {
@@ -111,6 +134,10 @@ pub(super) async fn pump(
             if !busy {
                 return Poll::Pending;
             }
+            // Unlike a mere wake, it lets the runtime look at the sockets before this task is polled again.
+            if turn >= TURN_BYTES && pin!(tokio::task::yield_now()).poll(cx).is_pending() {
+                return Poll::Pending;
+            }
         }
     })
     .await
@@ -118,9 +145,11 @@ pub(super) async fn pump(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::Ordering;
     use std::time::Duration;
 
     use keydispatch_core::message::Address;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
     use crate::transport::Transport;
@@ -165,5 +194,40 @@ mod tests {
         let ended = tokio::time::timeout(Duration::from_secs(20), both).await;
         assert_eq!(ended.ok(), Some(Ok(())));
         assert_eq!(replied, FRAMES);
+    }
+
+    #[tokio::test]
+    async fn on_a_slow_link_parts_of_frames_are_heard_and_answered_with_signs_of_life() {
+        const FRAME_BYTES: u32 = 1 << 20;
+        let transport = TcpTransport::plaintext("127.0.0.1:0").unwrap();
+        let address: Address = transport.local_address();
+        let dialled = tokio::net::TcpStream::connect(address.as_str());
+        let (slow, far) = tokio::join!(dialled, transport.accept());
+        let (mut slow, mut far) = (slow.unwrap(), far.unwrap());
+        far.set_frame_limit(2 << 20);
+        let (replies, heard) = (Outbox::new(1_000, 1 << 30), Heard::default());
+        let answering = pump(&mut *far, &replies, &heard, Reading::WhileAnswersGo, |_| {
+            panic!("the frame never comes to its end")
+        });
+        // A few bytes of one large frame now and then, until the other side says that it hears them.
+        let sending = async {
+            slow.write_all(&FRAME_BYTES.to_le_bytes()).await.unwrap();
+            let mut sign = [0; 5];
+            loop {
+                slow.write_all(&[7; 64]).await.unwrap();
+                let answer = slow.read_exact(&mut sign);
+                if let Ok(read) = tokio::time::timeout(Duration::from_millis(20), answer).await {
+                    read.unwrap();
+                    return sign;
+                }
+            }
+        };
+        let both = async {
+            tokio::select! { sign = sending => sign, _ = answering => panic!("it ended") }
+        };
+        let sign = tokio::time::timeout(Duration::from_secs(20), both).await;
+        assert_eq!(sign.ok(), Some([1, 0, 0, 0, kind::PONG]));
+        // No frame has arrived as a whole.
+        assert_ne!(heard.heard_micros.load(Ordering::Relaxed), 0);
     }
 }

@@ -89,8 +89,54 @@ impl Flavor for Limited {
     }
 }
 
+/// A frame on its way out. Its body goes on with `rest`, which is sent from where it is.
+#[derive(Debug)]
+pub(crate) struct Outgoing {
+    pub(crate) frame: Frame,
+    pub(crate) rest: Bytes,
+}
+
+impl From<Frame> for Outgoing {
+    fn from(frame: Frame) -> Self {
+        let rest = Bytes::new();
+        Outgoing { frame, rest }
+    }
+}
+
+impl Outgoing {
+    /// Of the body.
+    pub(crate) fn bytes(&self) -> usize {
+        self.frame.body.len() + self.rest.len()
+    }
+}
+
+/// Messages that are bytes and longer than this are sent from where they are.
+const BORROWED_BYTES: usize = 8 * 1024;
+
+/// A header and a message of at most `limit` bytes, on their way out.
+pub(crate) fn encode<H: Serialize, M: Serialize + 'static>(
+    kind: u8,
+    header: &H,
+    message: &M,
+    limit: usize,
+) -> Result<Outgoing, EncodeError> {
+    let any: &dyn Any = message;
+    match any.downcast_ref::<Bytes>() {
+        // As serde has it: the length, then the bytes.
+        Some(bytes) if bytes.len() > BORROWED_BYTES => {
+            let room = limit
+                .checked_sub(bytes.len())
+                .ok_or(EncodeError::TooLarge)?;
+            let frame = encode_whole(kind, header, &bytes.len(), room)?;
+            let rest = bytes.clone();
+            Ok(Outgoing { frame, rest })
+        }
+        _ => encode_whole(kind, header, message, limit).map(Outgoing::from),
+    }
+}
+
 /// A header and a message of at most `limit` bytes, as one frame.
-pub(crate) fn encode<H: Serialize, M: Serialize>(
+pub(crate) fn encode_whole<H: Serialize, M: Serialize>(
     kind: u8,
     header: &H,
     message: &M,
@@ -149,7 +195,7 @@ pub(crate) fn split<H: DeserializeOwned>(body: &Bytes) -> Result<(H, Bytes), Str
 }
 
 pub(crate) fn failure(number: u64, failure: &Failure) -> Frame {
-    encode(kind::FAILURE, &number, failure, MAX_HEADER_BYTES)
+    encode_whole(kind::FAILURE, &number, failure, MAX_HEADER_BYTES)
         .unwrap_or_else(|_| number_only(kind::FAILURE, number))
 }
 
@@ -196,7 +242,7 @@ mod tests {
             1 << 20,
         )
         .unwrap();
-        let overhead = call.body.len() + reply.body.len() + 10 - 2 * payload.len();
+        let overhead = call.bytes() + reply.bytes() + 10 - 2 * payload.len();
         assert!(overhead <= 48, "{overhead}");
     }
 
@@ -211,7 +257,7 @@ mod tests {
 
     #[test]
     fn what_follows_a_header_is_shared_and_not_copied() {
-        let frame = encode(kind::REPLY, &7_u64, &"hello", 100).unwrap();
+        let frame = encode_whole(kind::REPLY, &7_u64, &"hello", 100).unwrap();
         let (number, rest) = split::<u64>(&frame.body).unwrap();
         assert_eq!(number, 7);
         assert_eq!(postcard::from_bytes::<&str>(&rest).unwrap(), "hello");
@@ -222,13 +268,29 @@ mod tests {
     fn long_bytes_are_shared_with_their_frame_and_decode_as_others_do() {
         for length in [0, SHARED_BYTES - 3, SHARED_BYTES, 100_000] {
             let message = Bytes::from(vec![7; length]);
-            let frame = encode(kind::REPLY, &(), &message, 1 << 20).unwrap();
+            let frame = encode_whole(kind::REPLY, &(), &message, 1 << 20).unwrap();
             assert_eq!(decode::<Bytes>(&frame.body).unwrap(), message);
             let cut = frame.body.slice(..frame.body.len() - 1);
             assert!(decode::<Bytes>(&cut).is_err());
         }
         let text = "x".repeat(100_000);
-        let frame = encode(kind::REPLY, &(), &text, 1 << 20).unwrap();
+        let frame = encode_whole(kind::REPLY, &(), &text, 1 << 20).unwrap();
         assert_eq!(decode::<String>(&frame.body).unwrap(), text);
+    }
+
+    #[test]
+    fn long_bytes_are_sent_from_where_they_are_and_read_the_same() {
+        for length in [1, BORROWED_BYTES, BORROWED_BYTES + 1, 100_000] {
+            let message = Bytes::from(vec![7; length]);
+            let sent = encode(kind::CALL, &9_u64, &message, length).unwrap();
+            let shared = sent.rest.as_ptr() == message.as_ptr();
+            assert_eq!(shared, length > BORROWED_BYTES);
+            let body = [&sent.frame.body[..], &sent.rest].concat();
+            let whole = encode_whole(kind::CALL, &9_u64, &message, length).unwrap();
+            assert_eq!(body, whole.body);
+        }
+        let message = Bytes::from(vec![7; 2 * BORROWED_BYTES]);
+        let over = encode(kind::CALL, &9_u64, &message, message.len() - 1);
+        assert!(matches!(over, Err(EncodeError::TooLarge)));
     }
 }

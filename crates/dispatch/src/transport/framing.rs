@@ -14,14 +14,20 @@ use crate::transport::{ConnectionError, STRANGER_FRAME_BYTES};
 /// Length prefix of a frame.
 const LENGTH_BYTES: usize = 4;
 
+/// What comes before a body: the length and the kind.
+const HEAD_BYTES: usize = LENGTH_BYTES + 1;
+
 /// Room for one read of a connection that has sent little: an idle one should cost little.
 const MIN_READ_BYTES: usize = 4 * 1024;
 
 /// Room for one read of a busy connection: hundreds of small frames per system call.
 const MAX_READ_BYTES: usize = 64 * 1024;
 
-/// A body above this takes its buffer with it: reading goes on in a small one.
-const LARGE_BODY_BYTES: usize = 4 * MAX_READ_BYTES;
+/// A body above this that has yet to arrive is read into memory of its own, without another copy of it.
+const LARGE_BODY_BYTES: usize = 16 * 1024;
+
+/// A large body up to this has its memory at once; room for a longer one follows what has arrived of it.
+const WHOLE_BODY_BYTES: usize = 1024 * 1024;
 
 /// A body above this is written from where it is; copying shorter ones is cheaper than another slice to write.
 const COPY_BYTES: usize = 8 * 1024;
@@ -43,6 +49,8 @@ pub(crate) struct Framed<S> {
 #[derive(Debug)]
 struct Reader {
     buffer: BytesMut,
+    /// A large body, of which some has arrived; the buffer is empty meanwhile.
+    arriving: Option<Arriving>,
     limit: usize,
     /// Room for the next read; grows where reads fill it.
     room: usize,
@@ -51,6 +59,14 @@ struct Reader {
     /// No frame was read yet.
     first: bool,
     finished: bool,
+}
+
+#[derive(Debug)]
+struct Arriving {
+    kind: u8,
+    body: BytesMut,
+    /// Of the whole body.
+    length: usize,
 }
 
 #[derive(Debug, Default)]
@@ -72,6 +88,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Framed<S> {
             stream,
             reader: Reader {
                 buffer: BytesMut::new(),
+                arriving: None,
                 limit: STRANGER_FRAME_BYTES,
                 room: MIN_READ_BYTES,
                 plaintext: false,
@@ -107,11 +124,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Framed<S> {
                 Err(error) => break Some(Err(error)),
             }
             match ready!(self.reader.poll_fill(&mut self.stream, cx)) {
-                Ok(0) if self.reader.buffer.is_empty() => break None,
-                Ok(0) => {
-                    let bytes = self.reader.buffer.len();
-                    break Some(Err(ConnectionError::Truncated { bytes }));
-                }
+                Ok(0) => match self.reader.incomplete() {
+                    0 => break None,
+                    bytes => break Some(Err(ConnectionError::Truncated { bytes })),
+                },
                 Ok(_) => {}
                 Err(error) => break Some(Err(error.into())),
             }
@@ -120,8 +136,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Framed<S> {
         Poll::Ready(outcome)
     }
 
-    pub(crate) fn send(&mut self, frame: Frame) {
-        self.writer.push(frame);
+    /// Queues a frame whose body goes on with `rest`.
+    pub(crate) fn send(&mut self, frame: Frame, rest: Bytes) {
+        self.writer.push(frame, rest);
     }
 
     /// Bytes that are not on their way; at least one as long as a flush is needed.
@@ -147,8 +164,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Framed<S> {
 }
 
 impl Reader {
-    /// The next frame of the buffer, if all of it has arrived.
+    /// The next frame, if all of it has arrived.
     fn parse(&mut self) -> Result<Option<Frame>, ConnectionError> {
+        if let Some(arriving) = self.arriving.take() {
+            if arriving.is_whole() {
+                return Ok(Some(arriving.into_frame()));
+            }
+            self.arriving = Some(arriving);
+            return Ok(None);
+        }
         let Some(&prefix) = self.buffer.first_chunk::<LENGTH_BYTES>() else {
             return Ok(None);
         };
@@ -170,57 +194,113 @@ impl Reader {
             }
             .into());
         }
-        if self.buffer.len() < LENGTH_BYTES + bytes {
+        let whole = self.buffer.len() >= LENGTH_BYTES + bytes;
+        if !whole && (bytes - 1 <= LARGE_BODY_BYTES || self.buffer.len() < HEAD_BYTES) {
             return Ok(None);
         }
         self.buffer.advance(LENGTH_BYTES);
         let kind = self.buffer.get_u8();
-        let body = self.buffer.split_to(bytes - 1).freeze();
-        if body.len() > LARGE_BODY_BYTES {
-            self.buffer = BytesMut::from(&self.buffer[..]);
-        }
         self.first = false;
+        if !whole {
+            self.arriving = Some(Arriving::new(kind, bytes - 1, &self.buffer));
+            self.buffer.clear();
+            return Ok(None);
+        }
+        let body = self.buffer.split_to(bytes - 1).freeze();
         Ok(Some(Frame { kind, body }))
     }
 
-    /// Reads what is there; zero is the end. Room follows what has arrived, never what a length promises.
+    /// Bytes of a frame that has yet to arrive as a whole.
+    fn incomplete(&self) -> usize {
+        let arriving = self.arriving.as_ref();
+        self.buffer.len() + arriving.map_or(0, |arriving| HEAD_BYTES + arriving.body.len())
+    }
+
+    /// Reads what is there; zero is the end.
     fn poll_fill<S: AsyncRead + Unpin>(
         &mut self,
         stream: &mut S,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<usize>> {
-        self.buffer.reserve(self.room);
-        let room = self.buffer.capacity() - self.buffer.len();
-        match ready!(pin!(stream.read_buf(&mut self.buffer)).poll(cx)) {
-            Ok(bytes) => {
-                if bytes == room {
+        let outcome = match &mut self.arriving {
+            Some(arriving) => {
+                let room = arriving.reserve();
+                let mut body = (&mut arriving.body).limit(room);
+                ready!(pin!(stream.read_buf(&mut body)).poll(cx))
+            }
+            None => {
+                // Room follows what has arrived, never what a length promises.
+                self.buffer.reserve(self.room);
+                let room = self.buffer.capacity() - self.buffer.len();
+                let outcome = ready!(pin!(stream.read_buf(&mut self.buffer)).poll(cx));
+                if outcome.as_ref().is_ok_and(|bytes| *bytes == room) {
                     self.room = (self.room * 4).min(MAX_READ_BYTES);
                 }
-                Poll::Ready(Ok(bytes))
+                outcome
             }
+        };
+        match outcome {
             // A TLS peer that ended without a farewell: every frame that arrived is authentic all the same, and an end
             // inside a frame is found out by the frame's length.
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Poll::Ready(Ok(0)),
-            Err(error) => Poll::Ready(Err(error)),
+            outcome => Poll::Ready(outcome),
         }
     }
 }
 
+impl Arriving {
+    fn new(kind: u8, length: usize, start: &[u8]) -> Self {
+        let room = if length <= WHOLE_BODY_BYTES {
+            length
+        } else {
+            MAX_READ_BYTES.max(start.len())
+        };
+        let mut body = BytesMut::with_capacity(room);
+        body.extend_from_slice(start);
+        Arriving { kind, body, length }
+    }
+
+    fn is_whole(&self) -> bool {
+        self.body.len() == self.length
+    }
+
+    fn into_frame(self) -> Frame {
+        Frame {
+            kind: self.kind,
+            body: self.body.freeze(),
+        }
+    }
+
+    /// Room for what comes next: at least a byte, at most the rest of the body.
+    fn reserve(&mut self) -> usize {
+        let (arrived, missing) = (self.body.len(), self.length - self.body.len());
+        if self.body.capacity() == arrived {
+            self.body.reserve(missing.min(arrived));
+        }
+        missing.min(self.body.capacity() - arrived)
+    }
+}
+
 impl Writer {
-    fn push(&mut self, frame: Frame) {
-        let bytes = frame.body.len() + 1;
+    fn push(&mut self, frame: Frame, rest: Bytes) {
+        let bytes = 1 + frame.body.len() + rest.len();
         let prefix = u32::try_from(bytes).expect("bodies are limited far below 4 GiB when encoded");
         self.queued += LENGTH_BYTES + bytes;
         self.tail.put_u32_le(prefix);
         self.tail.put_u8(frame.kind);
-        if frame.body.len() <= COPY_BYTES {
-            self.tail.extend_from_slice(&frame.body);
+        self.append(frame.body);
+        self.append(rest);
+    }
+
+    fn append(&mut self, bytes: Bytes) {
+        if bytes.len() <= COPY_BYTES {
+            self.tail.extend_from_slice(&bytes);
             if self.tail.len() >= COALESCE_BYTES {
                 self.chunks.push_back(self.tail.split().freeze());
             }
         } else {
             self.chunks.push_back(self.tail.split().freeze());
-            self.chunks.push_back(frame.body);
+            self.chunks.push_back(bytes);
         }
     }
 
@@ -362,7 +442,37 @@ mod tests {
         near.write_all(&[0, 0, 0, 0x20, 1, 2]).await.unwrap();
         let pending = poll_fn(|cx| Poll::Ready(framed.poll_frame(cx).is_pending())).await;
         assert!(pending);
-        assert!(framed.reader.buffer.capacity() <= 2 * MAX_READ_BYTES);
+        let arriving = framed.reader.arriving.as_ref().unwrap();
+        let room = framed.reader.buffer.capacity() + arriving.body.capacity();
+        assert!(room <= 2 * MAX_READ_BYTES);
+    }
+
+    #[tokio::test]
+    async fn a_huge_body_never_has_more_than_twice_the_room_that_it_has_filled() {
+        const BYTES: usize = 5 * WHOLE_BODY_BYTES + 3;
+        let (mut near, far) = tokio::io::duplex(1 << 14);
+        let mut framed = Framed::new(far);
+        framed.set_frame_limit(1 << 30);
+        let sent = async {
+            near.write_all(&u32::try_from(BYTES + 1).unwrap().to_le_bytes())
+                .await
+                .unwrap();
+            near.write_all(&[9]).await.unwrap();
+            near.write_all(&vec![5; BYTES]).await.unwrap();
+        };
+        let read = poll_fn(|cx| {
+            let polled = framed.poll_frame(cx);
+            if let Some(arriving) = &framed.reader.arriving {
+                let (room, filled) = (arriving.body.capacity(), arriving.body.len());
+                assert!(
+                    room <= (2 * filled).max(2 * MAX_READ_BYTES),
+                    "{room} for {filled}"
+                );
+            }
+            polled
+        });
+        let (frame_read, ()) = tokio::join!(read, sent);
+        assert_eq!(frame_read.unwrap().unwrap(), frame(9, vec![5; BYTES]));
     }
 
     #[tokio::test]
@@ -378,7 +488,7 @@ mod tests {
     async fn what_is_buffered_is_counted_until_it_is_flushed() {
         let (near, far) = tokio::io::duplex(16);
         let mut writer = Framed::new(near);
-        writer.send(frame(1, vec![0; 100]));
+        writer.send(frame(1, vec![0; 100]), Bytes::new());
         assert_eq!(writer.buffered(), 105);
         let pending = poll_fn(|cx| Poll::Ready(writer.poll_flush(cx).is_pending())).await;
         assert!(pending);
@@ -485,7 +595,10 @@ mod tests {
                 let mut reader = Framed::new(Cut { stream: far, sizes: reads, turn: 0, vectored });
                 reader.set_frame_limit(MAX_CONTROL_FRAME_BYTES);
                 for (turn, frame) in frames.iter().enumerate() {
-                    writer.send(frame.clone());
+                    // Some bodies in two parts.
+                    let mut first = frame.clone();
+                    let rest = first.body.split_off(first.body.len() / (1 + turn % 3));
+                    writer.send(first, rest);
                     if turn % 7 == 3 {
                         // A flush that may stop in the middle.
                         let _ = poll_fn(|cx| Poll::Ready(writer.poll_flush(cx).is_ready())).await;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use keydispatch_core::hello::Credentials;
 use keydispatch_core::message::{Address, Frame};
 use tokio::io::{AsyncRead, AsyncWrite, BufReader};
@@ -18,6 +19,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 use crate::complaints::Complaints;
 use crate::tls::{TLS_BUFFER_BYTES, Tls, tls_error};
 use crate::transport::framing::Framed;
+use crate::transport::metered::{Metered, Received};
 use crate::transport::{
     AcceptError, BindError, BoxFuture, Connection, ConnectionError, DIAL_TIMEOUT, DialError,
     Transport,
@@ -32,6 +34,11 @@ const MAX_HANDSHAKES: usize = 512;
 
 /// Pause after an error of `accept` that passes, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long what was sent may stay unacknowledged before the kernel resets the connection: many retransmissions, and
+/// far less than the quarter of an hour that Linux would wait by itself. Elsewhere the system's own time holds.
+#[cfg(target_os = "linux")]
+const USER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Bytes read from a socket at once below TLS, which by itself would read 4 KiB.
 const TLS_READ_BYTES: usize = 32 * 1024;
@@ -91,7 +98,7 @@ impl TcpTransport {
             address: address.clone(),
             source,
         };
-        stream.set_nodelay(true).map_err(unreachable)?;
+        tune(&stream).map_err(unreachable)?;
         let peer = address.to_string();
         let Some(tls) = &self.tls else {
             return Ok(Box::new(TcpConnection::plaintext(stream, peer)));
@@ -101,10 +108,11 @@ impl TcpTransport {
             why,
         };
         let identity = tls.identity();
+        let received = Received::default();
         let stream = TlsConnector::from(Arc::clone(&identity.client))
             .connect_with(
                 tls.server_name(),
-                BufReader::with_capacity(TLS_READ_BYTES, stream),
+                BufReader::with_capacity(TLS_READ_BYTES, Metered::new(stream, &received)),
                 |session| session.set_buffer_limit(Some(TLS_BUFFER_BYTES)),
             )
             .await
@@ -114,6 +122,7 @@ impl TcpTransport {
             .map_err(refused)?;
         Ok(Box::new(TcpConnection {
             framed: Framed::new(stream),
+            received,
             credentials,
             peer,
         }))
@@ -136,7 +145,7 @@ impl TcpTransport {
                 Ok((stream, peer)) => {
                     complained = false;
                     // A socket that is gone already says so when it is read.
-                    let _ = stream.set_nodelay(true);
+                    let _ = tune(&stream);
                     let Some(tls) = &self.tls else {
                         return Ok(Box::new(TcpConnection::plaintext(stream, peer.to_string())));
                     };
@@ -199,6 +208,14 @@ impl Transport for TcpTransport {
     }
 }
 
+/// What all connections have in common.
+fn tune(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    #[cfg(target_os = "linux")]
+    socket2::SockRef::from(stream).set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    Ok(())
+}
+
 /// Tries every address that the name stands for, none of them for so long that the others have no time.
 async fn connect_any(address: &Address) -> Result<TcpStream, DialError> {
     let unreachable = |source| DialError::Unreachable {
@@ -244,8 +261,9 @@ async fn shake_hands(
     peer: SocketAddr,
 ) -> Result<Box<dyn Connection>, String> {
     let identity = tls.identity();
+    let received = Received::default();
     let handshake = TlsAcceptor::from(Arc::clone(&identity.server)).accept_with(
-        BufReader::with_capacity(TLS_READ_BYTES, stream),
+        BufReader::with_capacity(TLS_READ_BYTES, Metered::new(stream, &received)),
         |session| session.set_buffer_limit(Some(TLS_BUFFER_BYTES)),
     );
     let stream = timeout(HANDSHAKE_TIMEOUT, handshake)
@@ -255,6 +273,7 @@ async fn shake_hands(
     let credentials = tls.credentials(stream.get_ref().1.peer_certificates())?;
     Ok(Box::new(TcpConnection {
         framed: Framed::new(stream),
+        received,
         credentials,
         peer: peer.to_string(),
     }))
@@ -286,14 +305,17 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 
 struct TcpConnection<S> {
     framed: Framed<S>,
+    received: Received,
     credentials: Credentials,
     peer: String,
 }
 
-impl TcpConnection<TcpStream> {
+impl TcpConnection<Metered<TcpStream>> {
     fn plaintext(stream: TcpStream, peer: String) -> Self {
+        let received = Received::default();
         TcpConnection {
-            framed: Framed::plaintext(stream),
+            framed: Framed::plaintext(Metered::new(stream, &received)),
+            received,
             credentials: Credentials::Unchecked,
             peer,
         }
@@ -319,8 +341,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Connection for TcpConne
             .map(|frame| frame.map(|frame| frame.map_err(name_refusal)))
     }
 
-    fn send(&mut self, frame: Frame) {
-        self.framed.send(frame);
+    fn received(&self) -> u64 {
+        self.received.bytes()
+    }
+
+    fn send_with(&mut self, frame: Frame, rest: Bytes) {
+        self.framed.send(frame, rest);
     }
 
     fn buffered(&self) -> usize {
@@ -344,4 +370,22 @@ fn name_refusal(error: ConnectionError) -> ConnectionError {
         };
     }
     error
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_kernel_gives_up_on_a_connection_whose_packets_nobody_acknowledges() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (dialled, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+        for stream in [dialled.unwrap(), accepted.unwrap().0] {
+            tune(&stream).unwrap();
+            let set = socket2::SockRef::from(&stream).tcp_user_timeout().unwrap();
+            assert_eq!(set, Some(USER_TIMEOUT));
+            assert!(stream.nodelay().unwrap());
+        }
+    }
 }
