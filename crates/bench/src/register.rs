@@ -34,6 +34,9 @@ pub struct Options {
     /// A million entries for the memory of one, instead of 200,000.
     #[arg(long)]
     full: bool,
+    /// Measure the memory of entries and nothing else.
+    #[arg(long)]
+    memory: bool,
 }
 
 /// What the measurements share.
@@ -70,10 +73,14 @@ pub fn run(options: Options, say: fn(&str)) -> Result<(), Error> {
             targets: Vec::new(),
             growth: Vec::new(),
         };
-        bench.adds().await?;
-        bench.cluster().await?;
-        bench.memory().await?;
-        bench.idle().await?;
+        if options.memory {
+            bench.memory().await?;
+        } else {
+            bench.adds().await?;
+            bench.cluster().await?;
+            bench.memory().await?;
+            bench.idle().await?;
+        }
         bench.report_growth();
         bench
             .output

@@ -218,8 +218,12 @@ pub struct ServiceInfo {
     state: ServiceState,
     weight: Weight,
     protocol_version: Option<u32>,
+    /// The address is the name, as it is for endpoints that were not named otherwise: it is held once.
+    address_is_name: bool,
     reference: Reference,
-    previous: Option<Reference>,
+    /// Apart, as most entries are never changed.
+    previous: Option<Box<Reference>>,
+    /// What else there is of zone, address and tags.
     metadata: Option<Box<Metadata>>,
 }
 
@@ -231,6 +235,14 @@ impl ServiceInfo {
         nonce: u64,
         record: Record,
     ) -> Self {
+        let mut metadata = record.metadata;
+        let address_is_name = match &mut metadata {
+            Some(metadata) if metadata.address() == Some(record.name.as_str()) => {
+                metadata.address = None;
+                true
+            }
+            _ => false,
+        };
         ServiceInfo {
             id: ServiceId {
                 node: owner.clone(),
@@ -246,8 +258,9 @@ impl ServiceInfo {
                 generation: generation.number,
                 version: record.version,
             },
-            previous: record.previous,
-            metadata: record.metadata.filter(|metadata| !metadata.is_empty()),
+            address_is_name,
+            previous: record.previous.map(Box::new),
+            metadata: metadata.filter(|metadata| !metadata.is_empty()),
         }
     }
 
@@ -260,16 +273,20 @@ impl ServiceInfo {
 
     /// The entry as it travels.
     pub fn to_record(&self) -> Record {
+        let mut metadata = self.metadata.clone();
+        if self.address_is_name {
+            metadata.get_or_insert_default().address = Some(self.name.as_str().into());
+        }
         Record {
             sequence: self.id.sequence,
             version: self.reference.version,
-            previous: self.previous,
+            previous: self.previous(),
             service_type: self.service_type.clone(),
             name: self.name.clone(),
             state: self.state,
             weight: self.weight,
             protocol_version: self.protocol_version,
-            metadata: self.metadata.clone(),
+            metadata,
         }
     }
 
@@ -325,7 +342,7 @@ impl ServiceInfo {
 
     /// Identifies the version before this one.
     pub fn previous(&self) -> Option<Reference> {
-        self.previous
+        self.previous.as_deref().copied()
     }
 
     /// Its failure domain.
@@ -335,6 +352,9 @@ impl ServiceInfo {
 
     /// Where an external endpoint is reached.
     pub fn address(&self) -> Option<&str> {
+        if self.address_is_name {
+            return Some(self.name.as_str());
+        }
         self.metadata.as_deref().and_then(Metadata::address)
     }
 
@@ -389,4 +409,47 @@ pub struct EntryChange {
     pub before: Option<Arc<ServiceInfo>>,
     /// The version that is visible now.
     pub after: Option<Arc<ServiceInfo>>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_is_the_name_is_held_once_and_travels_as_before() {
+        let name = InstanceName::try_new("10.0.0.9:8443").unwrap();
+        for (address, zone, once) in [
+            (Some("10.0.0.9:8443"), None, true),
+            (Some("10.0.0.9:8443"), Some("eu-1"), true),
+            (Some("10.0.0.9:8444"), None, false),
+            (None, Some("eu-1"), false),
+        ] {
+            let zone = zone.map(|zone| Zone::try_new(zone).unwrap());
+            let metadata =
+                Metadata::try_new(zone.clone(), address.map(Into::into), BTreeMap::new());
+            let record = Record {
+                sequence: 1,
+                version: 2,
+                previous: Some(Reference::default()),
+                service_type: ServiceType::try_new("uploader").unwrap(),
+                name: name.clone(),
+                state: ServiceState::Online,
+                weight: Weight::default(),
+                protocol_version: None,
+                metadata: Some(Box::new(metadata.unwrap())),
+            };
+            let owner = NodeName::try_new("a").unwrap();
+            let info = ServiceInfo::from_record(&owner, Generation::default(), 1, record.clone());
+            assert_eq!(info.address_is_name, once);
+            assert_eq!((info.address(), info.zone()), (address, zone.as_ref()));
+            assert_eq!(info.to_record(), record);
+        }
+    }
+
+    #[test]
+    fn an_entry_fits_where_the_allocator_takes_144_bytes() {
+        // With the two counts of its `Arc` and the allocator's own word.
+        const COUNTS: usize = 2 * size_of::<usize>();
+        assert_eq!(size_of::<ServiceInfo>() + COUNTS + size_of::<usize>(), 144);
+    }
 }

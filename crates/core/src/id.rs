@@ -5,9 +5,13 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::limits::MAX_NAME_BYTES;
+
+mod short;
+
+use short::ShortStr;
 
 /// Why a string is not a name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -57,18 +61,17 @@ fn check_name(kind: &'static str, name: &str) -> Result<(), NameError> {
 }
 
 macro_rules! name_type {
-    ($(#[$doc:meta])* $name:ident, $kind:literal) => {
+    ($(#[$doc:meta])* $name:ident($text:ty), $kind:literal) => {
         $(#[$doc])*
-        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-        #[serde(try_from = "String", into = "String")]
-        pub struct $name(Arc<str>);
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name($text);
 
         impl $name {
             /// Parses a name: 1 to [`MAX_NAME_BYTES`] bytes of UTF-8 without control characters.
             pub fn try_new(name: impl AsRef<str>) -> Result<Self, NameError> {
                 let name = name.as_ref();
                 check_name($kind, name)?;
-                Ok(Self(Arc::from(name)))
+                Ok(Self(<$text>::from(name)))
             }
 
             /// The name as a string.
@@ -115,7 +118,7 @@ macro_rules! name_type {
 
         impl From<$name> for String {
             fn from(name: $name) -> String {
-                name.0.as_ref().to_owned()
+                name.as_str().to_owned()
             }
         }
 
@@ -130,34 +133,74 @@ macro_rules! name_type {
                 &self.0
             }
         }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(&self.0)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                struct Visitor;
+
+                impl de::Visitor<'_> for Visitor {
+                    type Value = $name;
+
+                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                        write!(f, "a {}", $kind)
+                    }
+
+                    fn visit_str<E: de::Error>(self, name: &str) -> Result<$name, E> {
+                        $name::try_new(name).map_err(E::custom)
+                    }
+                }
+
+                deserializer.deserialize_str(Visitor)
+            }
+        }
     };
 }
 
 name_type! {
     /// The name of a cluster: nodes of two clusters never talk to each other.
-    ClusterName, "cluster name"
+    ClusterName(Arc<str>), "cluster name"
 }
 name_type! {
     /// The name of a node, chosen by the user, unique in its cluster, the same after a restart.
-    NodeName, "node name"
+    NodeName(Arc<str>), "node name"
 }
 name_type! {
     /// What callers ask for: `uploader`.
-    ServiceType, "service type"
+    ServiceType(Arc<str>), "service type"
 }
 name_type! {
     /// The stable name of an instance, which placement hashes.
     ///
     /// It survives restarts and says nothing of addresses, so that a restarted instance takes its keys back.
-    InstanceName, "instance name"
+    InstanceName(ShortStr), "instance name"
 }
 name_type! {
     /// A failure domain (an availability zone, a rack) that copies may be spread over.
-    Zone, "zone"
+    Zone(Arc<str>), "zone"
 }
 name_type! {
     /// A topic of the publish/subscribe layer.
-    Topic, "topic"
+    Topic(Arc<str>), "topic"
+}
+
+impl ServiceType {
+    /// True where somebody else holds the same text in memory.
+    pub(crate) fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
+}
+
+impl InstanceName {
+    /// The name's text, as placement hashes it.
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
 }
 
 /// One life of a node name: larger with every start of a node of that name, and compared whole.

@@ -6,6 +6,7 @@
 
 pub mod cluster;
 pub mod config;
+mod entries;
 mod entry;
 pub mod hello;
 mod id;
@@ -34,7 +35,7 @@ pub use id::{
 };
 pub use key::{Key, KeyError, KeyPart, SLOTS, Slot};
 pub use membership::{MemberEvent, MemberInfo, MemberState, Membership, MembershipConfig, Rules};
-pub use registry::{Cell, Directory, Registry, RegistryEvent};
+pub use registry::{Cell, Directory, FoundOwners, Registry, RegistryEvent};
 pub use time::{Instant, earliest};
 pub use tracker::{
     AddError, OwnerStats, Tracker, TrackerConfig, TrackerCounts, TrackerRules, UpdateError,

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use crate::entries::{Entries, Types};
 use crate::entry::ServiceInfo;
 use crate::id::NodeId;
 use crate::message::{Delta, Operation, OwnerVersion};
@@ -49,7 +50,8 @@ pub(crate) struct Log {
     nonce: u64,
     version: u64,
     content: u64,
-    entries: BTreeMap<u64, Arc<ServiceInfo>>,
+    entries: Entries,
+    types: Types,
     /// The changes that led to `version`, at most `kept` of them.
     changes: VecDeque<Change>,
     kept: usize,
@@ -62,7 +64,8 @@ impl Log {
             nonce,
             version: 0,
             content: 0,
-            entries: BTreeMap::new(),
+            entries: Entries::default(),
+            types: Types::default(),
             changes: VecDeque::new(),
             kept,
         }
@@ -81,11 +84,11 @@ impl Log {
     }
 
     pub(crate) fn get(&self, sequence: u64) -> Option<&Arc<ServiceInfo>> {
-        self.entries.get(&sequence)
+        self.entries.get(sequence)
     }
 
     pub(crate) fn entries(&self) -> impl ExactSizeIterator<Item = &Arc<ServiceInfo>> {
-        self.entries.values()
+        self.entries.iter()
     }
 
     /// Writes the entry that `make` gives for the next version, and returns it with the one before.
@@ -95,9 +98,11 @@ impl Log {
         make: impl FnOnce(u64) -> ServiceInfo,
     ) -> (Option<Arc<ServiceInfo>>, Arc<ServiceInfo>) {
         self.version += 1;
-        let after = Arc::new(make(self.version));
+        let after = make(self.version);
         debug_assert_eq!(after.id().sequence, sequence);
-        let before = self.entries.insert(sequence, Arc::clone(&after));
+        let service_type = self.types.share(after.service_type());
+        let after = Arc::new(after.with_shared_type(&service_type));
+        let before = self.entries.insert(Arc::clone(&after));
         if let Some(before) = &before {
             self.content = self.content.wrapping_sub(content_hash(before));
         }
@@ -107,7 +112,7 @@ impl Log {
     }
 
     pub(crate) fn remove(&mut self, sequence: u64) -> Option<Arc<ServiceInfo>> {
-        let before = self.entries.remove(&sequence)?;
+        let before = self.entries.remove(sequence)?;
         self.version += 1;
         self.content = self.content.wrapping_sub(content_hash(&before));
         self.append(sequence, None);
@@ -198,7 +203,8 @@ impl Log {
         self.changes.clear();
         let before = std::mem::take(&mut self.entries);
         let mut renewed = Vec::with_capacity(before.len());
-        for (sequence, before) in before {
+        for before in before.iter() {
+            let sequence = before.id().sequence;
             let mut record = before.to_record();
             record.previous = Some(before.reference());
             let (owner, nonce) = (self.owner.clone(), self.nonce);
@@ -206,7 +212,7 @@ impl Log {
                 record.version = version;
                 ServiceInfo::from_record(&owner.name, owner.generation, nonce, record)
             });
-            renewed.push((before, after));
+            renewed.push((Arc::clone(before), after));
         }
         renewed
     }

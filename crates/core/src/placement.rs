@@ -24,7 +24,7 @@ pub const PLACEMENT_VERSION: u32 = 1;
 
 /// The hash of an instance name.
 pub fn name_hash(name: &InstanceName) -> u64 {
-    xxh3_64(name.as_str().as_bytes())
+    xxh3_64(name.as_bytes())
 }
 
 /// What placement knows of one instance.

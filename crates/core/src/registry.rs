@@ -2,15 +2,18 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher};
-use std::sync::Arc;
+use std::ops::Deref;
+use std::sync::{Arc, Weak};
 
 use arc_swap::ArcSwap;
-use xxhash_rust::xxh3::xxh3_64_with_seed;
+use papaya::Guard;
+use smallvec::SmallVec;
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::entry::{EntryChange, ServiceInfo};
 use crate::id::ServiceType;
 use crate::key::Key;
-use crate::view::{TableBudget, View};
+use crate::view::{Change, TableBudget, View};
 
 /// Bytes that the lookup tables of one node may take: 640 KiB for each type of two instances or more that is looked up.
 pub const MAX_TABLE_BYTES: usize = 256 * 1024 * 1024;
@@ -75,44 +78,123 @@ impl Cell {
     }
 }
 
+/// A type as it is found by its name. What protects it from being dropped while it is read protects its view, too.
+#[derive(Debug)]
+struct Listed {
+    view: Arc<View>,
+    /// Of the readers that look the name up no more, while there are any.
+    cell: Weak<Cell>,
+}
+
 /// The readers' side: every type with its current view. Reading takes no lock.
 #[derive(Debug)]
 pub struct Directory {
-    cells: papaya::HashMap<ServiceType, Arc<Cell>, TypeHash>,
+    types: papaya::HashMap<ServiceType, Listed, TypeHash>,
     budget: Arc<TableBudget>,
 }
 
 impl Directory {
     /// The current view of a type; none while nothing is registered under it and nobody holds its cell.
     pub fn view(&self, service_type: &str) -> Option<Arc<View>> {
-        let cells = self.cells.pin();
-        cells.get(service_type).map(|cell| cell.load_full())
+        let types = self.types.pin();
+        types
+            .get(service_type)
+            .map(|listed| Arc::clone(&listed.view))
     }
 
     /// The owner of a key.
     #[inline]
     pub fn find(&self, service_type: &str, key: Key) -> Option<Arc<ServiceInfo>> {
-        let cells = self.cells.pin();
-        cells.get(service_type)?.load().owner(key).cloned()
+        let types = self.types.pin();
+        types.get(service_type)?.view.owner(key).cloned()
     }
 
-    /// The cell of a type, made if there is none. A cell whose view is empty may have been given up meanwhile: whoever
-    /// keeps one asks again then.
+    /// The first `n` owners of a key; see [`View::owners`].
+    #[inline]
+    pub fn find_multi(&self, service_type: &str, key: Key, n: usize) -> FoundOwners {
+        let types = self.types.pin();
+        let view = types.get(service_type).map(|listed| &listed.view);
+        FoundOwners(
+            view.map(|view| view.owners_as(key, n, Arc::clone))
+                .unwrap_or_default(),
+        )
+    }
+
+    /// The cell of a type, made if there is none. It follows the type for as long as it is kept.
     pub fn cell(&self, service_type: &ServiceType) -> Arc<Cell> {
-        let cells = self.cells.pin();
-        Arc::clone(cells.get_or_insert_with(service_type.clone(), || self.new_cell(service_type)))
+        let types = self.types.pin();
+        loop {
+            let listed = types.get_or_insert_with(service_type.clone(), || Listed {
+                view: Arc::new(self.empty(service_type)),
+                cell: Weak::new(),
+            });
+            if let Some(cell) = listed.cell.upgrade() {
+                return cell;
+            }
+            let made = Arc::new(Cell {
+                view: ArcSwap::new(Arc::clone(&listed.view)),
+            });
+            let updated = types.update(service_type.clone(), |listed| {
+                let view = Arc::clone(&listed.view);
+                let cell = if listed.cell.strong_count() > 0 {
+                    Weak::clone(&listed.cell)
+                } else {
+                    // Nobody else has it until this is in the map, with the view that is there then.
+                    made.view.store(Arc::clone(&view));
+                    Arc::downgrade(&made)
+                };
+                Listed { view, cell }
+            });
+            // Otherwise the type has just been forgotten, or the other reader's cell given up.
+            if let Some(cell) = updated.and_then(|listed| listed.cell.upgrade()) {
+                return cell;
+            }
+        }
     }
 
     /// The types with services or readers, in no order.
     pub fn types(&self) -> Vec<ServiceType> {
-        self.cells.pin().keys().cloned().collect()
+        self.types.pin().keys().cloned().collect()
     }
 
-    fn new_cell(&self, service_type: &ServiceType) -> Arc<Cell> {
-        let view = View::with_budget(service_type.clone(), Arc::clone(&self.budget));
-        Arc::new(Cell {
-            view: ArcSwap::from_pointee(view),
-        })
+    fn empty(&self, service_type: &ServiceType) -> View {
+        View::with_budget(service_type.clone(), Arc::clone(&self.budget))
+    }
+}
+
+/// The first owners of a key, in order of preference: a slice of them, without an allocation for up to four.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FoundOwners(SmallVec<[Arc<ServiceInfo>; 4]>);
+
+impl Deref for FoundOwners {
+    type Target = [Arc<ServiceInfo>];
+
+    fn deref(&self) -> &[Arc<ServiceInfo>] {
+        &self.0
+    }
+}
+
+impl IntoIterator for FoundOwners {
+    type Item = Arc<ServiceInfo>;
+    type IntoIter = smallvec::IntoIter<[Arc<ServiceInfo>; 4]>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter()
+    }
+}
+
+impl<'a> IntoIterator for &'a FoundOwners {
+    type Item = &'a Arc<ServiceInfo>;
+    type IntoIter = std::slice::Iter<'a, Arc<ServiceInfo>>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.iter()
+    }
+}
+
+impl From<FoundOwners> for Vec<Arc<ServiceInfo>> {
+    fn from(found: FoundOwners) -> Self {
+        found.0.into_vec()
     }
 }
 
@@ -135,7 +217,7 @@ impl Registry {
     pub fn new() -> Self {
         Registry {
             directory: Arc::new(Directory {
-                cells: papaya::HashMap::with_hasher(TypeHash),
+                types: papaya::HashMap::with_hasher(TypeHash),
                 budget: TableBudget::new(MAX_TABLE_BYTES),
             }),
             version: 0,
@@ -157,56 +239,77 @@ impl Registry {
     pub fn apply(&mut self, changes: Vec<EntryChange>) -> Vec<RegistryEvent> {
         let events: Vec<RegistryEvent> =
             changes.into_iter().filter_map(RegistryEvent::new).collect();
-        let mut by_type: HashMap<&ServiceType, Vec<_>, TypeHash> = HashMap::with_hasher(TypeHash);
-        let mut order = Vec::new();
-        for event in &events {
-            let change = match event {
-                RegistryEvent::Joined(after) => {
-                    self.services += 1;
-                    (None, Some(Arc::clone(after)))
-                }
-                RegistryEvent::Left(before) => {
-                    self.services -= 1;
-                    (Some(Arc::clone(before)), None)
-                }
+        // By type in the order of their first change. Not a list for each type: freed among the views that are made
+        // here to stay, many small ones leave holes.
+        let mut types: HashMap<&ServiceType, u32, TypeHash> = HashMap::with_hasher(TypeHash);
+        let mut order: Vec<(u32, usize)> = Vec::with_capacity(events.len());
+        for (at, event) in events.iter().enumerate() {
+            match event {
+                RegistryEvent::Joined(_) => self.services += 1,
+                RegistryEvent::Left(_) => self.services -= 1,
+                RegistryEvent::Updated { .. } => {}
+            }
+            let next = types.len() as u32;
+            order.push((*types.entry(event.service_type()).or_insert(next), at));
+        }
+        drop(types);
+        order.sort_unstable();
+        let mut of_type = Vec::new();
+        for group in order.chunk_by(|a, b| a.0 == b.0) {
+            let service_type = events[group[0].1].service_type();
+            of_type.extend(group.iter().map(|(_, at)| match &events[*at] {
+                RegistryEvent::Joined(after) => (None, Some(Arc::clone(after))),
+                RegistryEvent::Left(before) => (Some(Arc::clone(before)), None),
                 RegistryEvent::Updated { before, after } => {
                     (Some(Arc::clone(before)), Some(Arc::clone(after)))
                 }
-            };
-            by_type
-                .entry(event.service_type())
-                .or_insert_with(|| {
-                    order.push(event.service_type());
-                    Vec::new()
-                })
-                .push(change);
-        }
-        for service_type in order {
+            }));
             self.version += 1;
-            let cell = self.directory.cell(service_type);
-            let view = cell.load().changed(self.version, &by_type[service_type]);
-            let empty = view.services().is_empty();
-            cell.view.store(Arc::new(view));
-            drop(cell);
-            if empty {
-                self.give_up(service_type);
-            }
+            self.swap(service_type, &of_type);
+            of_type.clear();
         }
+        // What was replaced is dropped now, or where somebody just reads it with the next changes.
+        self.directory.types.guard().flush();
         events
     }
 
-    /// A type without services is forgotten, unless a reader keeps its cell.
-    fn give_up(&self, service_type: &ServiceType) {
-        let cells = self.directory.cells.pin();
-        let _ = cells.remove_if(service_type, |_, cell| {
-            Arc::strong_count(cell) == 1 && cell.load().services().is_empty()
+    /// Replaces the view of one type.
+    fn swap(&self, service_type: &ServiceType, changes: &[Change]) {
+        let types = self.directory.types.pin();
+        let view = Arc::new(match types.get(service_type) {
+            Some(listed) => listed.view.changed(self.version, changes),
+            None => {
+                let nothing = self.directory.empty(service_type);
+                nothing.changed(self.version, changes)
+            }
         });
+        let listed = types.update_or_insert_with(
+            service_type.clone(),
+            |listed| Listed {
+                view: Arc::clone(&view),
+                cell: listed.cell.clone(),
+            },
+            || Listed {
+                view: Arc::clone(&view),
+                cell: Weak::new(),
+            },
+        );
+        // A cell that is made from now on is made with this view.
+        if let Some(cell) = listed.cell.upgrade() {
+            cell.view.store(Arc::clone(&view));
+        }
+        if view.services().is_empty() {
+            // A type without services is forgotten, unless a reader keeps its cell.
+            let _ = types.remove_if(service_type, |_, listed| {
+                listed.view.services().is_empty() && listed.cell.strong_count() == 0
+            });
+        }
     }
 }
 
 /// Hashes names of types: they come from this node's users and from authenticated peers.
 #[derive(Clone, Copy, Debug, Default)]
-struct TypeHash;
+pub(crate) struct TypeHash;
 
 impl BuildHasher for TypeHash {
     type Hasher = TypeHasher;
@@ -216,12 +319,13 @@ impl BuildHasher for TypeHash {
     }
 }
 
-struct TypeHasher(u64);
+pub(crate) struct TypeHasher(u64);
 
 impl Hasher for TypeHasher {
     #[inline]
     fn write(&mut self, bytes: &[u8]) {
-        self.0 = xxh3_64_with_seed(bytes, self.0);
+        // There is nothing else to a name: what is written is written at once.
+        self.0 ^= xxh3_64(bytes);
     }
 
     #[inline]

@@ -1,8 +1,8 @@
 //! This node's copy of one other owner's entries: apply a delta, install a snapshot.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::entries::{Entries, Types};
 use crate::entry::{EntryChange, Record, ServiceInfo};
 use crate::id::NodeId;
 use crate::limits::MAX_SERVICES_PER_NODE;
@@ -31,7 +31,8 @@ pub(crate) struct Replica {
     content: u64,
     /// True once a first delta from nothing, or a snapshot, was taken in.
     based: bool,
-    entries: BTreeMap<u64, Arc<ServiceInfo>>,
+    entries: Entries,
+    types: Types,
 }
 
 impl Replica {
@@ -42,7 +43,8 @@ impl Replica {
             version: 0,
             content: 0,
             based: false,
-            entries: BTreeMap::new(),
+            entries: Entries::default(),
+            types: Types::default(),
         }
     }
 
@@ -72,7 +74,7 @@ impl Replica {
     }
 
     pub(crate) fn entries(&self) -> impl ExactSizeIterator<Item = &Arc<ServiceInfo>> {
-        self.entries.values()
+        self.entries.iter()
     }
 
     /// Rule: a delta is applied only where it is contiguous with what is there. As its operations are folded to the last
@@ -94,7 +96,7 @@ impl Replica {
             _ => {}
         }
         let puts = delta.operations.iter().filter(|operation| match operation {
-            Operation::Put(record) => !self.entries.contains_key(&record.sequence),
+            Operation::Put(record) => self.entries.get(record.sequence).is_none(),
             Operation::Remove { .. } => false,
         });
         if self.entries.len() + puts.count() > MAX_SERVICES_PER_NODE {
@@ -105,12 +107,12 @@ impl Replica {
         let mut changes = Vec::with_capacity(delta.operations.len());
         for operation in delta.operations {
             let (sequence, after) = match operation {
-                Operation::Put(record) => (record.sequence, Some(self.info(record))),
+                Operation::Put(record) => (record.sequence, Some(self.info(delta.nonce, record))),
                 Operation::Remove { sequence } => (sequence, None),
             };
             let before = match &after {
-                Some(after) => self.entries.insert(sequence, Arc::clone(after)),
-                None => self.entries.remove(&sequence),
+                Some(after) => self.entries.insert(Arc::clone(after)),
+                None => self.entries.remove(sequence),
             };
             if let Some(before) = &before {
                 content = content.wrapping_sub(content_hash(before));
@@ -132,44 +134,54 @@ impl Replica {
         Ok(changes)
     }
 
-    /// Replaces everything by one snapshot.
+    /// The entries of a part of a snapshot of the process `nonce`; those that are here already as they are.
+    pub(crate) fn stage(
+        &mut self,
+        nonce: u64,
+        records: Vec<Record>,
+    ) -> impl Iterator<Item = Arc<ServiceInfo>> {
+        records.into_iter().map(move |record| {
+            let unchanged = self
+                .entries
+                .get(record.sequence)
+                .filter(|info| info.id().nonce == nonce && info.to_record() == record);
+            match unchanged {
+                Some(info) => Arc::clone(info),
+                None => self.info(nonce, record),
+            }
+        })
+    }
+
+    /// Replaces everything by one snapshot, whose parts were [staged](Self::stage).
     pub(crate) fn install(
         &mut self,
         of: &OwnerVersion,
         nonce: u64,
-        records: Vec<Record>,
+        staged: Vec<Arc<ServiceInfo>>,
     ) -> Result<Vec<EntryChange>, Rejected> {
-        self.nonce = nonce;
-        let mut entries = BTreeMap::new();
+        let mut entries = Entries::default();
         let mut content = 0_u64;
-        for record in records {
-            let unchanged = self
-                .entries
-                .get(&record.sequence)
-                .filter(|info| info.id().nonce == nonce && info.to_record() == record);
-            let info = match unchanged {
-                Some(info) => Arc::clone(info),
-                None => self.info(record),
-            };
+        for info in staged {
             content = content.wrapping_add(content_hash(&info));
-            entries.insert(info.id().sequence, info);
+            entries.insert(info);
         }
         if content != of.content {
             return Err(Rejected::Differs);
         }
         let before = std::mem::replace(&mut self.entries, entries);
+        self.nonce = nonce;
         self.version = of.version;
         self.content = content;
         self.based = true;
         let gone = before
             .iter()
-            .filter(|(sequence, _)| !self.entries.contains_key(sequence))
-            .map(|(_, info)| EntryChange {
+            .filter(|info| self.entries.get(info.id().sequence).is_none())
+            .map(|info| EntryChange {
                 before: Some(Arc::clone(info)),
                 after: None,
             });
-        let came = self.entries.iter().filter_map(|(sequence, after)| {
-            let before = before.get(sequence);
+        let came = self.entries.iter().filter_map(|after| {
+            let before = before.get(after.id().sequence);
             (before != Some(after)).then(|| EntryChange {
                 before: before.cloned(),
                 after: Some(Arc::clone(after)),
@@ -178,11 +190,12 @@ impl Replica {
         Ok(gone.chain(came).collect())
     }
 
-    fn info(&self, record: Record) -> Arc<ServiceInfo> {
+    fn info(&mut self, nonce: u64, mut record: Record) -> Arc<ServiceInfo> {
+        record.service_type = self.types.share(&record.service_type);
         Arc::new(ServiceInfo::from_record(
             &self.owner.name,
             self.owner.generation,
-            self.nonce,
+            nonce,
             record,
         ))
     }

@@ -322,6 +322,12 @@ impl Tracker {
         names.into_iter().cloned().collect()
     }
 
+    /// True where [`missing`](Self::missing) names anybody.
+    pub fn is_missing_any(&self) -> bool {
+        let lacks = |owner: &Owner| owner.up && !owner.visible;
+        !self.expected.is_empty() || self.owners.values().any(lacks)
+    }
+
     /// True once a peer has told which owners there are.
     pub fn has_heard_of_owners(&self) -> bool {
         self.heard_of_owners
@@ -441,8 +447,6 @@ impl Tracker {
             // What was learnt over this link before still holds: the owner's own word, and nothing lost since.
             owner.confirmed |=
                 owner.word && owner.replica.version().is_some() && !owner.is_behind();
-        } else {
-            owner.target = None;
         }
         self.judge(now, node);
     }

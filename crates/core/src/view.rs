@@ -1,7 +1,6 @@
 //! The services of one type at one moment, and who of them owns a key.
 
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use smallvec::SmallVec;
@@ -9,16 +8,16 @@ use smallvec::SmallVec;
 use crate::entry::ServiceInfo;
 use crate::id::{InstanceName, ServiceType};
 use crate::key::{Key, Slot};
-use crate::limits::MAX_INSTANCES_PER_TYPE;
-use crate::placement::{Candidate, draw, name_hash, prefer, salt};
+use crate::placement::{Candidate, draw, prefer, salt};
 
+mod list;
+mod seats;
 mod table;
 
+use list::{Edits, online, place_of};
+use seats::Seats;
 pub(crate) use table::TableBudget;
 use table::{LOST, NOBODY, RANKED, Ranked, Table};
-
-/// Names that can own keys: well beyond [`MAX_INSTANCES_PER_TYPE`], and below the number that stands for nobody.
-const MAX_SEATS: usize = 4 * MAX_INSTANCES_PER_TYPE;
 
 /// Owners of a key, in order of preference.
 pub type Owners<'a> = SmallVec<[&'a Arc<ServiceInfo>; 4]>;
@@ -38,13 +37,6 @@ pub enum Spread {
 /// A service before and after; none where it was not, or is not, there.
 pub(crate) type Change = (Option<Arc<ServiceInfo>>, Option<Arc<ServiceInfo>>);
 
-/// Names of one weight: between them the larger draw wins, without a logarithm.
-#[derive(Clone, Debug)]
-struct WeightClass {
-    weight: u16,
-    names: Vec<(u64, u16)>,
-}
-
 /// All services of one type at one moment: an immutable value, the same for the same set on every node.
 ///
 /// Looking an owner up costs no allocation and no reference count.
@@ -52,16 +44,9 @@ struct WeightClass {
 pub struct View {
     service_type: ServiceType,
     version: u64,
-    services: Vec<Arc<ServiceInfo>>,
-    /// Each online instance name has a seat; here is who owns its keys. Seats keep their number while they are taken; a
-    /// vacant one is reused.
-    primaries: Vec<Option<Arc<ServiceInfo>>>,
-    /// What placement knows of the names.
-    candidates: Vec<Candidate>,
-    /// Others that live under the name of a seat.
-    standbys: BTreeMap<u16, Vec<Arc<ServiceInfo>>>,
-    vacant: Vec<u16>,
-    classes: Vec<WeightClass>,
+    services: Box<[Arc<ServiceInfo>]>,
+    /// Who of them own keys, one for each name.
+    seats: Seats,
     /// The only seat that is taken; [`NOBODY`] where none is.
     sole: Option<u16>,
     table: Table,
@@ -73,12 +58,8 @@ impl View {
         View {
             service_type,
             version: 0,
-            services: Vec::new(),
-            primaries: Vec::new(),
-            candidates: Vec::new(),
-            standbys: BTreeMap::new(),
-            vacant: Vec::new(),
-            classes: Vec::new(),
+            services: Box::default(),
+            seats: Seats::default(),
             sole: Some(NOBODY),
             table: Table::new(TableBudget::new(0)),
         }
@@ -113,7 +94,7 @@ impl View {
 
     /// How many services own keys.
     pub fn online_count(&self) -> usize {
-        self.names() + self.standbys.values().map(Vec::len).sum::<usize>()
+        self.seats.taken() + self.seats.standbys()
     }
 
     /// The owner of a key.
@@ -124,23 +105,45 @@ impl View {
             None => self.first(slot),
             Some(seat) => seat,
         };
-        self.primaries.get(usize::from(seat))?.as_ref()
+        self.seats.primary(seat)
     }
 
     /// The first `n` owners of a key in order of preference: min(`n`, online) distinct instances, always.
     pub fn owners(&self, key: impl Into<Key>, n: usize) -> Owners<'_> {
+        self.owners_as(key, n, |info| info)
+    }
+
+    /// The same, each as `to` makes it.
+    #[inline]
+    pub(crate) fn owners_as<'a, T>(
+        &'a self,
+        key: impl Into<Key>,
+        n: usize,
+        to: impl Fn(&'a Arc<ServiceInfo>) -> T,
+    ) -> SmallVec<[T; 4]> {
         let slot = key.into().slot();
         if n == 0 {
-            return Owners::new();
+            return SmallVec::new();
         }
-        if n <= RANKED {
-            let ranked = match self.sole {
-                None => self.ranked(slot, n),
-                Some(seat) => [seat, NOBODY, NOBODY, NOBODY],
-            };
-            return self.seated(ranked, n);
+        if n > RANKED {
+            let order = self.preference(slot).into_iter();
+            return order.take(n).map(to).collect();
         }
-        self.preference(slot).into_iter().take(n).collect()
+        let ranked = match self.sole {
+            None => self.ranked(slot, n),
+            Some(seat) => [seat, NOBODY, NOBODY, NOBODY],
+        };
+        if self.seats.standbys() > 0 {
+            let all = ranked.into_iter().flat_map(|seat| self.takers(seat));
+            return all.take(n).map(to).collect();
+        }
+        let mut owners = SmallVec::new();
+        for seat in ranked.into_iter().take(n) {
+            if let Some(primary) = self.seats.primary(seat) {
+                owners.push(to(primary));
+            }
+        }
+        owners
     }
 
     /// The first `n` owners of a key such that no two share what `spread` names.
@@ -165,10 +168,14 @@ impl View {
 
     /// True for an online service whose name another one of a smaller node name has, too: it ranks right behind it.
     pub fn is_standby(&self, info: &ServiceInfo) -> bool {
-        self.standbys
-            .values()
-            .flatten()
-            .any(|other| other.id() == info.id())
+        let Some(place) = place_of(&self.services, info) else {
+            return false;
+        };
+        let in_front = self.services[..place].iter().rev();
+        self.services[place].is_online()
+            && in_front
+                .take_while(|other| other.name() == info.name())
+                .any(|other| other.is_online())
     }
 
     /// The entry of one service.
@@ -176,34 +183,23 @@ impl View {
         self.services.iter().find(|info| info.id() == id)
     }
 
-    fn names(&self) -> usize {
-        self.primaries.len() - self.vacant.len()
-    }
-
     /// Who has a seat: the primary, then those that stand by.
     fn takers(&self, seat: u16) -> impl Iterator<Item = &Arc<ServiceInfo>> {
-        let primary = self.primaries.get(usize::from(seat)).into_iter().flatten();
-        primary.chain(self.standbys.get(&seat).into_iter().flatten())
+        let name = self.name(seat);
+        name.into_iter()
+            .flat_map(|name| online(&self.services, name))
     }
 
     fn name(&self, seat: u16) -> Option<&InstanceName> {
-        let primary = self.primaries.get(usize::from(seat))?.as_ref();
-        primary.map(|info| info.name())
+        self.seats.primary(seat).map(|info| info.name())
     }
 
-    #[inline]
-    fn seated(&self, ranked: Ranked, n: usize) -> Owners<'_> {
-        if !self.standbys.is_empty() {
-            let all = ranked.into_iter().flat_map(|seat| self.takers(seat));
-            return all.take(n).collect();
-        }
-        let mut owners = Owners::new();
-        for seat in ranked.into_iter().take(n) {
-            if let Some(Some(primary)) = self.primaries.get(usize::from(seat)) {
-                owners.push(primary);
-            }
-        }
-        owners
+    /// What placement knows of the name that has a seat; none where nobody has.
+    fn candidate(&self, seat: u16) -> Option<Candidate> {
+        self.seats.primary(seat).map(|info| Candidate {
+            hash: self.seats.hash(seat),
+            weight: info.weight().value(),
+        })
     }
 
     #[inline]
@@ -229,40 +225,44 @@ impl View {
     #[inline(never)]
     fn score(&self, slot: Slot) -> Ranked {
         let salt = salt(slot);
-        let mut best: Best = [(NOBODY, 0); RANKED];
-        match self.classes.as_slice() {
-            [] => {}
-            [class] => best = self.best_of(class, salt),
-            classes => {
-                for class in classes {
-                    for (seat, drawn) in self.best_of(class, salt) {
-                        if seat != NOBODY && !self.insert(&mut best, seat, drawn) {
-                            break;
-                        }
+        let classes = self.seats.classes();
+        let best = if classes.is_empty() {
+            let all = (0_u16..).zip(self.seats.hashes());
+            self.best_of(all.map(|(seat, hash)| (seat, *hash)), salt)
+        } else {
+            let mut best: Best = [(NOBODY, 0); RANKED];
+            for class in classes {
+                let of_class = class.seats.iter();
+                let of_class = of_class.map(|seat| (*seat, self.seats.hash(*seat)));
+                for (seat, drawn) in self.best_of(of_class, salt) {
+                    if seat != NOBODY && !self.insert(&mut best, seat, drawn, false) {
+                        break;
                     }
                 }
             }
-        }
+            best
+        };
         best.map(|(seat, _)| seat)
     }
 
-    /// The first seats of one class.
-    fn best_of(&self, class: &WeightClass, salt: u64) -> Best {
+    /// The first of some seats of one weight.
+    #[inline]
+    fn best_of(&self, seats: impl Iterator<Item = (u16, u64)>, salt: u64) -> Best {
         let mut best: Best = [(NOBODY, 0); RANKED];
-        for &(hash, seat) in &class.names {
+        for (seat, hash) in seats {
             let drawn = draw(hash, salt);
             // Names of equal hash draw alike, and are ordered by name: rare enough for the slow path.
             if drawn >= best[RANKED - 1].1 {
-                self.insert(&mut best, seat, drawn);
+                self.insert(&mut best, seat, drawn, true);
             }
         }
         best
     }
 
-    /// Puts a seat into its place; false where it is behind all others.
-    fn insert(&self, best: &mut Best, seat: u16, drawn: u64) -> bool {
-        let Some(place) = best.iter().position(|&(other, other_drawn)| {
-            other == NOBODY || self.compare(seat, drawn, other, other_drawn) == Ordering::Less
+    /// Puts a seat into its place among others, whether of one weight or not; false where it is behind all of them.
+    fn insert(&self, best: &mut Best, seat: u16, drawn: u64, one_weight: bool) -> bool {
+        let Some(place) = best.iter().position(|&other| {
+            other.0 == NOBODY || self.compare((seat, drawn), other, one_weight).is_lt()
         }) else {
             return false;
         };
@@ -271,22 +271,35 @@ impl View {
         true
     }
 
-    fn compare(&self, a: u16, a_drawn: u64, b: u16, b_drawn: u64) -> Ordering {
-        let candidate = |seat: u16| self.candidates[usize::from(seat)];
-        prefer((candidate(a), a_drawn), (candidate(b), b_drawn))
-            .then_with(|| self.name(a).cmp(&self.name(b)))
+    /// Who of two seats with what they drew comes first.
+    fn compare(&self, a: (u16, u64), b: (u16, u64), one_weight: bool) -> Ordering {
+        if one_weight && a.1 != b.1 {
+            return b.1.cmp(&a.1);
+        }
+        match (self.candidate(a.0), self.candidate(b.0)) {
+            (Some(first), Some(second)) => prefer((first, a.1), (second, b.1))
+                .then_with(|| self.name(a.0).cmp(&self.name(b.0))),
+            // Nobody asks for the order of vacant seats.
+            (first, second) => second.is_some().cmp(&first.is_some()),
+        }
+    }
+
+    /// All seats that are taken are of one weight.
+    fn is_even(&self) -> bool {
+        self.seats.classes().len() <= 1
     }
 
     /// Everybody online in the order of preference.
     fn preference(&self, slot: Slot) -> Vec<&Arc<ServiceInfo>> {
         let salt = salt(slot);
-        let mut order: Vec<(u16, u64)> = self
-            .classes
-            .iter()
-            .flat_map(|class| &class.names)
-            .map(|&(hash, seat)| (seat, draw(hash, salt)))
+        let taken = (0_u16..)
+            .zip(self.seats.hashes())
+            .filter(|(seat, _)| self.seats.primary(*seat).is_some());
+        let mut order: Vec<(u16, u64)> = taken
+            .map(|(seat, hash)| (seat, draw(*hash, salt)))
             .collect();
-        order.sort_unstable_by(|a, b| self.compare(a.0, a.1, b.0, b.1));
+        let even = self.is_even();
+        order.sort_unstable_by(|a, b| self.compare(*a, *b, even));
         order
             .into_iter()
             .flat_map(|(seat, _)| self.takers(seat))
@@ -296,39 +309,20 @@ impl View {
     /// The view after some services left, came or changed, at a later version. Costs a copy of the list, and a look at
     /// each slot that was looked up before.
     pub(crate) fn changed(&self, version: u64, changes: &[Change]) -> View {
+        let edits = Edits::of(changes);
+        let services = edits.apply(&self.services);
+        let (seats, touched) = self.seats.changed(&self.services, &services, &edits);
         let mut next = View {
             service_type: self.service_type.clone(),
             version,
-            services: list(&self.services, changes),
-            primaries: self.primaries.clone(),
-            candidates: self.candidates.clone(),
-            standbys: self.standbys.clone(),
-            vacant: self.vacant.clone(),
-            classes: Vec::new(),
-            sole: self.sole,
+            services,
+            sole: seats.sole(),
+            seats,
             table: Table::new(self.table.budget()),
         };
-        let mut touched = BTreeSet::new();
-        for (before, after) in changes {
-            if let Some(before) = before.as_ref().filter(|info| info.is_online()) {
-                touched.extend(next.vacate(before));
-            }
-            if let Some(after) = after.as_ref().filter(|info| info.is_online()) {
-                touched.extend(next.take_seat(after));
-            }
-        }
         if touched.is_empty() {
-            next.classes.clone_from(&self.classes);
             next.table = self.table.share();
-            return next;
-        }
-        next.classes = next.weight_classes();
-        next.sole = match next.classes.as_slice() {
-            [] => Some(NOBODY),
-            [class] if class.names.len() == 1 => Some(class.names[0].1),
-            _ => None,
-        };
-        if next.sole.is_none() {
+        } else if next.sole.is_none() {
             next.inherit_table(self, &touched);
         }
         next
@@ -336,16 +330,14 @@ impl View {
 
     /// Carries what is known of each slot over: where a seat was given up or changed its weight, those behind it move up,
     /// and who comes last is found out when it is asked for; a new one is compared with who is there.
-    fn inherit_table(&mut self, before: &View, touched: &BTreeSet<u16>) {
+    fn inherit_table(&mut self, before: &View, touched: &[u16]) {
         /// With more changes at once it is cheaper to start anew.
         const MAX_CARRIED: usize = 64;
         let Some(old) = before.table.started() else {
             return;
         };
         let same = |seat: u16| {
-            let at = usize::from(seat);
-            self.candidates.get(at) == before.candidates.get(at)
-                && self.name(seat) == before.name(seat)
+            self.candidate(seat) == before.candidate(seat) && self.name(seat) == before.name(seat)
         };
         let moved: SmallVec<[u16; 8]> = touched
             .iter()
@@ -387,11 +379,15 @@ impl View {
 
     /// Puts a seat into its place among those of a slot, if it has one.
     fn put_in(&self, ranked: &mut Ranked, seat: u16, salt: u64) {
-        let draw_of = |seat: u16| draw(self.candidates[usize::from(seat)].hash, salt);
+        let draw_of = |seat: u16| draw(self.seats.hash(seat), salt);
         let drawn = draw_of(seat);
         // From behind: mostly there is no place.
         let known = ranked.iter().take_while(|seat| **seat < LOST).count();
-        let is_before = |other: u16| self.compare(seat, drawn, other, draw_of(other)).is_lt();
+        let even = self.is_even();
+        let is_before = |other: u16| {
+            self.compare((seat, drawn), (other, draw_of(other)), even)
+                .is_lt()
+        };
         let mut place = known;
         while place > 0 && is_before(ranked[place - 1]) {
             place -= 1;
@@ -401,89 +397,6 @@ impl View {
             ranked[place..].rotate_right(1);
             ranked[place] = seat;
         }
-    }
-
-    fn seat_of(&self, name: &InstanceName) -> Option<u16> {
-        // The list is short or the change rare: one pass over it costs less than a map held for every type.
-        let hash = name_hash(name);
-        (0_u16..)
-            .zip(&self.candidates)
-            .filter(|(_, candidate)| candidate.hash == hash)
-            .map(|(seat, _)| seat)
-            .find(|seat| self.name(*seat) == Some(name))
-    }
-
-    fn vacate(&mut self, info: &ServiceInfo) -> Option<u16> {
-        let seat = self.seat_of(info.name())?;
-        let mut takers: Vec<_> = self.takers(seat).cloned().collect();
-        takers.retain(|other| other.id() != info.id());
-        self.seat(seat, takers);
-        Some(seat)
-    }
-
-    /// None where all seats are taken: nodes that register at the same moment can exceed the limit that each of them
-    /// checks, and what is far beyond it owns nothing.
-    fn take_seat(&mut self, info: &Arc<ServiceInfo>) -> Option<u16> {
-        if self.names() >= MAX_SEATS {
-            return None;
-        }
-        let seat = self.seat_of(info.name()).unwrap_or_else(|| {
-            self.vacant.pop().unwrap_or_else(|| {
-                self.primaries.push(None);
-                self.candidates.push(Candidate { hash: 0, weight: 0 });
-                (self.primaries.len() - 1) as u16
-            })
-        });
-        let mut takers: Vec<_> = self.takers(seat).cloned().collect();
-        let place = takers.partition_point(|other| standing(other) < standing(info));
-        takers.insert(place, Arc::clone(info));
-        self.seat(seat, takers);
-        Some(seat)
-    }
-
-    /// Gives a seat to whoever lives under its name, in the order of their standing.
-    fn seat(&mut self, seat: u16, takers: Vec<Arc<ServiceInfo>>) {
-        let at = usize::from(seat);
-        let mut takers = takers.into_iter();
-        let primary = takers.next();
-        match &primary {
-            Some(primary) => {
-                self.candidates[at] = Candidate {
-                    hash: name_hash(primary.name()),
-                    weight: primary.weight().value(),
-                };
-            }
-            None => self.vacant.push(seat),
-        }
-        self.primaries[at] = primary;
-        let standbys: Vec<_> = takers.collect();
-        if standbys.is_empty() {
-            self.standbys.remove(&seat);
-        } else {
-            self.standbys.insert(seat, standbys);
-        }
-    }
-
-    /// The seats that are taken, by weight.
-    fn weight_classes(&self) -> Vec<WeightClass> {
-        let mut classes: Vec<WeightClass> = Vec::new();
-        for ((seat, candidate), primary) in (0_u16..).zip(&self.candidates).zip(&self.primaries) {
-            if primary.is_none() {
-                continue;
-            }
-            let (name, weight) = ((candidate.hash, seat), candidate.weight);
-            match classes.binary_search_by_key(&weight, |class| class.weight) {
-                Ok(found) => classes[found].names.push(name),
-                Err(place) => classes.insert(
-                    place,
-                    WeightClass {
-                        weight,
-                        names: vec![name],
-                    },
-                ),
-            }
-        }
-        classes
     }
 }
 
@@ -503,12 +416,6 @@ fn take_out(ranked: &mut Ranked, seat: u16) {
 }
 
 type Best = [(u16, u64); RANKED];
-
-/// Rule: between two of one name, a total order that leaves the generation out says who is the standby.
-fn standing(info: &ServiceInfo) -> (&str, u64, u64) {
-    let id = info.id();
-    (id.node.as_str(), id.nonce, id.sequence)
-}
 
 /// Takes those that share nothing with who was chosen before; true once there are `n`.
 fn choose<'a>(
@@ -534,41 +441,6 @@ fn shares(a: &ServiceInfo, b: &ServiceInfo, spread: Spread) -> bool {
         Spread::Nodes => a.node() == b.node(),
         Spread::Zones => a.zone().is_some() && a.zone() == b.zone(),
     }
-}
-
-fn listed(info: &ServiceInfo) -> (&InstanceName, (&str, u64, u64)) {
-    (info.name(), standing(info))
-}
-
-/// The list after the changes, still in order.
-fn list(services: &[Arc<ServiceInfo>], changes: &[Change]) -> Vec<Arc<ServiceInfo>> {
-    let mut gone: Vec<_> = changes
-        .iter()
-        .filter_map(|(before, _)| before.as_deref().map(listed))
-        .collect();
-    gone.sort_unstable();
-    // A later change of the same service replaces an earlier one.
-    let mut came: Vec<&Arc<ServiceInfo>> = Vec::new();
-    for (before, after) in changes {
-        if let Some(before) = before {
-            came.retain(|info| info.id() != before.id());
-        }
-        came.extend(after);
-    }
-    came.sort_unstable_by(|a, b| listed(a).cmp(&listed(b)));
-    let mut came = came.into_iter().peekable();
-    let mut result = Vec::with_capacity(services.len() + came.len());
-    for info in services {
-        if gone.binary_search(&listed(info)).is_ok() {
-            continue;
-        }
-        while let Some(new) = came.next_if(|new| listed(new) < listed(info)) {
-            result.push(Arc::clone(new));
-        }
-        result.push(Arc::clone(info));
-    }
-    result.extend(came.cloned());
-    result
 }
 
 #[cfg(test)]

@@ -78,10 +78,10 @@ pub use discovery::SeedError;
 pub use events::{ServiceEvent, Subscription};
 pub use handle::{Answer, InstanceHandle, ServiceHandle};
 pub use keydispatch_core::{
-    AddError, ClusterName, ClusterStats, EntryError, Generation, InstanceName, Key, KeyError,
-    KeyPart, MemberState, NameError, NodeId, NodeName, OwnerStats, Owners, Reference, ServiceId,
-    ServiceInfo, ServiceState, ServiceType, SettingsError, Slot, Spread, Topic, UpdateError, View,
-    Weight, Zone, config, limits, message::Address, placement,
+    AddError, ClusterName, ClusterStats, EntryError, FoundOwners, Generation, InstanceName, Key,
+    KeyError, KeyPart, MemberState, NameError, NodeId, NodeName, OwnerStats, Owners, Reference,
+    ServiceId, ServiceInfo, ServiceState, ServiceType, SettingsError, Slot, Spread, Topic,
+    UpdateError, View, Weight, Zone, config, limits, message::Address, placement,
 };
 pub use mailbox::ReplyTo;
 pub use members::{Member, MemberChange, MemberChanges};

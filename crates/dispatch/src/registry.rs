@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use keydispatch_core::{
-    AddError, Directory, EntryError, EntryUpdate, InstanceName, Key, Metadata, NameError, NewEntry,
-    NodeName, Reference, ServiceId, ServiceInfo, ServiceState, ServiceType, UpdateError, View,
-    Weight, Zone,
+    AddError, Directory, EntryError, EntryUpdate, FoundOwners, InstanceName, Key, Metadata,
+    NameError, NewEntry, NodeName, Reference, ServiceId, ServiceInfo, ServiceState, ServiceType,
+    UpdateError, View, Weight, Zone,
 };
 use tokio::sync::oneshot;
 
@@ -330,10 +330,10 @@ impl Registry {
         n: usize,
         service_type: &str,
         key: impl Into<Key>,
-    ) -> Vec<Arc<ServiceInfo>> {
-        self.view(service_type)
-            .map(|view| view.owners(key.into(), n).into_iter().cloned().collect())
-            .unwrap_or_default()
+    ) -> FoundOwners {
+        self.shared
+            .directory
+            .find_multi(service_type, key.into(), n)
     }
 
     /// The view of a type at this moment, to look many keys up in; none while nothing of it was ever registered.

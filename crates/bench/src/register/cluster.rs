@@ -227,63 +227,74 @@ impl Bench {
         Ok(delays)
     }
 
-    /// Resident memory of a peer by how many entries it has of another.
+    /// Resident memory by how many entries one node has registered: of that node, and of another one.
     pub(super) async fn memory(&mut self) -> Result<(), Error> {
         let most = match self.options {
             Options { full: true, .. } => limits::MAX_SERVICES_PER_NODE,
             Options { quick: true, .. } => 50_000,
             _ => 200_000,
         };
-        let (mut peer, address) = self.follow("far0", &[]).await?;
-        let node = self.near(&[address]).await?;
-        settle().await;
         let mut rows = vec![cells([
+            "of each type",
             "entries",
-            "RSS of the peer, MB",
-            "bytes for each entry",
+            "RSS of their owner, MB",
+            "bytes each",
+            "RSS of a peer, MB",
+            "bytes each",
         ])];
-        let start = process::resident(peer.id());
-        rows.push(vec![
-            "0".to_owned(),
-            figure(start as f64 / 1e6),
-            String::new(),
-        ]);
-        let (mut have, mut each) = (0, 0.0);
-        let mut points = Vec::new();
-        for count in [most / 8, most / 4, most / 2, most] {
-            for first in (have..count).step_by(BATCH) {
-                let services = (first..count.min(first + BATCH)).map(|number| {
-                    let service_type = format!("type {}", number / 1_000);
-                    NewService::endpoint(service_type, format!("host:{number}"))
-                });
-                node.registry()
-                    .add_services(services.collect::<Vec<_>>())
+        let mut found = Vec::new();
+        for of_each_type in [1_000, 10] {
+            let (mut owner, address) = self.follow("far0", &[]).await?;
+            let (mut peer, _) = self.follow("far1", &[address]).await?;
+            settle().await;
+            let resident = |of: &Follower| process::resident(of.id()) as f64;
+            let start = [resident(&owner), resident(&peer)];
+            let (mut have, mut each) = (0, [0.0; 2]);
+            let mut points = [Vec::new(), Vec::new()];
+            for count in [0, most / 8, most / 4, most / 2, most] {
+                owner
+                    .tell(&format!("fill {have} {count} {of_each_type}"))
                     .await?;
+                owner.expect("fill").await?;
+                have = count;
+                if count > 0 {
+                    peer.tell(&format!("count far0 {count}")).await?;
+                    peer.expect("count").await?;
+                }
+                // What was freed meanwhile is given back.
+                sleep(Duration::from_secs(1)).await;
+                let now = [resident(&owner), resident(&peer)];
+                let mut row = vec![of_each_type.to_string(), count.to_string()];
+                for who in 0..2 {
+                    let more = (now[who] - start[who]).max(0.0);
+                    row.push(figure(now[who] / 1e6));
+                    if count > 0 {
+                        each[who] = more / count as f64;
+                        points[who].push((count as f64, more));
+                        row.push(figure(each[who]));
+                    } else {
+                        row.push(String::new());
+                    }
+                }
+                rows.push(row);
             }
-            have = count;
-            peer.tell(&format!("count near {count}")).await?;
-            peer.expect("count").await?;
-            // What was freed meanwhile is given back.
-            sleep(Duration::from_secs(1)).await;
-            let resident = process::resident(peer.id());
-            each = resident.saturating_sub(start) as f64 / count as f64;
-            rows.push(vec![
-                count.to_string(),
-                figure(resident as f64 / 1e6),
-                figure(each),
-            ]);
-            points.push((count as f64, resident.saturating_sub(start) as f64));
+            found.push(json!({
+                "of_each_type": of_each_type, "entries": most, "bytes_each_of_the_owner": each[0],
+                "bytes_each_of_a_peer": each[1], "rss_without": start[1],
+            }));
+            for (who, which) in ["owner", "peer"].into_iter().enumerate() {
+                let of = format!("{most} entries, {of_each_type} of each type");
+                let name = format!("bytes of RSS of the {which} for each of {of}");
+                self.targets.push(Target::at_most(name, each[who], 300.0));
+                self.grows(
+                    &format!("memory of n entries, {of_each_type} of each type, {which}"),
+                    &points[who],
+                );
+            }
         }
         self.output
-            .table("Memory of replicated entries, 1,000 of each type", &rows);
-        self.figures.insert(
-            "memory".to_owned(),
-            json!({"entries": most, "bytes_each": each, "rss_without": start}),
-        );
-        let name = format!("bytes of RSS for each of {most} replicated entries");
-        self.targets.push(Target::at_most(name, each, 300.0));
-        self.grows("memory of n replicated entries", &points);
-        node.leave().await;
+            .table("Memory of entries, added in batches of 1,000", &rows);
+        self.figures.insert("memory".to_owned(), json!(found));
         Ok(())
     }
 

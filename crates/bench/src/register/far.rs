@@ -9,6 +9,7 @@ use clap::Args;
 use keydispatch::{NewService, Node, ServiceEvent, Subscription};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
+use super::BATCH;
 use crate::call::Echo;
 use crate::fleet::{self, Error};
 use crate::monotonic_nanos;
@@ -37,6 +38,7 @@ struct Seen {
 /// Runs the hidden command. It is told line by line:
 ///
 /// - `own N`: register N probes; answers `own`.
+/// - `fill FIRST END EACH`: register endpoints of those numbers in batches, EACH of a type; answers `fill`.
 /// - `echo`: serve the echo; answers `echo`.
 /// - `count NODE N`: wait until it has N entries of that node or more; answers `count NANOS`.
 /// - `empty NODE`: wait until it has none; answers `empty NANOS`.
@@ -61,6 +63,10 @@ pub fn run_far(far: Far, say: fn(&str)) -> Result<(), Error> {
                         .add_services(probes.collect::<Vec<_>>())
                         .await?;
                     say("own");
+                }
+                ["fill", first, end, each] => {
+                    fill(&node, first.parse()?, end.parse()?, each.parse()?).await?;
+                    say("fill");
                 }
                 ["echo"] => {
                     node.serve(Echo).await?;
@@ -92,6 +98,19 @@ pub fn run_far(far: Far, say: fn(&str)) -> Result<(), Error> {
         }
         Ok(())
     })
+}
+
+async fn fill(node: &Node, first: usize, end: usize, each: usize) -> Result<(), Error> {
+    for first in (first..end).step_by(BATCH) {
+        let services = (first..end.min(first + BATCH)).map(|number| {
+            let service_type = format!("type {}", number / each);
+            NewService::endpoint(service_type, format!("host:{number}"))
+        });
+        node.registry()
+            .add_services(services.collect::<Vec<_>>())
+            .await?;
+    }
+    Ok(())
 }
 
 /// Waits until so many of a node's entries show here, and says when they did.

@@ -86,7 +86,8 @@ proptest! {
         }
         let mut by_delta = replica.clone();
         let records = now.entries().map(|info| info.to_record()).collect();
-        let mut changed = replica.install(&now.owner_version(), 5, records).unwrap();
+        let staged = replica.stage(5, records).collect();
+        let mut changed = replica.install(&now.owner_version(), 5, staged).unwrap();
         let mut expected: Vec<EntryChange> = Vec::new();
         for delta in now.since(then.version()).unwrap() {
             if let Ok(more) = by_delta.apply(delta) {
@@ -109,7 +110,8 @@ fn a_snapshot_that_does_not_match_its_hash_changes_nothing() {
     of.content ^= 1;
     let mut replica = Replica::new(owner());
     let records = log.entries().map(|info| info.to_record()).collect();
-    assert_eq!(replica.install(&of, 5, records), Err(Rejected::Differs));
+    let staged = replica.stage(5, records).collect();
+    assert_eq!(replica.install(&of, 5, staged), Err(Rejected::Differs));
     assert_eq!(replica.version(), None);
     assert_eq!(replica.entries().len(), 0);
 }

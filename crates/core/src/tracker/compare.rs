@@ -89,8 +89,8 @@ impl Tracker {
             }
             Some(have) if have == row.version => {
                 if !direct && owner.replica.content() == row.content {
-                    // Without a link to the owner, this is the best word there is.
-                    owner.confirmed = true;
+                    // Without a link to the owner, this is the best word there is, unless the owner has said more before.
+                    owner.confirmed |= !owner.is_behind();
                 }
             }
             _ => {

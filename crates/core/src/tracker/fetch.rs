@@ -1,9 +1,10 @@
 //! The asking side of requests: one an owner at a time, the owner first, the asker sets the pace.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Recipients, Tracker};
-use crate::entry::Record;
+use crate::entry::ServiceInfo;
 use crate::id::NodeId;
 use crate::limits::MAX_SERVICES_PER_NODE;
 use crate::message::{ControlMessage, OwnerVersion, Request, Resume, SnapshotChunk};
@@ -36,7 +37,7 @@ struct Incoming {
     nonce: u64,
     next: u32,
     count: u32,
-    records: Vec<Record>,
+    entries: Vec<Arc<ServiceInfo>>,
 }
 
 impl Tracker {
@@ -130,7 +131,7 @@ impl Tracker {
                     nonce: chunk.nonce,
                     next: 0,
                     count: chunk.count,
-                    records: Vec::new(),
+                    entries: Vec::new(),
                 })
             }
             // Rule: a snapshot is one immutable (generation, version, hash).
@@ -147,7 +148,7 @@ impl Tracker {
                 return self.reject(from, "a chunk of another snapshot than the one asked for");
             }
         };
-        if incoming.records.len() + chunk.records.len() > MAX_SERVICES_PER_NODE {
+        if incoming.entries.len() + chunk.records.len() > MAX_SERVICES_PER_NODE {
             self.give_up_fetch(&node);
             return self.reject(
                 from,
@@ -155,7 +156,11 @@ impl Tracker {
             );
         }
         let first = incoming.next == 0;
-        incoming.records.extend(chunk.records);
+        if let Some(owner) = self.owners.get_mut(&node) {
+            // As entries, which take half of what records do and share their types: a snapshot may be long.
+            let staged = owner.replica.stage(chunk.nonce, chunk.records);
+            incoming.entries.extend(staged);
+        }
         incoming.next += 1;
         fetch.deadline = now + TIMEOUT;
         if incoming.next == incoming.count {
@@ -203,7 +208,7 @@ impl Tracker {
         }
         match owner
             .replica
-            .install(&incoming.of, incoming.nonce, incoming.records)
+            .install(&incoming.of, incoming.nonce, incoming.entries)
         {
             Ok(changes) => {
                 owner.differs = false;

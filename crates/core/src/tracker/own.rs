@@ -1,6 +1,6 @@
 //! This node's own entries: what may be added, and under which instance name.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use crate::entry::{EntryUpdate, NewEntry, Record, ServiceInfo};
 use crate::id::{InstanceName, NodeId, NodeName, ServiceType};
@@ -59,15 +59,57 @@ pub enum UpdateError {
 pub(super) struct Names {
     node: NodeName,
     by_type: HashMap<ServiceType, TypeNames>,
-    sequences: BTreeSet<u64>,
+    sequences: Sequences,
 }
 
 #[derive(Debug, Default)]
 struct TypeNames {
-    taken: HashMap<InstanceName, u64>,
+    taken: HashSet<InstanceName>,
     /// Ordinals below `next` that were given up.
     free: BTreeSet<u64>,
     next: u64,
+}
+
+/// A set of numbers that mostly follow each other: a bit each.
+#[derive(Debug, Default)]
+struct Sequences {
+    words: BTreeMap<u64, u64>,
+    len: usize,
+}
+
+impl Sequences {
+    fn split(sequence: u64) -> (u64, u64) {
+        (sequence / 64, 1 << (sequence % 64))
+    }
+
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    fn contains(&self, sequence: u64) -> bool {
+        let (word, bit) = Self::split(sequence);
+        self.words.get(&word).is_some_and(|bits| bits & bit != 0)
+    }
+
+    fn insert(&mut self, sequence: u64) {
+        let (word, bit) = Self::split(sequence);
+        let bits = self.words.entry(word).or_default();
+        self.len += usize::from(*bits & bit == 0);
+        *bits |= bit;
+    }
+
+    fn remove(&mut self, sequence: u64) {
+        let (word, bit) = Self::split(sequence);
+        if let Some(bits) = self.words.get_mut(&word)
+            && *bits & bit != 0
+        {
+            *bits &= !bit;
+            self.len -= 1;
+            if *bits == 0 {
+                self.words.remove(&word);
+            }
+        }
+    }
 }
 
 impl Names {
@@ -75,7 +117,7 @@ impl Names {
         Names {
             node,
             by_type: HashMap::new(),
-            sequences: BTreeSet::new(),
+            sequences: Sequences::default(),
         }
     }
 
@@ -100,7 +142,7 @@ impl Names {
     }
 
     fn reserve_one(&mut self, entry: &NewEntry) -> Result<InstanceName, AddError> {
-        if self.sequences.contains(&entry.sequence) {
+        if self.sequences.contains(entry.sequence) {
             return Err(AddError::SequenceTaken {
                 sequence: entry.sequence,
             });
@@ -112,7 +154,7 @@ impl Names {
             });
         }
         let name = match &entry.name {
-            Some(name) if names.taken.contains_key(name) => {
+            Some(name) if names.taken.contains(name) => {
                 return Err(AddError::NameTaken {
                     service_type: entry.service_type.clone(),
                     name: name.clone(),
@@ -121,7 +163,7 @@ impl Names {
             Some(name) => name.clone(),
             None => names.by_ordinal(&self.node),
         };
-        names.taken.insert(name.clone(), entry.sequence);
+        names.taken.insert(name.clone());
         self.sequences.insert(entry.sequence);
         Ok(name)
     }
@@ -131,7 +173,7 @@ impl Names {
     }
 
     fn release_name(&mut self, sequence: u64, service_type: &ServiceType, name: &InstanceName) {
-        self.sequences.remove(&sequence);
+        self.sequences.remove(sequence);
         let Some(names) = self.by_type.get_mut(service_type) else {
             return;
         };
@@ -157,7 +199,7 @@ impl TypeNames {
             });
             let name = default_name(node, ordinal);
             // The user may have given that name to another one.
-            if !self.taken.contains_key(&name) {
+            if !self.taken.contains(&name) {
                 return name;
             }
         }

@@ -411,6 +411,34 @@ fn a_relayed_snapshot_shows_at_once_where_the_owner_has_said_how_far_it_is() {
 }
 
 #[test]
+fn what_the_owner_said_last_counts_for_more_than_hearsay_after_a_down() {
+    let [a, b, c] = three();
+    let mut net = Net::new(&[a.clone(), b.clone(), c.clone()], 100);
+    net.meet_all();
+    net.add(&a, 1..=2);
+    net.pass(Duration::from_secs(1));
+    net.disconnect(&a, &b);
+    net.disconnect(&a, &c);
+    let now = net.now;
+    net.at(&a).remove(now, 1).unwrap();
+    net.pass(COALESCE);
+    // The owner tells c how far it is, and is gone again before c has the change.
+    net.connect(&a, &c);
+    while net.deliver(&a, &c) {}
+    net.disconnect(&a, &c);
+    net.at(&c).member_down(now, &a);
+    net.at(&c).member_up(now, &a);
+    // What b has is what c has, and older than the owner's word.
+    net.disconnect(&b, &c);
+    net.connect(&b, &c);
+    net.deliver_all();
+    assert!(net.ids(&c).is_empty(), "what was removed flashes back");
+    net.connect(&a, &c);
+    net.deliver_all();
+    assert_eq!(net.ids(&c), [("a".to_owned(), 2)]);
+}
+
+#[test]
 fn a_lost_delta_is_found_by_digest_when_nothing_else_follows() {
     let [a, b, _] = three();
     let mut net = Net::new(&[a.clone(), b.clone()], 100);

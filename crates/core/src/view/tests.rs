@@ -6,6 +6,7 @@ use super::*;
 use crate::entry::{Metadata, Record, ServiceState, Weight};
 use crate::id::{Generation, NodeName, Zone};
 use crate::key::SLOTS;
+use crate::placement::name_hash;
 
 /// One instance, by hand.
 #[derive(Clone, Debug)]
@@ -291,6 +292,25 @@ fn without_a_budget_for_tables_the_owners_are_the_same() {
     }
 }
 
+#[test]
+fn names_beyond_the_seats_own_nothing_until_one_is_vacant() {
+    let joins: Vec<_> = (0..seats::MAX_SEATS as u64 + 2)
+        .map(|at| (None, Some(Instance::new(&format!("i{at:06}")).info(at))))
+        .collect();
+    let view = View::with_budget(service_type(), budget()).changed(1, &joins);
+    assert_eq!(view.services().len(), seats::MAX_SEATS + 2);
+    assert_eq!(view.online_count(), seats::MAX_SEATS);
+    let gone: Vec<_> = view.services()[..2]
+        .iter()
+        .map(|info| (Some(Arc::clone(info)), None))
+        .collect();
+    let view = view.changed(2, &gone);
+    assert_eq!(view.online_count(), seats::MAX_SEATS - 2);
+    let (_, back) = &joins[0];
+    let view = view.changed(3, &[(None, back.clone())]);
+    assert_eq!(view.online_count(), seats::MAX_SEATS - 1);
+}
+
 /// Most-loaded over mean for sets of random names.
 fn balance(instances: usize, sets: u64) -> (f64, f64) {
     let mut loads: Vec<f64> = (0..sets)
@@ -420,6 +440,74 @@ proptest! {
                 let mut expected = by_primaries(&view, Slot(*slot));
                 expected.dedup();
                 prop_assert_eq!(all, expected);
+            }
+        }
+    }
+
+    #[test]
+    fn changes_at_once_lead_where_they_lead_one_by_one(
+        set in instances(24),
+        batches in proptest::collection::vec(
+            proptest::collection::vec((any::<prop::sample::Index>(), 0_u16..=1000, 0..4_u8), 1..8),
+            1..8,
+        ),
+        slots in proptest::collection::vec(any::<u16>(), 20),
+    ) {
+        let mut infos: Vec<_> = set.iter().enumerate().map(|(at, instance)| instance.info(at as u64)).collect();
+        let mut at_once = view_of(&infos, budget());
+        let mut one_by_one = view_of(&infos, budget());
+        let mut version = 1;
+        for batch in batches {
+            let mut changes = Vec::new();
+            for (which, weight, what) in batch {
+                if infos.is_empty() {
+                    break;
+                }
+                let at = which.index(infos.len());
+                let before = Arc::clone(&infos[at]);
+                changes.push(if what == 0 {
+                    infos.swap_remove(at);
+                    (Some(before), None)
+                } else if what == 1 {
+                    // As a new service under the name of another one.
+                    let mut record = before.to_record();
+                    version += 1;
+                    record.sequence = 1_000 + version;
+                    let twin = Arc::new(ServiceInfo::from_record(before.node(), Generation::default(), 1, record));
+                    infos.push(Arc::clone(&twin));
+                    (None, Some(twin))
+                } else {
+                    let mut record = before.to_record();
+                    version += 1;
+                    record.version = version;
+                    record.weight = Weight::try_new(weight / 500 + 1).unwrap();
+                    record.state = if what == 2 { ServiceState::Online } else { ServiceState::Draining };
+                    let after = Arc::new(ServiceInfo::from_record(before.node(), Generation::default(), 1, record));
+                    infos[at] = Arc::clone(&after);
+                    (Some(before), Some(after))
+                });
+            }
+            for slot in &slots {
+                at_once.owner(key_in(*slot));
+                one_by_one.owner(key_in(*slot));
+            }
+            version += 1;
+            at_once = at_once.changed(version, &changes);
+            for change in &changes {
+                version += 1;
+                one_by_one = one_by_one.changed(version, std::slice::from_ref(change));
+            }
+            let fresh = view_of(&infos, TableBudget::new(0));
+            prop_assert_eq!(at_once.services(), fresh.services());
+            prop_assert_eq!(one_by_one.services(), fresh.services());
+            prop_assert_eq!(at_once.online_count(), fresh.online().count());
+            prop_assert_eq!(one_by_one.online_count(), fresh.online().count());
+            for slot in &slots {
+                for n in [1, 3, 4, 50] {
+                    let expected = owner_names(&fresh, *slot, n);
+                    prop_assert_eq!(&owner_names(&at_once, *slot, n), &expected);
+                    prop_assert_eq!(&owner_names(&one_by_one, *slot, n), &expected);
+                }
             }
         }
     }
