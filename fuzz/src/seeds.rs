@@ -131,7 +131,11 @@ fn others() -> Vec<Frame> {
             records: Vec::new(),
         }),
         ControlMessage::Refuse(keydispatch_core::message::Refusal::Full),
-        ControlMessage::Goodbye { node, forget: true },
+        ControlMessage::TakenForDead(keydispatch_core::message::Verdict {
+            node: node.clone(),
+            rival: Some((node.generation, peer::config().address)),
+        }),
+        ControlMessage::Goodbye { node },
     ];
     messages.iter().map(ControlMessage::encode).collect()
 }

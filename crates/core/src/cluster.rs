@@ -16,7 +16,7 @@ use crate::config::Settings;
 use crate::entry::{EntryUpdate, NewEntry, ServiceInfo};
 use crate::hello::Credentials;
 use crate::id::{ClusterName, Generation, NodeId, NodeName, ServiceType};
-use crate::limits::MAX_INSTANCES_PER_TYPE;
+use crate::limits::{MAX_INSTANCES_PER_TYPE, MAX_KNOWN_NODES};
 use crate::links::{
     DialFailure, LinkEvent, LinkId, Links, Names, Origin, Output, Purpose, SeedState,
 };
@@ -462,6 +462,7 @@ impl Cluster {
                 .extend(events.into_iter().map(ClusterEvent::Registry));
         }
         self.judge_sync();
+        self.links.settle_timeout();
     }
 
     fn handle_link_event(&mut self, now: Instant, event: LinkEvent) {
@@ -493,6 +494,17 @@ impl Cluster {
             ControlMessage::Refused { node } => self.membership.handle_refused(now, from, &node),
             ControlMessage::Goodbye { node } => {
                 self.membership.handle_goodbye(now, from, &node);
+            }
+            ControlMessage::TakenForDead(verdict) => {
+                self.membership.handle_verdict(now, from, verdict);
+            }
+            ControlMessage::Vector(vector) => {
+                // Whatever a peer lists is up for it.
+                for row in vector.owners.iter().take(MAX_KNOWN_NODES) {
+                    self.membership.heard_alive(now, from, &row.owner);
+                }
+                let message = ControlMessage::Vector(vector);
+                self.tracker.handle_message(now, from, message);
             }
             message => self.tracker.handle_message(now, from, message),
         }
@@ -559,11 +571,11 @@ impl Cluster {
             return;
         }
         let synced = match self.links.dials().seed_state() {
-            SeedState::None | SeedState::AllRefused => self.tracker.missing().is_empty(),
+            SeedState::None | SeedState::AllRefused => !self.tracker.is_missing_any(),
             SeedState::Trying => false,
             // Where a seed's host is gone for good, the word of whoever dialled this node has to do.
             SeedState::Unreachable | SeedState::Answered => {
-                self.tracker.has_heard_of_owners() && self.tracker.missing().is_empty()
+                self.tracker.has_heard_of_owners() && !self.tracker.is_missing_any()
             }
         };
         if synced {

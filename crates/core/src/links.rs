@@ -178,6 +178,10 @@ pub(crate) struct Links {
     /// The links of those whose life is over, the last ones: a goodbye may still be on its way there.
     forgotten: VecDeque<(LinkId, NodeId)>,
     leaving: bool,
+    /// What [`poll_timeout`](Self::poll_timeout) says, while nothing that it depends on changes: messages on ready links
+    /// are by far the most of what comes in, and looking at every dial after each of them is what a large cluster would
+    /// do most of the time.
+    due: Option<Option<Instant>>,
     outputs: VecDeque<Output>,
     events: VecDeque<LinkEvent>,
 }
@@ -205,6 +209,7 @@ impl Links {
             rival: None,
             forgotten: VecDeque::new(),
             leaving: false,
+            due: None,
             outputs: VecDeque::new(),
             events: VecDeque::new(),
         }
@@ -219,6 +224,7 @@ impl Links {
     }
 
     pub(crate) fn set_seeds(&mut self, now: Instant, seeds: Vec<Address>) {
+        self.due = None;
         self.dials.set_seeds(now, seeds);
     }
 
@@ -229,11 +235,13 @@ impl Links {
 
     /// No dial any more, and no newcomer is let in.
     pub(crate) fn set_leaving(&mut self) {
+        self.due = None;
         self.leaving = true;
     }
 
     /// The node took a new generation: every link says Hello again.
     pub(crate) fn renew(&mut self, now: Instant, node: NodeId) {
+        self.due = None;
         self.ours.node = node;
         self.rival = None;
         let links: Vec<LinkId> = self.links.keys().copied().collect();
@@ -266,6 +274,7 @@ impl Links {
         origin: Origin,
         credentials: Credentials,
     ) {
+        self.due = None;
         if self.leaving || self.unready.len() >= MAX_HANDSHAKES {
             self.outputs.push_back(Output::Close { link });
             return;
@@ -288,6 +297,7 @@ impl Links {
     }
 
     pub(crate) fn handle_disconnected(&mut self, now: Instant, link: LinkId, names: &impl Names) {
+        self.due = None;
         let Some(gone) = self.links.remove(&link) else {
             return;
         };
@@ -323,6 +333,7 @@ impl Links {
         address: &Address,
         failure: &DialFailure,
     ) {
+        self.due = None;
         let failed = self.dials.failed(now, address, failure);
         if let Some(peer) = failed.evidence {
             self.events.push_back(LinkEvent::RedialRefused { peer });
@@ -357,6 +368,7 @@ impl Links {
             Ok(Some(message)) => message,
             Ok(None) => return,
             Err(error) => {
+                self.due = None;
                 if matches!(state, State::Greeting) && frame.kind == kind::HELLO {
                     self.refuse_unreadable_hello(link, frame);
                 } else {
@@ -369,6 +381,7 @@ impl Links {
                 return;
             }
         };
+        let known = self.due.take();
         match (state, message) {
             (State::Greeting, ControlMessage::Hello(theirs)) => {
                 self.handle_hello(now, link, theirs, names);
@@ -395,6 +408,7 @@ impl Links {
             }
             (State::Ready(hello), message) => {
                 let from = hello.node.clone();
+                self.due = known;
                 self.events.push_back(LinkEvent::Message { from, message });
             }
             (State::Greeting | State::InQuestion(_), _) => {
@@ -430,6 +444,7 @@ impl Links {
         if self.leaving || self.is_ready(node) || node.name == self.ours.node.name {
             return;
         }
+        self.due = None;
         // In a full mesh both sides learn of each other at once; the smaller name dials first.
         let defer = purpose == Purpose::Member && self.ours.node.name > node.name;
         self.dials.want(now, node, address, purpose, defer);
@@ -437,6 +452,7 @@ impl Links {
 
     /// Membership's word: that life is over. What is left of its link is closed, so that the next one is fresh.
     pub(crate) fn forget(&mut self, now: Instant, node: &NodeId, names: &impl Names) {
+        self.due = None;
         if let Some(link) = self.ready_link(node) {
             if self.forgotten.len() >= MAX_FORGOTTEN {
                 self.forgotten.pop_front();
@@ -495,6 +511,7 @@ impl Links {
             self.events.push_back(LinkEvent::Ghost { generation });
             return;
         }
+        self.due = None;
         self.rival = Some(Rival {
             generation,
             address: address.clone(),
@@ -503,6 +520,7 @@ impl Links {
     }
 
     pub(crate) fn handle_timeout(&mut self, now: Instant, names: &impl Names) {
+        self.due = None;
         let late: Vec<LinkId> = self
             .unready()
             .filter(|(_, link)| {
@@ -544,6 +562,21 @@ impl Links {
     }
 
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        if let Some(known) = self.due {
+            debug_assert_eq!(known, self.next_timeout());
+            return known;
+        }
+        self.next_timeout()
+    }
+
+    /// Keeps what [`poll_timeout`](Self::poll_timeout) says, so that it need not be found again.
+    pub(crate) fn settle_timeout(&mut self) {
+        if self.due.is_none() {
+            self.due = Some(self.next_timeout());
+        }
+    }
+
+    fn next_timeout(&self) -> Option<Instant> {
         let handshakes = self
             .unready()
             .filter_map(|(_, link)| match link.state {

@@ -6,6 +6,7 @@
 
 mod config;
 mod evidence;
+mod hearsay;
 mod identity;
 mod roster;
 #[cfg(test)]
@@ -112,6 +113,8 @@ pub struct Membership {
     left: BTreeMap<NodeId, Instant>,
     evidence: Evidence,
     rivals: BTreeMap<Generation, Instant>,
+    /// The nodes that were told of their death of late, by way of somebody.
+    verdicts: BTreeMap<NodeId, Instant>,
     heard_at: Instant,
     rejoined_at: Option<Instant>,
     sweep_at: Instant,
@@ -160,6 +163,7 @@ impl Membership {
             left: BTreeMap::new(),
             evidence: Evidence::default(),
             rivals: BTreeMap::new(),
+            verdicts: BTreeMap::new(),
             heard_at: now,
             rejoined_at: None,
             sweep_at,
@@ -793,6 +797,7 @@ impl Membership {
         self.generations
             .retain(|name, (_, at)| now.since(*at) < kept || roster.up(name).is_some());
         self.evidence.sweep(now, self.config.down_period);
+        self.sweep_verdicts(now);
     }
 
     /// Rule: retained dead names are capped, the oldest go first.

@@ -322,6 +322,8 @@ pub enum ControlMessage {
         /// The sender's life that ends.
         node: NodeId,
     },
+    /// The sender, or somebody for whom it passes this on, takes that node for dead; it should say that it is not.
+    TakenForDead(Verdict),
     /// See [`Delta`].
     Delta(Delta),
     /// See [`Request`].
@@ -334,6 +336,15 @@ pub enum ControlMessage {
     Digest(Digest),
     /// See [`Vector`].
     Vector(Vector),
+}
+
+/// Somebody takes a node for dead that is up for the receiver.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// The node in question, in the life in question.
+    pub node: NodeId,
+    /// A later life of its name, and where it is said to be reached, which is why the one in question must be dead.
+    pub rival: Option<(Generation, Address)>,
 }
 
 /// Kinds of frames below this belong to the control lane, the others to the data lane; both lanes start
@@ -368,6 +379,8 @@ pub mod kind {
     pub const DIGEST: u8 = 12;
     /// [`Vector`](super::Vector).
     pub const VECTOR: u8 = 13;
+    /// [`ControlMessage::TakenForDead`](super::ControlMessage::TakenForDead).
+    pub const TAKEN_FOR_DEAD: u8 = 14;
 }
 
 /// One frame without its length prefix.
@@ -432,6 +445,7 @@ impl ControlMessage {
             ControlMessage::Alive { rival } => body(kind::ALIVE, rival),
             ControlMessage::Refused { node } => body(kind::REFUSED, node),
             ControlMessage::Goodbye { node } => body(kind::GOODBYE, node),
+            ControlMessage::TakenForDead(verdict) => body(kind::TAKEN_FOR_DEAD, verdict),
             ControlMessage::Delta(delta) => body(kind::DELTA, delta),
             ControlMessage::Request(request) => body(kind::REQUEST, request),
             ControlMessage::Unavailable(unavailable) => body(kind::UNAVAILABLE, unavailable),
@@ -465,6 +479,7 @@ impl ControlMessage {
             },
             kind::REFUSED => ControlMessage::Refused { node: body(frame)? },
             kind::GOODBYE => ControlMessage::Goodbye { node: body(frame)? },
+            kind::TAKEN_FOR_DEAD => ControlMessage::TakenForDead(body(frame)?),
             kind::DELTA => ControlMessage::Delta(body(frame)?),
             kind::REQUEST => ControlMessage::Request(body(frame)?),
             kind::UNAVAILABLE => ControlMessage::Unavailable(body(frame)?),

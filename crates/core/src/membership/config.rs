@@ -94,6 +94,8 @@ pub struct Rules {
     pub wide_spread: bool,
     /// A member that was declared down and talks is told so, and comes back.
     pub notify_down: bool,
+    /// Who is down here and up for a peer is told by way of that peer.
+    pub verdict_is_told: bool,
     /// Two of the dead are tried every second.
     pub announce_to_down: bool,
     /// A newcomer asks random members for all they know, five times in its first seconds.
@@ -120,6 +122,7 @@ impl Default for Rules {
             suspect_guard: true,
             wide_spread: true,
             notify_down: true,
+            verdict_is_told: true,
             announce_to_down: true,
             join_announces: true,
             rearm_after_rejoin: true,

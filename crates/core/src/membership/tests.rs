@@ -205,6 +205,9 @@ impl World {
             ControlMessage::Goodbye { node } => {
                 membership.handle_goodbye(now, from, &node);
             }
+            ControlMessage::TakenForDead(verdict) => {
+                membership.handle_verdict(now, from, verdict);
+            }
             other => panic!("not a message of membership: {other:?}"),
         }
         self.pump(to);
@@ -606,6 +609,65 @@ fn a_partition_of_ten_seconds_heals_and_everyone_sees_everyone() {
     ] {
         assert_eq!(after_a_partition(rules.clone(), limit), None, "{rules:?}");
     }
+}
+
+/// A node took another for dead while nobody heard it say so, and the two have no way to each other.
+fn sees_the_other_again(rules: Rules) -> bool {
+    let mut world = World::joined(3, 3, rules);
+    let (peer, accused) = (world.nodes[2].id.clone(), world.nodes[1].id.clone());
+    world.partition(&[0], &[1, 2]);
+    let now = world.now;
+    world.nodes[0].membership.bury(now, &accused);
+    // Short of what makes a node take itself for cut off; long enough for the news to have been told to nobody.
+    world.run(SECOND * 3 / 2);
+    world.cut.remove(&pair(0, 2));
+    world.run(10 * SECOND);
+    assert!(world.sees_up(0, 2) && world.sees_up(2, 1) && !world.sees_up(0, 1));
+    world.nodes[2].events.clear();
+    let now = world.now;
+    let membership = &mut world.nodes[0].membership;
+    membership.heard_alive(now, &peer, &accused);
+    world.pump(0);
+    world.run(SECOND);
+    assert_eq!(world.events_of(2), [], "nobody else minds");
+    world.sees_up(0, 1)
+}
+
+#[test]
+fn a_node_that_one_other_takes_for_dead_learns_it_by_way_of_a_third() {
+    assert!(sees_the_other_again(Rules::default()));
+    assert!(!sees_the_other_again(Rules {
+        verdict_is_told: false,
+        ..Rules::default()
+    }));
+}
+
+#[test]
+fn a_node_whose_clock_went_back_learns_of_its_earlier_life_by_way_of_a_third() {
+    let mut world = World::joined(3, 4, Rules::default());
+    world.partition(&[0], &[1, 2]);
+    world.silence(1);
+    world.run(10 * SECOND);
+    // All but node 0, which has no way there, forgot the first life.
+    world.restart(2, 2);
+    world.restart(1, 0);
+    world.link(1, 2);
+    world.cut.remove(&pair(0, 2));
+    world.run(10 * SECOND);
+    world.nodes[0].membership.bury(world.now, &life(1, 1));
+    let (peer, newer) = (world.nodes[2].id.clone(), world.nodes[1].id.clone());
+    let earlier = Identity::new(life(1, 1), 0, address(1));
+    let now = world.now;
+    let membership = &mut world.nodes[0].membership;
+    membership.apply(now, Member::new(earlier, 0, State::Down));
+    membership.heard_alive(now, &peer, &newer);
+    world.nodes[1].events.clear();
+    world.pump(0);
+    world.run(SECOND);
+    assert!(world.events_of(1).contains(&MemberEvent::NameConflict {
+        node: life(1, 1),
+        address: address(1),
+    }));
 }
 
 #[test]
