@@ -33,7 +33,7 @@ enum Command {
         #[arg(long)]
         certificates: PathBuf,
     },
-    /// Runs many histories of simulated clusters, each determined by its seed.
+    /// Runs simulated clusters: many histories, each determined by its seed, or the stated scale.
     Sim(sim::Args),
     /// A node that obeys the test that started it, until its standard input closes.
     #[command(hide = true)]
@@ -88,7 +88,7 @@ enum Command {
 fn main() -> ExitCode {
     let command = Arguments::parse().command;
     if let Command::Sim(arguments) = &command {
-        return sim::run(arguments);
+        return sim::run(arguments, say);
     }
     match run(command) {
         Ok(()) => ExitCode::SUCCESS,

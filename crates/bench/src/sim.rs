@@ -17,6 +17,7 @@ mod profile;
 mod queue;
 mod report;
 mod rules;
+pub mod scale;
 #[cfg(test)]
 mod tests;
 mod trace;
@@ -26,10 +27,30 @@ mod world;
 pub use checks::Violation;
 pub use coverage::Coverage;
 pub use profile::Profile;
-pub use report::{Args, Report};
+pub use report::{Histories, Report};
 pub use rules::Without;
 
-/// Runs the command.
-pub fn run(args: &Args) -> ExitCode {
-    report::run(args)
+/// Runs simulated clusters: many histories, each determined by its seed, or the stated scale.
+#[derive(Clone, Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct Args {
+    #[command(flatten)]
+    histories: Histories,
+    #[command(subcommand)]
+    scale: Option<Command>,
+}
+
+/// What there is beside the histories.
+#[derive(Clone, Debug, clap::Subcommand)]
+enum Command {
+    /// What the largest clusters cost: joins, restarts, a partition, deaths, memory, changes, idleness.
+    Scale(scale::Options),
+}
+
+/// Runs the command; the tables of `scale` are told line by line.
+pub fn run(args: &Args, say: fn(&str)) -> ExitCode {
+    match &args.scale {
+        Some(Command::Scale(options)) => scale::run(*options, say),
+        None => report::run(&args.histories),
+    }
 }

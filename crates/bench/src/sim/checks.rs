@@ -199,7 +199,7 @@ pub(crate) fn check_convergence(nodes: &[&Cluster], keys: u64) -> Result<(), Str
     Ok(())
 }
 
-fn check_members(node: &Cluster, living: &BTreeSet<&NodeId>) -> Result<(), String> {
+pub(crate) fn check_members(node: &Cluster, living: &BTreeSet<&NodeId>) -> Result<(), String> {
     let me = node.node();
     let members = node.members();
     let up: BTreeSet<&NodeId> = members

@@ -153,8 +153,9 @@ impl World {
                 self.undo(Undo::Roll(names));
             }
             Fault::Congestion => {
-                self.network.latency_factor = self.rng.random_range(2..10);
-                self.network.bandwidth_divisor = self.rng.random_range(1..200);
+                let latency_factor = self.rng.random_range(2..10);
+                let bandwidth_divisor = self.rng.random_range(1..200);
+                self.network.slow_down(latency_factor, bandwidth_divisor);
                 let time = self.duration();
                 self.say(|_| format!("the network is slow for {time:?}"));
                 self.undo_after(time, Undo::Congestion);
@@ -391,10 +392,7 @@ impl World {
             }
             Undo::Pause(process) => self.resume(process),
             Undo::Slow(process) => self.processes[process].cost_micros = 0,
-            Undo::Congestion => {
-                self.network.latency_factor = 1;
-                self.network.bandwidth_divisor = 1;
-            }
+            Undo::Congestion => self.network.speed_up(self.now),
             Undo::Down { name, host } => {
                 let free = self.listening[host].is_none();
                 if self.storms && free && self.absent().contains(&name) {
@@ -460,10 +458,12 @@ impl World {
             return;
         }
         let living = self.living();
-        let Some(first) = living.first() else {
+        if living.is_empty() {
             return;
-        };
-        self.constants.seeds = vec![self.processes[*first].host];
+        }
+        // More than one: a pair of hosts may be severed.
+        let first = living.iter().take(3);
+        self.constants.seeds = first.map(|process| self.processes[*process].host).collect();
         for process in living {
             let seeds = self.constants.seeds.iter().map(|seed| address(*seed));
             let state = &mut self.processes[process];

@@ -74,6 +74,8 @@ pub struct Outcome {
     pub groundless_downs: u64,
     /// From each kill of a process until another one reported it.
     pub deaths_known: Vec<Duration>,
+    /// Before the first fault: from the start of the later one of two processes until the one knew the other.
+    pub joins_known: Vec<Duration>,
     /// From the last fault until the last view changed; none where the history ended before.
     pub agreed: Option<Duration>,
     /// Sent by all nodes in all the time.
@@ -114,6 +116,7 @@ pub fn run(plan: &Plan) -> Outcome {
         false_downs: 0,
         groundless_downs: 0,
         deaths_known: Vec::new(),
+        joins_known: Vec::new(),
         agreed: None,
         messages: 0,
         bytes: 0,
@@ -143,6 +146,7 @@ pub fn run(plan: &Plan) -> Outcome {
     outcome.false_downs = world.false_downs;
     outcome.groundless_downs = world.groundless_downs;
     outcome.deaths_known = world.deaths_known;
+    outcome.joins_known = world.joins_known;
     outcome.largest_queue = world.largest_queue;
     outcome.loudest = world.loudest;
     outcome.events = world.events;
@@ -193,10 +197,28 @@ fn build(plan: &Plan, nodes: usize, rng: &mut StdRng) -> World {
             (4 * 1024 * 1024, 32 * 1024 * 1024)
         },
         max_chatter: 500 + 200 * nodes as u64,
+        checks: true,
+        cost: None,
     };
-    let trace = Trace::new(plan.trace, plan.frames);
+    let mut trace = Trace::new(plan.trace, plan.frames);
+    trace.line(Instant::default(), || {
+        format!("{nodes} nodes, {weather:?}, {workload:?}, {constants:?}")
+    });
     let load = (plan.profile.clone(), workload, names);
-    World::new(hosts, weather, constants, load, rng.random(), trace)
+    let mut world = World::new(hosts, weather, constants, load, rng.random(), trace);
+    if plan.profile.severed_pairs {
+        sever_pairs(&mut world, nodes);
+    }
+    world
+}
+
+/// Every eighth pair of neighbours is severed, at least one; newcomers find the seeds.
+fn sever_pairs(world: &mut World, nodes: usize) {
+    let first = world.constants.seeds.len();
+    let hosts: Vec<usize> = (first..nodes).collect();
+    for pair in hosts.chunks_exact(2).step_by(4) {
+        world.network.sever_for_good(pair[0], pair[1]);
+    }
 }
 
 fn settings(rng: &mut StdRng) -> Settings {
@@ -228,6 +250,7 @@ fn storm(world: &mut World) {
         return;
     }
     world.storms = true;
+    world.unspoilt = false;
     let first = world.exponential(world.between_faults());
     world.queue.push(world.now + first, Event::Fault);
     world.queue.push(world.now, Event::Work);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use keydispatch_core::limits::MAX_KNOWN_NODES;
-use keydispatch_core::{Instant, MemberState, NodeId, ServiceInfo};
+use keydispatch_core::{Cluster, Instant, MemberState, NodeId, ServiceInfo};
 use rand::RngExt;
 
 use super::process::Process;
@@ -14,7 +14,7 @@ const STALE_AT_MOST: Duration = Duration::from_secs(2);
 
 impl World {
     /// Rule: what was removed while an owner was not visible never flashes back.
-    pub(crate) fn judge_flash(&mut self, process: usize, info: &ServiceInfo) {
+    pub(crate) fn judge_flash(&mut self, process: usize, cluster: &Cluster, info: &ServiceInfo) {
         let now = self.now;
         let since = Instant::ZERO + now.since(Instant::ZERO + STALE_AT_MOST);
         let key = (info.id().nonce, info.id().sequence);
@@ -23,13 +23,45 @@ impl World {
             return;
         };
         let (reader, owner) = (&self.processes[process], &self.processes[*owner]);
-        if owner.cluster.is_some()
-            && ran_since(reader, since)
+        let Some(life) = owner.cluster.as_ref().map(|cluster| cluster.node()) else {
+            return;
+        };
+        // Whoever is linked to the owner and has all that it sent, has its word.
+        let has_word = || {
+            let owners = cluster.tracker().owners();
+            owners
+                .iter()
+                .any(|known| known.linked && known.node == *life)
+                && self.network.has_delivered(owner.host, reader.host)
+        };
+        if ran_since(reader, since)
             && ran_since(owner, since)
-            && self.network.was_whole(reader.host, owner.host, since)
+            && (self.network.was_whole(reader.host, owner.host, since) || has_word())
         {
             let what = format!("{} lists {info:?}, removed long ago", reader.name);
             self.violate(what);
+        }
+    }
+
+    /// Rule: who has left never comes back in that life.
+    pub(crate) fn judge_up(&mut self, process: usize, node: &NodeId) {
+        let now = self.now;
+        let permdown = self.constants.settings.permdown_period();
+        let state = &self.processes[process];
+        self.coverage.returns += u64::from(state.knew.contains(node));
+        let departed = state.departed.get(node);
+        if departed.is_some_and(|at| now.since(*at) < permdown) {
+            let what = format!("{} sees {node} up, which has left", state.name);
+            self.violate(what);
+        } else if self.unspoilt && self.constants.checks {
+            let life = |other: &&Process| {
+                let cluster = other.cluster.as_ref();
+                cluster.is_some_and(|cluster| cluster.node() == node)
+            };
+            if let Some(other) = self.processes.iter().find(life) {
+                let both = state.started.max(other.started);
+                self.joins_known.push(now.since(both));
+            }
         }
     }
 
@@ -138,7 +170,9 @@ impl World {
                         members.len()
                     ));
                 }
-                wrong.extend(process.reader.check_directory(&cluster.directory()).err());
+                if self.constants.checks {
+                    wrong.extend(process.reader.check_directory(&cluster.directory()).err());
+                }
             }
         }
         for what in wrong {

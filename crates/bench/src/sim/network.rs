@@ -98,8 +98,12 @@ pub(crate) struct Network {
     /// How many faults cut that direction.
     cuts: Vec<u16>,
     last_cut: Vec<Option<Instant>>,
-    pub(crate) bandwidth_divisor: u64,
-    pub(crate) latency_factor: u32,
+    /// Directions that no healing opens.
+    severed: Vec<bool>,
+    bandwidth_divisor: u64,
+    latency_factor: u32,
+    /// The last time that the network was slow.
+    slow_until: Option<Instant>,
     rng: StdRng,
 }
 
@@ -112,8 +116,10 @@ impl Network {
             host_up: vec![true; hosts],
             cuts: vec![0; hosts * hosts],
             last_cut: vec![None; hosts * hosts],
+            severed: vec![false; hosts * hosts],
             bandwidth_divisor: 1,
             latency_factor: 1,
+            slow_until: None,
             rng: StdRng::seed_from_u64(seed),
         }
     }
@@ -134,23 +140,54 @@ impl Network {
         }
     }
 
+    /// Two hosts do not reach each other from now on, whatever heals.
+    pub(crate) fn sever_for_good(&mut self, a: Host, b: Host) {
+        self.severed[a * self.hosts + b] = true;
+        self.severed[b * self.hosts + a] = true;
+    }
+
     pub(crate) fn heal_all(&mut self, now: Instant) {
         for (cut, last) in self.cuts.iter_mut().zip(&mut self.last_cut) {
             if std::mem::take(cut) > 0 {
                 *last = Some(now);
             }
         }
+        self.speed_up(now);
+    }
+
+    /// Everything takes longer from now on.
+    pub(crate) fn slow_down(&mut self, latency_factor: u32, bandwidth_divisor: u64) {
+        self.latency_factor = latency_factor;
+        self.bandwidth_divisor = bandwidth_divisor;
+    }
+
+    /// The network is as fast as the weather says.
+    pub(crate) fn speed_up(&mut self, now: Instant) {
+        if self.is_slow() {
+            self.slow_until = Some(now);
+        }
         self.latency_factor = 1;
         self.bandwidth_divisor = 1;
     }
 
-    /// True where bytes get from one host to another.
-    pub(crate) fn is_open(&self, from: Host, to: Host) -> bool {
-        self.host_up[from] && self.host_up[to] && self.cuts[from * self.hosts + to] == 0
+    fn is_slow(&self) -> bool {
+        self.latency_factor > 1 || self.bandwidth_divisor > 1
     }
 
-    /// True where both directions have been open since then.
+    /// True where bytes get from one host to another.
+    pub(crate) fn is_open(&self, from: Host, to: Host) -> bool {
+        let direction = from * self.hosts + to;
+        self.host_up[from]
+            && self.host_up[to]
+            && self.cuts[direction] == 0
+            && !self.severed[direction]
+    }
+
+    /// True where both directions have been open since then, and as fast as they are in this weather.
     pub(crate) fn was_whole(&self, a: Host, b: Host, since: Instant) -> bool {
+        if self.is_slow() || self.slow_until.is_some_and(|at| at >= since) {
+            return false;
+        }
         [(a, b), (b, a)].into_iter().all(|(from, to)| {
             self.is_open(from, to)
                 && self.last_cut[from * self.hosts + to].is_none_or(|at| at < since)
@@ -475,6 +512,19 @@ impl Network {
             .filter(|(_, connection)| connection.as_ref().is_some_and(joins))
             .map(|(id, _)| id)
             .collect()
+    }
+
+    /// True where everything that one host sent to the other over connections that still stand has arrived.
+    pub(crate) fn has_delivered(&self, from: Host, to: Host) -> bool {
+        self.connections.iter().flatten().all(|connection| {
+            let [dialled, accepted] = &connection.ends;
+            let side = match (dialled.host, accepted.host) {
+                hosts if hosts == (from, to) => 0,
+                hosts if hosts == (to, from) => 1,
+                _ => return true,
+            };
+            connection.pipes[side].items.is_empty()
+        })
     }
 
     fn forget_end(&mut self, id: ConnectionId, side: Side) {

@@ -1,6 +1,6 @@
 //! One process: a real state machine, with what its driver keeps.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use keydispatch_core::links::LinkId;
 use keydispatch_core::message::{Address, Frame};
@@ -28,6 +28,16 @@ pub(crate) enum Input {
     Drained {
         link: LinkId,
     },
+}
+
+impl Input {
+    /// What of it came over the network.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Input::Frame { bytes, .. } => *bytes,
+            _ => 0,
+        }
+    }
 }
 
 /// How a dial went.
@@ -80,11 +90,16 @@ pub(crate) struct Process {
     pub(crate) killed_at: Option<Instant>,
     /// The lives that it reported down.
     pub(crate) knew: HashSet<NodeId>,
+    /// The lives that it was told have left, and when.
+    pub(crate) departed: HashMap<NodeId, Instant>,
     pub(crate) reader: Reader,
     pub(crate) sent_messages: u64,
     pub(crate) sent_bytes: u64,
+    pub(crate) taken_bytes: u64,
     /// `sent_messages` when the current second began.
     pub(crate) sent_before: u64,
+    /// When it said that it may route.
+    pub(crate) synced_at: Option<Instant>,
     /// Timers run at `now` without time going on.
     pub(crate) spins: (Instant, u32),
 }

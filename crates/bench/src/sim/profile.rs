@@ -60,6 +60,8 @@ pub struct Profile {
     pub(crate) clock_goes_back_percent: u32,
     /// How many of a million frames are lost once.
     pub(crate) lost_ppm: u32,
+    /// Some pairs of hosts never reach each other, not even in the end.
+    pub(crate) severed_pairs: bool,
 }
 
 use Fault::*;
@@ -92,6 +94,7 @@ const PROFILES: &[Profile] = &[
         ],
         clock_goes_back_percent: 20,
         lost_ppm: 2_000,
+        severed_pairs: false,
     },
     Profile {
         name: "calm",
@@ -100,6 +103,7 @@ const PROFILES: &[Profile] = &[
         faults: &[(Reset, 1)],
         clock_goes_back_percent: 0,
         lost_ppm: 0,
+        severed_pairs: false,
     },
     Profile {
         name: "lossy",
@@ -108,6 +112,7 @@ const PROFILES: &[Profile] = &[
         faults: &[(Stall, 10), (Reset, 3), (Pause, 1)],
         clock_goes_back_percent: 0,
         lost_ppm: 50_000,
+        severed_pairs: false,
     },
     Profile {
         name: "partitions",
@@ -122,6 +127,7 @@ const PROFILES: &[Profile] = &[
         ],
         clock_goes_back_percent: 0,
         lost_ppm: 1_000,
+        severed_pairs: false,
     },
     Profile {
         name: "restarts",
@@ -138,6 +144,7 @@ const PROFILES: &[Profile] = &[
         ],
         clock_goes_back_percent: 10,
         lost_ppm: 0,
+        severed_pairs: false,
     },
     Profile {
         name: "clock",
@@ -154,6 +161,7 @@ const PROFILES: &[Profile] = &[
         ],
         clock_goes_back_percent: 70,
         lost_ppm: 0,
+        severed_pairs: false,
     },
     Profile {
         name: "pauses",
@@ -162,6 +170,24 @@ const PROFILES: &[Profile] = &[
         faults: &[(Pause, 10), (Slow, 6), (Congestion, 2)],
         clock_goes_back_percent: 0,
         lost_ppm: 1_000,
+        severed_pairs: false,
+    },
+    Profile {
+        name: "severed",
+        storm: Duration::from_secs(20),
+        between_faults: Duration::from_millis(1_000),
+        faults: &[
+            (CutOff, 4),
+            (Partition, 4),
+            (Reset, 4),
+            (Kill, 8),
+            (Move, 3),
+            (Leave, 3),
+            (Revive, 10),
+        ],
+        clock_goes_back_percent: 40,
+        lost_ppm: 0,
+        severed_pairs: true,
     },
 ];
 

@@ -20,7 +20,7 @@ const COVERED_FROM: u64 = 10_000;
 
 /// Runs many histories of simulated clusters, each determined by its seed.
 #[derive(Clone, Debug, clap::Args)]
-pub struct Args {
+pub struct Histories {
     /// The seeds, the last one excluded.
     #[arg(long, value_name = "A..B", default_value = "0..500")]
     pub seeds: Seeds,
@@ -30,7 +30,7 @@ pub struct Args {
     /// Nodes in each cluster; by default a mix of 3 to 50.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub nodes: Option<u16>,
-    /// What goes wrong: mixed, calm, lossy, partitions, restarts, clock or pauses.
+    /// What goes wrong: mixed, calm, lossy, partitions, restarts, clock, pauses or severed.
     #[arg(long, value_name = "NAME", default_value = "mixed", value_parser = parse_profile)]
     pub profile: Profile,
     /// Turns a rule of the protocol off, to see who notices.
@@ -247,7 +247,7 @@ fn quantile_ms(sorted: &[(Duration, u64)], share: f64) -> f64 {
     found.map_or(0.0, |(time, _)| time.as_secs_f64() * 1e3)
 }
 
-pub(super) fn run(args: &Args) -> ExitCode {
+pub(super) fn run(args: &Histories) -> ExitCode {
     let seeds = match args.seed {
         Some(seed) => Seeds {
             first: seed,
@@ -274,7 +274,7 @@ pub(super) fn run(args: &Args) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn run_all(args: &Args, seeds: Seeds) -> Vec<Outcome> {
+fn run_all(args: &Histories, seeds: Seeds) -> Vec<Outcome> {
     let threads = args
         .threads
         .or_else(|| std::thread::available_parallelism().ok().map(usize::from))
@@ -329,7 +329,7 @@ fn progress(histories: u64) -> ProgressBar {
 }
 
 /// A line for each history where asked for; violations always.
-fn tell(args: &Args, outcome: &Outcome) {
+fn tell(args: &Histories, outcome: &Outcome) {
     let mut out = std::io::stderr().lock();
     if args.verbose {
         let _ = writeln!(

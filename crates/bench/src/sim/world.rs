@@ -90,6 +90,21 @@ pub(crate) struct Constants {
     pub(crate) queue_bytes: (usize, usize),
     /// Messages that a node may send in one second.
     pub(crate) max_chatter: u64,
+    /// Whether every step is checked against what was written; costs as much memory as the registry once more.
+    pub(crate) checks: bool,
+    /// What handling what arrives and sending costs every process; nothing where there is none.
+    pub(crate) cost: Option<Cost>,
+}
+
+/// The time that a process takes for its work, beside what a fault makes of it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cost {
+    /// For each input.
+    pub(crate) input_micros: u64,
+    /// For each frame that is sent.
+    pub(crate) output_micros: u64,
+    /// Bytes that are taken in, or sent, in a microsecond.
+    pub(crate) bytes_per_micro: u64,
 }
 
 /// See the module.
@@ -118,6 +133,8 @@ pub(crate) struct World {
     pub(crate) groundless_downs: u64,
     /// From each kill until somebody reported it.
     pub(crate) deaths_known: Vec<Duration>,
+    /// Before the first fault: from the start of the later one of two processes until the one knew the other.
+    pub(crate) joins_known: Vec<Duration>,
     /// The last time that any reader's view changed.
     pub(crate) changed_at: Instant,
     pub(crate) largest_queue: usize,
@@ -125,6 +142,8 @@ pub(crate) struct World {
     pub(crate) loudest: u64,
     /// Faults and changes happen only while it storms.
     pub(crate) storms: bool,
+    /// Nothing has gone wrong yet.
+    pub(crate) unspoilt: bool,
     pub(crate) trace: Trace,
     pub(crate) events: u64,
 }
@@ -159,10 +178,12 @@ impl World {
             false_downs: 0,
             groundless_downs: 0,
             deaths_known: Vec::new(),
+            joins_known: Vec::new(),
             changed_at: Instant::ZERO,
             largest_queue: 0,
             loudest: 0,
             storms: false,
+            unspoilt: true,
             trace,
             events: 0,
         };
@@ -322,10 +343,13 @@ impl World {
             last_id: None,
             killed_at: None,
             knew: Default::default(),
+            departed: Default::default(),
             reader: Reader::default(),
             sent_messages: 0,
             sent_bytes: 0,
+            taken_bytes: 0,
             sent_before: 0,
+            synced_at: None,
             spins: (now, 0),
         });
         self.by_nonce.insert(nonce, process);
@@ -453,7 +477,12 @@ impl World {
     /// Has the process look at its timers when the next one is due, or sooner.
     pub(crate) fn wake_at(&mut self, process: usize, at: Instant) {
         let rounded = at.as_micros().div_ceil(TIMER_RESOLUTION_MICROS) * TIMER_RESOLUTION_MICROS;
-        let at = Instant::from_micros(rounded).max(self.now);
+        self.wake_exactly_at(process, Instant::from_micros(rounded));
+    }
+
+    /// The same for what is not a timer.
+    pub(crate) fn wake_exactly_at(&mut self, process: usize, at: Instant) {
+        let at = at.max(self.now);
         let known = &mut self.processes[process].wakes_at;
         if known.is_none_or(|known| at < known) {
             *known = Some(at);
