@@ -471,10 +471,7 @@ impl Cluster {
                 self.membership.link_up(now, &peer, &hello.address);
                 self.tracker.link_up(now, &peer);
             }
-            LinkEvent::Lost { peer } => {
-                self.tracker.link_down(now, &peer);
-                self.membership.link_lost(now, &peer);
-            }
+            LinkEvent::Lost { peer } => self.tracker.link_down(now, &peer),
             LinkEvent::RedialRefused { peer } => self.membership.redial_refused(now, &peer),
             LinkEvent::Message { from, message } => self.handle_message(now, &from, message),
             LinkEvent::HigherGeneration { number } => self.renew(now, number),

@@ -30,6 +30,7 @@ use crate::time::{Instant, earliest};
 
 pub use config::{MembershipConfig, Rules};
 use evidence::Evidence;
+use hearsay::Doubts;
 use identity::{Identity, Key, Packet, key};
 pub use roster::{MemberInfo, MemberState};
 use roster::{Roster, Standing};
@@ -115,6 +116,7 @@ pub struct Membership {
     rivals: BTreeMap<Generation, Instant>,
     /// The nodes that were told of their death of late, by way of somebody.
     verdicts: BTreeMap<NodeId, Instant>,
+    doubts: Doubts,
     heard_at: Instant,
     rejoined_at: Option<Instant>,
     sweep_at: Instant,
@@ -164,6 +166,7 @@ impl Membership {
             evidence: Evidence::default(),
             rivals: BTreeMap::new(),
             verdicts: BTreeMap::new(),
+            doubts: Doubts::default(),
             heard_at: now,
             rejoined_at: None,
             sweep_at,
@@ -263,11 +266,6 @@ impl Membership {
         }
     }
 
-    /// The link to a peer is gone, which alone is evidence of nothing.
-    pub fn link_lost(&mut self, now: Instant, peer: &NodeId) {
-        let _ = (now, peer);
-    }
-
     /// The link to a peer broke and dialling it again was refused: evidence of this node's own.
     pub fn redial_refused(&mut self, now: Instant, peer: &NodeId) {
         if self.stopped || !self.rules.link_evidence || !self.is_up_in_this_life(peer) {
@@ -347,6 +345,11 @@ impl Membership {
         self.left.contains_key(node)
     }
 
+    /// How often this life came back under a renewed identity: it was taken for dead, or took itself for cut off.
+    pub fn returns(&self) -> u32 {
+        self.me.bump
+    }
+
     /// The life of a name that is up, where one is.
     pub fn is_up(&self, name: &NodeName) -> Option<NodeId> {
         self.roster.up(name).map(|identity| identity.node.clone())
@@ -394,6 +397,7 @@ impl Membership {
             }
         }
         self.evidence.postpone(now, later);
+        self.doubts.postpone(now, later);
     }
 
     /// Leaves for good; what is to be sent comes out of [`poll_transmit`](Self::poll_transmit) at once.
@@ -446,6 +450,7 @@ impl Membership {
                 self.declare_dead(now, &node);
             }
         }
+        self.judge_doubts(now);
         if now >= self.sweep_at {
             self.sweep(now);
         }
@@ -461,10 +466,8 @@ impl Membership {
         let isolation = (self.rules.isolation && self.roster.any_up())
             .then(|| self.heard_at + self.config.isolation);
         let first = earliest(earliest(timer, announce), isolation);
-        earliest(
-            earliest(first, self.evidence.poll_timeout()),
-            Some(self.sweep_at),
-        )
+        let evidence = earliest(self.evidence.poll_timeout(), self.doubts.poll_timeout());
+        earliest(earliest(first, evidence), Some(self.sweep_at))
     }
 
     /// The next message to send.
@@ -560,7 +563,20 @@ impl Membership {
             return !self.rules.name_conflict;
         }
         self.note_generation(now, &identity.node);
-        update.state() == State::Down || !self.is_barred(&identity.node)
+        match update.state() {
+            State::Down => true,
+            State::Alive => !self.is_barred(&identity.node),
+            State::Suspect => !self.is_barred(&identity.node) && !self.is_stranger(identity),
+        }
+    }
+
+    /// Rule: nobody is introduced by a suspicion. It may be the last thing that is said of a node that has long been dead;
+    /// whoever lives refutes it, and is known by that.
+    fn is_stranger(&self, identity: &Identity) -> bool {
+        self.rules.suspects_are_known
+            && self
+                .engine_member(identity.key())
+                .is_none_or(|member| member.state() == State::Down)
     }
 
     /// Rule: a higher generation of this node's own name is reported, once and again after a while.
@@ -662,6 +678,7 @@ impl Membership {
         self.timers.clear();
         self.removals.clear();
         self.join_announces.clear();
+        self.doubts = Doubts::default();
         self.runtime = Runtime::new();
         self.engine = new_engine(&self.config, &self.rules, &self.me, &mut self.rng);
     }

@@ -422,7 +422,10 @@ impl World {
                 self.coverage.ghosts = self.coverage.ghosts.wrapping_add(1);
             }
             ClusterEvent::NameTaken { .. } => self.processes[process].name_taken = true,
-            ClusterEvent::Isolated => self.coverage.isolations += 1,
+            ClusterEvent::Isolated => {
+                self.coverage.isolations += 1;
+                self.in_doubt.insert(cluster.node().clone());
+            }
             ClusterEvent::Synced => self.processes[process].synced_at = Some(now),
             ClusterEvent::MemberUp { node, .. } => self.judge_up(process, &node),
             ClusterEvent::MemberLeft { node } => {

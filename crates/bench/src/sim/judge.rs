@@ -68,6 +68,7 @@ impl World {
     /// Whoever is reported down should not have been there to be heard.
     pub(crate) fn judge_down(&mut self, process: usize, node: NodeId) {
         self.coverage.downs += 1;
+        self.in_doubt.insert(node.clone());
         let now = self.now;
         let since =
             Instant::ZERO + now.since(Instant::ZERO + self.constants.settings.down_period());
@@ -154,6 +155,13 @@ impl World {
             if sent > most {
                 wrong.push(format!(
                     "{} sent {sent} messages in a second",
+                    cluster.node()
+                ));
+            }
+            // Rule: nobody is told that it is dead where nobody takes it for dead.
+            if cluster.membership().returns() > 0 && !self.in_doubt.contains(cluster.node()) {
+                wrong.push(format!(
+                    "{} came back though it was never gone",
                     cluster.node()
                 ));
             }

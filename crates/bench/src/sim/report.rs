@@ -42,9 +42,9 @@ pub struct Histories {
     /// Prints each frame, too.
     #[arg(long, requires = "trace")]
     pub frames: bool,
-    /// Prints one line for each history.
+    /// Prints no line for each history; violations are printed all the same.
     #[arg(short, long)]
-    pub verbose: bool,
+    pub quiet: bool,
     /// Prints the totals as one JSON object.
     #[arg(long)]
     pub json: bool,
@@ -118,6 +118,10 @@ pub struct Report {
     pub death_known_ms_p50: f64,
     /// The same, 99 of 100.
     pub death_known_ms_p99: f64,
+    /// Before anything goes wrong, from the start of the later of two nodes until the one knew the other, half of all.
+    pub join_known_ms_p50: f64,
+    /// The same, 99 of 100.
+    pub join_known_ms_p99: f64,
     /// Messages that a node sent in a second, on average.
     pub messages_per_node_second: f64,
     /// The same in bytes.
@@ -147,7 +151,7 @@ impl Report {
             ..Report::default()
         };
         let (mut messages, mut bytes, mut node_seconds) = (0, 0, 0.0);
-        let (mut agreed, mut deaths) = (Vec::new(), Vec::new());
+        let (mut agreed, mut deaths, mut joins) = (Vec::new(), Vec::new(), Vec::new());
         for outcome in &outcomes {
             report.simulated_seconds += outcome.time.as_secs_f64();
             report.false_downs += outcome.false_downs;
@@ -159,12 +163,11 @@ impl Report {
                 report.violations += 1;
                 report.violating_seeds.push(outcome.seed);
             }
-            deaths.extend(
-                outcome
-                    .deaths_known
-                    .iter()
-                    .map(|known| (*known, outcome.seed)),
-            );
+            let known = |times: &[Duration]| -> Vec<(Duration, u64)> {
+                times.iter().map(|time| (*time, outcome.seed)).collect()
+            };
+            deaths.extend(known(&outcome.deaths_known));
+            joins.extend(known(&outcome.joins_known));
             agreed.extend(outcome.agreed.map(|agreed| (agreed, outcome.seed)));
             let quiet = &mut report.quiet_messages_per_node_second_max;
             *quiet = quiet.max(outcome.quiet_messages);
@@ -179,11 +182,14 @@ impl Report {
         report.bytes_per_node_second = bytes as f64 / node_seconds;
         agreed.sort_unstable();
         deaths.sort_unstable();
+        joins.sort_unstable();
         report.agree_ms_p50 = quantile_ms(&agreed, 0.5);
         report.agree_ms_p99 = quantile_ms(&agreed, 0.99);
         report.agree_ms_max = quantile_ms(&agreed, 1.0);
         report.death_known_ms_p50 = quantile_ms(&deaths, 0.5);
         report.death_known_ms_p99 = quantile_ms(&deaths, 0.99);
+        report.join_known_ms_p50 = quantile_ms(&joins, 0.5);
+        report.join_known_ms_p99 = quantile_ms(&joins, 0.99);
         report.agree_slowest_seed = agreed.last().map_or(0, |(_, seed)| *seed);
         if report.histories >= COVERED_FROM {
             let rows = report.coverage.rows().into_iter();
@@ -222,8 +228,11 @@ impl Report {
         )?;
         writeln!(
             out,
-            "a kill is known to another node: median {:.0} ms, p99 {:.0} ms",
-            self.death_known_ms_p50, self.death_known_ms_p99
+            "a kill is known to another node: median {:.0} ms, p99 {:.0} ms; a newcomer: median {:.0} ms, p99 {:.0} ms",
+            self.death_known_ms_p50,
+            self.death_known_ms_p99,
+            self.join_known_ms_p50,
+            self.join_known_ms_p99
         )?;
         for (name, count, minimum) in self.coverage.rows() {
             writeln!(
@@ -328,23 +337,28 @@ fn progress(histories: u64) -> ProgressBar {
     bar
 }
 
-/// A line for each history where asked for; violations always.
+/// A line for each history with all that it exercised; violations always.
 fn tell(args: &Histories, outcome: &Outcome) {
     let mut out = std::io::stderr().lock();
-    if args.verbose {
+    if !args.quiet {
         let _ = writeln!(
             out,
-            "seed {}: {} nodes, {:.1} s, {} violations, {} false downs, agreed after {:?}, {} messages, {} events; in silence {:.0} messages and {:.0} bytes",
+            "seed {}: {} nodes, {:.1} s, {} violations, {} false downs, agreed after {}; each node and second: {:.0} messages, \
+             {:.0} bytes, in silence {:.0} and {:.0};{}",
             outcome.seed,
             outcome.nodes,
             outcome.time.as_secs_f64(),
             outcome.violations.len(),
             outcome.false_downs,
-            outcome.agreed,
-            outcome.messages,
-            outcome.events,
+            outcome.agreed.map_or("-".to_owned(), |agreed| format!(
+                "{} ms",
+                agreed.as_millis()
+            )),
+            outcome.messages as f64 / outcome.node_seconds,
+            outcome.bytes as f64 / outcome.node_seconds,
             outcome.quiet_messages,
-            outcome.quiet_bytes
+            outcome.quiet_bytes,
+            exercised(outcome),
         );
     }
     for violation in &outcome.violations {
@@ -354,4 +368,13 @@ fn tell(args: &Histories, outcome: &Outcome) {
             outcome.seed, outcome.nodes, violation.at, violation.what
         );
     }
+}
+
+/// What happened in a history, and how often.
+fn exercised(outcome: &Outcome) -> String {
+    let rows = outcome.coverage.rows().into_iter();
+    let happened = rows.filter(|(_, count, _)| *count > 0);
+    happened
+        .map(|(name, count, _)| format!(" {name} {count}"))
+        .collect()
 }

@@ -1,11 +1,11 @@
 //! The world: hosts, the processes on them, the network between them, and what happens next.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use keydispatch_core::links::LinkId;
 use keydispatch_core::{
-    Cluster, ClusterConfig, ClusterName, Instant, NodeName, Rules, Settings, TrackerRules,
+    Cluster, ClusterConfig, ClusterName, Instant, NodeId, NodeName, Rules, Settings, TrackerRules,
 };
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -125,6 +125,8 @@ pub(crate) struct World {
     /// How far the wall clock of each host is behind, in microseconds.
     pub(crate) clock_behind: Vec<u64>,
     pub(crate) by_nonce: HashMap<u64, usize>,
+    /// The lives that somebody reported down, or that took themselves for cut off.
+    pub(crate) in_doubt: HashSet<NodeId>,
     pub(crate) books: Books,
     pub(crate) coverage: Coverage,
     pub(crate) violations: Vec<Violation>,
@@ -172,6 +174,7 @@ impl World {
             listening: vec![None; hosts],
             clock_behind: vec![0; hosts],
             by_nonce: HashMap::new(),
+            in_doubt: HashSet::new(),
             books: Books::default(),
             coverage: Coverage::default(),
             violations: Vec::new(),

@@ -96,6 +96,10 @@ pub struct Rules {
     pub notify_down: bool,
     /// Who is down here and up for a peer is told by way of that peer.
     pub verdict_is_told: bool,
+    /// Who passes such a verdict on and hears nothing of it from the accused suspects it, too.
+    pub verdict_is_evidence: bool,
+    /// Nobody is introduced by a suspicion.
+    pub suspects_are_known: bool,
     /// Two of the dead are tried every second.
     pub announce_to_down: bool,
     /// A newcomer asks random members for all they know, five times in its first seconds.
@@ -123,6 +127,8 @@ impl Default for Rules {
             wide_spread: true,
             notify_down: true,
             verdict_is_told: true,
+            verdict_is_evidence: true,
+            suspects_are_known: true,
             announce_to_down: true,
             join_announces: true,
             rearm_after_rejoin: true,

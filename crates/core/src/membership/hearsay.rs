@@ -4,10 +4,15 @@
 //! identity, and is up again. Where two nodes have no way to each other, one of them could hold the other down for as
 //! long as it remembers the dead, while everybody else sees it up: the peer that says so is asked to pass the verdict on.
 //! The same where the accused started with a clock that had gone back, and only its judge remembers its earlier life.
+//!
+//! Rule: where the accused stays silent, the verdict is evidence. Whoever missed the news of a death (its process stood
+//! still, say) would otherwise list the dead until their turn of being probed comes, which takes as many probe periods as
+//! there are members. The accused has time to answer the verdict; then it is suspected, which it can refute.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use foca::{Member, State};
+use foca::{Incarnation, Member, State};
 
 use super::Membership;
 use super::identity::{Identity, key};
@@ -18,6 +23,37 @@ use crate::time::Instant;
 
 /// How often a verdict is passed on, and how often the accused heeds one.
 const VERDICT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The nodes that others take for dead, and that are up here.
+#[derive(Default)]
+pub(super) struct Doubts(BTreeMap<NodeId, Doubt>);
+
+/// One of them.
+struct Doubt {
+    /// When it is judged.
+    at: Instant,
+    /// What it was up as when the verdict came, or when it was suspected.
+    as_of: (u32, Incarnation),
+    /// It did not answer, and is suspected since.
+    suspected: bool,
+}
+
+impl Doubts {
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        self.0.values().map(|doubt| doubt.at).min()
+    }
+
+    /// What should have been heard by now may still wait to be read.
+    pub(super) fn postpone(&mut self, now: Instant, later: Instant) {
+        for doubt in self.0.values_mut().filter(|doubt| doubt.at <= now) {
+            doubt.at = later;
+        }
+    }
+
+    fn take_due(&mut self, now: Instant) -> Vec<(NodeId, Doubt)> {
+        self.0.extract_if(.., |_, doubt| doubt.at <= now).collect()
+    }
+}
 
 impl Membership {
     /// A peer says that this life of a node is up.
@@ -73,11 +109,10 @@ impl Membership {
         if verdict.node != self.me.node {
             let accused = self.roster.up(&verdict.node.name);
             if let Some(accused) = accused.filter(|accused| accused.node == verdict.node) {
-                self.transmits.push_back((
-                    accused.node.clone(),
-                    accused.address.clone(),
-                    ControlMessage::TakenForDead(verdict),
-                ));
+                let (node, address) = (accused.node.clone(), accused.address.clone());
+                self.doubt(now, &node);
+                self.transmits
+                    .push_back((node, address, ControlMessage::TakenForDead(verdict)));
             }
             return;
         }
@@ -91,6 +126,46 @@ impl Membership {
         if !just_rejoined {
             let dead = Member::new(self.me.clone(), foca::Incarnation::default(), State::Down);
             self.apply(now, dead);
+        }
+    }
+
+    fn doubt(&mut self, now: Instant, node: &NodeId) {
+        if !self.rules.verdict_is_evidence || self.doubts.0.contains_key(node) {
+            return;
+        }
+        if let Some(member) = self.engine_member(key(&node.name)) {
+            let doubt = Doubt {
+                at: now + self.config.evidence_wait,
+                as_of: (member.id().bump, member.incarnation()),
+                suspected: false,
+            };
+            self.doubts.0.insert(node.clone(), doubt);
+        }
+    }
+
+    /// Whoever has answered is out of doubt; the others are suspected, and dead where that does not help either.
+    pub(super) fn judge_doubts(&mut self, now: Instant) {
+        for (node, doubt) in self.doubts.take_due(now) {
+            let member = self.engine_member(key(&node.name)).filter(|member| {
+                member.id().node == node
+                    && (member.id().bump, member.incarnation()) == doubt.as_of
+                    && member.state() != State::Down
+            });
+            let Some(member) = member else {
+                continue;
+            };
+            if doubt.suspected {
+                self.declare_dead(now, &node);
+                continue;
+            }
+            let suspect = Member::new(member.id().clone(), member.incarnation(), State::Suspect);
+            self.apply(now, suspect);
+            let doubt = Doubt {
+                at: now + self.config.suspicion,
+                suspected: true,
+                ..doubt
+            };
+            self.doubts.0.insert(node, doubt);
         }
     }
 

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use foca::Incarnation;
+
 use super::*;
 use crate::config::Settings;
 
@@ -143,13 +145,8 @@ impl World {
     }
 
     fn unlink(&mut self, a: usize, b: usize) {
-        for (near, far) in [(a, b), (b, a)] {
-            if self.nodes[near].links.remove(&far) {
-                let id = self.nodes[far].id.clone();
-                self.nodes[near].membership.link_lost(self.now, &id);
-                self.pump(near);
-            }
-        }
+        self.nodes[a].links.remove(&b);
+        self.nodes[b].links.remove(&a);
     }
 
     fn later(&mut self, after: Duration, happening: Happening) {
@@ -293,7 +290,6 @@ impl World {
         let id = self.nodes[index].id.clone();
         for other in 0..self.nodes.len() {
             if self.nodes[other].alive && self.nodes[other].links.remove(&index) {
-                self.nodes[other].membership.link_lost(self.now, &id);
                 self.nodes[other].membership.redial_refused(self.now, &id);
                 self.pump(other);
             }
@@ -638,6 +634,67 @@ fn a_node_that_one_other_takes_for_dead_learns_it_by_way_of_a_third() {
     assert!(sees_the_other_again(Rules::default()));
     assert!(!sees_the_other_again(Rules {
         verdict_is_told: false,
+        ..Rules::default()
+    }));
+}
+
+/// A node was out of reach while another one died without a word, and while that was the news.
+fn learns_of_a_death_that_it_missed(rules: Rules) -> bool {
+    let mut world = World::joined(48, 5, rules);
+    let (late, dead) = (world.nodes[1].id.clone(), world.nodes[2].id.clone());
+    world.silence(2);
+    world.cut = (0..48).map(|other| pair(1, other)).collect();
+    for index in (0..48).filter(|index| ![1, 2].contains(index)) {
+        let now = world.now;
+        world.nodes[index].membership.bury(now, &dead);
+        world.pump(index);
+    }
+    // Short of what makes a node take itself for cut off; long enough for nobody to talk of it any more.
+    world.run(SECOND);
+    world.cut.clear();
+    world.run(SECOND / 5);
+    assert!(world.sees_up(1, 2) && world.sees_up(1, 0));
+    let now = world.now;
+    world.nodes[0].membership.heard_alive(now, &late, &dead);
+    world.pump(0);
+    world.run(2 * SECOND);
+    !world.sees_up(1, 2)
+}
+
+#[test]
+fn a_node_that_missed_the_news_of_a_death_learns_it_from_who_hears_it_list_the_dead() {
+    assert!(learns_of_a_death_that_it_missed(Rules::default()));
+    assert!(!learns_of_a_death_that_it_missed(Rules {
+        verdict_is_evidence: false,
+        ..Rules::default()
+    }));
+}
+
+/// What a node makes of a suspicion of somebody that it has never heard of.
+fn is_introduced_by_a_suspicion(rules: Rules) -> bool {
+    let mut world = World::new(4, 6, rules);
+    world.silence(3);
+    world.link(0, 1);
+    world.link(0, 2);
+    world.run(10 * SECOND);
+    let stranger = Identity::new(life(3, 1), 0, address(3));
+    let now = world.now;
+    let membership = &mut world.nodes[0].membership;
+    membership.apply(now, Member::alive(stranger.clone()));
+    membership.apply(
+        now,
+        Member::new(stranger, Incarnation::default(), State::Suspect),
+    );
+    world.pump(0);
+    world.run(SECOND / 2);
+    world.sees_up(1, 3)
+}
+
+#[test]
+fn nobody_is_introduced_by_a_suspicion() {
+    assert!(!is_introduced_by_a_suspicion(Rules::default()));
+    assert!(is_introduced_by_a_suspicion(Rules {
+        suspects_are_known: false,
         ..Rules::default()
     }));
 }
