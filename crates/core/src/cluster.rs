@@ -474,7 +474,11 @@ impl Cluster {
             LinkEvent::Lost { peer } => self.tracker.link_down(now, &peer),
             LinkEvent::RedialRefused { peer } => self.membership.redial_refused(now, &peer),
             LinkEvent::Message { from, message } => self.handle_message(now, &from, message),
-            LinkEvent::HigherGeneration { number } => self.renew(now, number),
+            LinkEvent::HigherGeneration { number } => {
+                if self.membership.rules().generation_above_known {
+                    self.renew(now, number);
+                }
+            }
             LinkEvent::Ghost { generation } => self.renew(now, generation.number),
             LinkEvent::NameTaken { by } => self.events.push_back(ClusterEvent::NameTaken { by }),
             LinkEvent::Warning { message } => {

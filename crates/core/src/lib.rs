@@ -34,7 +34,9 @@ pub use id::{
     ServiceType, Topic, Zone,
 };
 pub use key::{Key, KeyError, KeyPart, SLOTS, Slot};
-pub use membership::{MemberEvent, MemberInfo, MemberState, Membership, MembershipConfig, Rules};
+pub use membership::{
+    MemberEvent, MemberInfo, MemberState, Membership, MembershipConfig, MembershipCounts, Rules,
+};
 pub use registry::{Cell, Directory, FoundOwners, Registry, RegistryEvent};
 pub use time::{Instant, earliest};
 pub use tracker::{

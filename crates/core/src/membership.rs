@@ -28,7 +28,7 @@ use crate::limits::MAX_KNOWN_NODES;
 use crate::message::{Address, ControlMessage};
 use crate::time::{Instant, earliest};
 
-pub use config::{MembershipConfig, Rules};
+pub use config::{MembershipConfig, MembershipCounts, Rules};
 use evidence::Evidence;
 use hearsay::Doubts;
 use identity::{Identity, Key, Packet, key};
@@ -121,6 +121,7 @@ pub struct Membership {
     rejoined_at: Option<Instant>,
     sweep_at: Instant,
     stopped: bool,
+    counts: MembershipCounts,
     rng: StdRng,
     transmits: VecDeque<(NodeId, Address, ControlMessage)>,
     events: VecDeque<MemberEvent>,
@@ -171,6 +172,7 @@ impl Membership {
             rejoined_at: None,
             sweep_at,
             stopped: false,
+            counts: MembershipCounts::default(),
             rng,
             transmits: VecDeque::new(),
             events: VecDeque::new(),
@@ -345,6 +347,15 @@ impl Membership {
         self.left.contains_key(node)
     }
 
+    pub(crate) fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
+    /// What the rules were needed for so far.
+    pub fn counts(&self) -> MembershipCounts {
+        self.counts
+    }
+
     /// How often this life came back under a renewed identity: it was taken for dead, or took itself for cut off.
     pub fn returns(&self) -> u32 {
         self.me.bump
@@ -431,8 +442,13 @@ impl Membership {
                 break;
             }
             let (instance, timer) = entry.remove();
-            if instance == self.instance && self.is_sound(&timer) {
+            if instance != self.instance {
+                continue;
+            }
+            if self.is_sound(&timer) {
                 self.drive(now, |engine, runtime| engine.handle_timer(timer, runtime));
+            } else {
+                self.counts.refuted += 1;
             }
         }
         while self.join_announces.front().is_some_and(|at| *at <= now) {
@@ -483,7 +499,7 @@ impl Membership {
     /// Which of the dead are worth a dial now: the most recent first, with one of the others in turn. To be asked every
     /// second or so.
     pub fn dial_candidates(&mut self, now: Instant) -> Vec<(NodeId, Address)> {
-        if self.stopped {
+        if self.stopped || !self.rules.redial_dead {
             return Vec::new();
         }
         self.roster.dial_candidates(now)
@@ -563,11 +579,14 @@ impl Membership {
             return !self.rules.name_conflict;
         }
         self.note_generation(now, &identity.node);
-        match update.state() {
-            State::Down => true,
-            State::Alive => !self.is_barred(&identity.node),
-            State::Suspect => !self.is_barred(&identity.node) && !self.is_stranger(identity),
+        if update.state() == State::Down {
+            return true;
         }
+        let barred = self.is_barred(&identity.node);
+        let stranger = update.state() == State::Suspect && self.is_stranger(identity);
+        self.counts.barred += u64::from(barred);
+        self.counts.strangers += u64::from(stranger);
+        !barred && !stranger
     }
 
     /// Rule: nobody is introduced by a suspicion. It may be the last thing that is said of a node that has long been dead;
@@ -596,6 +615,7 @@ impl Membership {
             self.rivals.pop_first();
         }
         self.rivals.insert(generation, now);
+        self.counts.conflicts += 1;
         self.note_generation(now, &identity.node);
         self.events.push_back(MemberEvent::NameConflict {
             node: identity.node.clone(),
@@ -737,6 +757,7 @@ impl Membership {
             self.reconcile(now, &name);
         }
         if rejoined && self.rules.rearm_after_rejoin {
+            self.counts.rearmed += 1;
             // Rule: the engine waits for a packet before it starts its timers again, which may never come.
             self.drive(now, |engine, runtime| {
                 engine.apply_many(std::iter::empty(), true, runtime)

@@ -59,6 +59,20 @@ counters! {
     downs: 10_000,
     /// Members that came back in the same life.
     returns: 1_000,
+    /// News of lives that had left, which were not heeded.
+    barred: 1,
+    /// Suspicions of strangers, which were not heeded.
+    strangers: 1,
+    /// Suspicions that had been refuted when their time was over.
+    refuted: 1,
+    /// Higher generations of a node's own name that it heard of from others.
+    conflicts: 1,
+    /// Nodes that came back and had to start their engine's timers again.
+    rearmed: 1,
+    /// Verdicts that were told by way of somebody.
+    verdicts: 1,
+    /// Nodes that were suspected because they did not answer a verdict.
+    unanswered: 1,
     /// Links whose queue was long.
     congestions: 100,
     /// Links that were closed because their queue was too long.

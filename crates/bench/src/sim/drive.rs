@@ -288,6 +288,11 @@ impl World {
             };
             self.handle_event(process, &cluster, event);
         }
+        if self.processes[process].life != *cluster.node() {
+            let next = cluster.node().clone();
+            let last = std::mem::replace(&mut self.processes[process].life, next);
+            self.ended.insert(last, self.now);
+        }
         self.processes[process].cluster = Some(cluster);
         if self.constants.checks {
             self.check_step(process);

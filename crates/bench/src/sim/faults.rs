@@ -436,6 +436,7 @@ impl World {
     pub(crate) fn heal(&mut self) {
         self.say(|_| "all faults end".to_owned());
         self.storms = false;
+        self.whole_since = Some(self.now);
         self.network.heal_all(self.now);
         for process in self.living() {
             self.processes[process].cost_micros = 0;

@@ -134,7 +134,7 @@ pub fn run(plan: &Plan) -> Outcome {
     }
     for process in world.living() {
         if let Some(cluster) = world.processes[process].cluster.take() {
-            world.count_tracker(&cluster);
+            world.count_rules(&cluster);
         }
     }
     outcome.time = world.now.since(Instant::from_micros(1_000_000));

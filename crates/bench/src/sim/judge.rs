@@ -43,7 +43,8 @@ impl World {
         }
     }
 
-    /// Rule: who has left never comes back in that life.
+    /// Rule: who has left never comes back in that life, and once the network has been whole for a while, nobody comes up
+    /// who is dead.
     pub(crate) fn judge_up(&mut self, process: usize, node: &NodeId) {
         let now = self.now;
         let permdown = self.constants.settings.permdown_period();
@@ -53,15 +54,28 @@ impl World {
         if departed.is_some_and(|at| now.since(*at) < permdown) {
             let what = format!("{} sees {node} up, which has left", state.name);
             self.violate(what);
-        } else if self.unspoilt && self.constants.checks {
-            let life = |other: &&Process| {
-                let cluster = other.cluster.as_ref();
-                cluster.is_some_and(|cluster| cluster.node() == node)
-            };
-            if let Some(other) = self.processes.iter().find(life) {
-                let both = state.started.max(other.started);
-                self.joins_known.push(now.since(both));
-            }
+            return;
+        }
+        if !self.constants.checks {
+            return;
+        }
+        let living = |other: &&Process| {
+            let cluster = other.cluster.as_ref();
+            cluster.is_some_and(|cluster| cluster.node() == node)
+        };
+        if self.unspoilt
+            && let Some(other) = self.processes.iter().find(living)
+        {
+            let both = state.started.max(other.started);
+            self.joins_known.push(now.since(both));
+        }
+        let grace = 2 * self.constants.settings.down_period();
+        let is_long = |since: &Instant| now.since(*since) > grace;
+        if self.whole_since.as_ref().is_some_and(is_long)
+            && self.ended.get(node).is_some_and(is_long)
+        {
+            let what = format!("{} sees {node} up, which is long dead", state.name);
+            self.violate(what);
         }
     }
 

@@ -63,6 +63,8 @@ pub(crate) struct Process {
     /// None once it has ended.
     pub(crate) cluster: Option<Box<Cluster>>,
     pub(crate) nonce: u64,
+    /// Its current life, or its last one.
+    pub(crate) life: NodeId,
     /// Its own clock starts here.
     pub(crate) origin: Instant,
     pub(crate) started: Instant,

@@ -33,9 +33,9 @@ pub struct Histories {
     /// What goes wrong: mixed, calm, lossy, partitions, restarts, clock, pauses or severed.
     #[arg(long, value_name = "NAME", default_value = "mixed", value_parser = parse_profile)]
     pub profile: Profile,
-    /// Turns a rule of the protocol off, to see who notices.
-    #[arg(long, value_name = "RULE", value_parser = parse_rule)]
-    pub without: Option<Without>,
+    /// Turns rules of the protocol off, to see who notices.
+    #[arg(long, value_name = "RULE,…", value_delimiter = ',', value_parser = parse_rule)]
+    pub without: Vec<Without>,
     /// Prints what happened in a history, line by line.
     #[arg(long, requires = "seed")]
     pub trace: bool,
@@ -299,8 +299,7 @@ fn run_all(args: &Histories, seeds: Seeds) -> Vec<Outcome> {
                     if seed >= seeds.end {
                         return;
                     }
-                    let (rules, tracker_rules) =
-                        args.without.map(Without::rules).unwrap_or_default();
+                    let (rules, tracker_rules) = Without::rules(&args.without);
                     let outcome = history::run(&Plan {
                         rules,
                         tracker_rules,

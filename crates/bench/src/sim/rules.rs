@@ -20,7 +20,8 @@ macro_rules! without {
 }
 
 without! {
-    membership: suspect_guard, wide_spread, notify_down, verdict_is_told, verdict_is_evidence, suspects_are_known, announce_to_down, join_announces, rearm_after_rejoin, isolation,
+    membership: suspect_guard, wide_spread, notify_down, verdict_is_told, verdict_is_evidence, suspects_are_known, announce_to_down, redial_dead,
+        generation_above_known, join_announces, rearm_after_rejoin, isolation,
         left_is_final, rename_is_death, link_evidence, link_introduces, name_conflict;
     tracker: contiguity, hiding, confirming, digests, forgetting;
 }
@@ -36,10 +37,12 @@ impl Without {
         ALL.iter().map(|without| without.name).collect()
     }
 
-    /// All rules but this one.
-    pub fn rules(self) -> (Rules, TrackerRules) {
+    /// All rules but these.
+    pub fn rules(off: &[Without]) -> (Rules, TrackerRules) {
         let (mut rules, mut tracker_rules) = (Rules::default(), TrackerRules::default());
-        (self.turn_off)(&mut rules, &mut tracker_rules);
+        for without in off {
+            (without.turn_off)(&mut rules, &mut tracker_rules);
+        }
         (rules, tracker_rules)
     }
 }

@@ -56,7 +56,11 @@ fn profile(name: &str) -> Profile {
 
 /// The first of the seeds with a violation when the rule is off.
 fn noticed(rule: &str, profile_name: &str, nodes: usize, seeds: std::ops::Range<u64>) -> u64 {
-    let (rules, tracker_rules) = Without::named(rule).unwrap().rules();
+    let off: Vec<Without> = rule
+        .split(',')
+        .map(|rule| Without::named(rule).unwrap())
+        .collect();
+    let (rules, tracker_rules) = Without::rules(&off);
     let found = seeds.clone().find(|seed| {
         let outcome = history::run(&Plan {
             nodes: Some(nodes),
@@ -158,9 +162,8 @@ fn without_spreading_news_widely_the_dead_stay_listed_in_a_large_cluster() {
 #[test]
 fn without_link_evidence_a_kill_is_known_late() {
     let median = |rule: Option<&str>| {
-        let (rules, tracker_rules) = rule
-            .map(|rule| Without::named(rule).unwrap().rules())
-            .unwrap_or_default();
+        let off: Vec<Without> = rule.into_iter().filter_map(Without::named).collect();
+        let (rules, tracker_rules) = Without::rules(&off);
         let mut known: Vec<Duration> = (0..8)
             .flat_map(|seed| {
                 let plan = Plan {

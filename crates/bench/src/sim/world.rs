@@ -127,6 +127,8 @@ pub(crate) struct World {
     pub(crate) by_nonce: HashMap<u64, usize>,
     /// The lives that somebody reported down, or that took themselves for cut off.
     pub(crate) in_doubt: HashSet<NodeId>,
+    /// The lives that are over, and since when.
+    pub(crate) ended: HashMap<NodeId, Instant>,
     pub(crate) books: Books,
     pub(crate) coverage: Coverage,
     pub(crate) violations: Vec<Violation>,
@@ -142,6 +144,8 @@ pub(crate) struct World {
     pub(crate) largest_queue: usize,
     /// Messages of every node and second, at most.
     pub(crate) loudest: u64,
+    /// Since when nothing goes wrong any more.
+    pub(crate) whole_since: Option<Instant>,
     /// Faults and changes happen only while it storms.
     pub(crate) storms: bool,
     /// Nothing has gone wrong yet.
@@ -175,6 +179,7 @@ impl World {
             clock_behind: vec![0; hosts],
             by_nonce: HashMap::new(),
             in_doubt: HashSet::new(),
+            ended: HashMap::new(),
             books: Books::default(),
             coverage: Coverage::default(),
             violations: Vec::new(),
@@ -185,6 +190,7 @@ impl World {
             changed_at: Instant::ZERO,
             largest_queue: 0,
             loudest: 0,
+            whole_since: None,
             storms: false,
             unspoilt: true,
             trace,
@@ -320,12 +326,14 @@ impl World {
         cluster.set_rules(self.constants.rules.clone(), self.constants.tracker_rules);
         let process = self.processes.len();
         let now = self.now;
+        let life = cluster.node().clone();
         self.trace.line(now, || {
             format!("{name} starts on host{host} as {}", cluster.node())
         });
         self.processes.push(Process {
             name,
             host,
+            life,
             cluster: Some(Box::new(cluster)),
             nonce,
             origin,
@@ -366,8 +374,9 @@ impl World {
         let Some(cluster) = self.processes[process].cluster.take() else {
             return;
         };
-        self.count_tracker(&cluster);
+        self.count_rules(&cluster);
         self.processes[process].last_id = Some(cluster.node().clone());
+        self.ended.insert(cluster.node().clone(), self.now);
         let host = self.processes[process].host;
         self.listening[host] = None;
         self.processes[process].inbox.clear();
@@ -393,7 +402,7 @@ impl World {
         self.network.set_host_up(host, false);
     }
 
-    pub(crate) fn count_tracker(&mut self, cluster: &Cluster) {
+    pub(crate) fn count_rules(&mut self, cluster: &Cluster) {
         let counts = cluster.tracker().counts();
         let coverage = &mut self.coverage;
         coverage.gaps += counts.gaps;
@@ -402,6 +411,14 @@ impl World {
         coverage.relayed_snapshots += counts.relayed;
         coverage.interrupted_snapshots += counts.interrupted;
         coverage.installed_snapshots += counts.installed;
+        let counts = cluster.membership().counts();
+        coverage.barred += counts.barred;
+        coverage.strangers += counts.strangers;
+        coverage.refuted += counts.refuted;
+        coverage.conflicts += counts.conflicts;
+        coverage.rearmed += counts.rearmed;
+        coverage.verdicts += counts.verdicts;
+        coverage.unanswered += counts.unanswered;
     }
 
     /// A packet that asks for a connection has come as far as the host, or not.

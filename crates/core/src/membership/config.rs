@@ -102,6 +102,10 @@ pub struct Rules {
     pub suspects_are_known: bool,
     /// Two of the dead are tried every second.
     pub announce_to_down: bool,
+    /// The dead are dialled again, the most recent first.
+    pub redial_dead: bool,
+    /// A generation is above all that were ever heard of for its name.
+    pub generation_above_known: bool,
     /// A newcomer asks random members for all they know, five times in its first seconds.
     pub join_announces: bool,
     /// After coming back, the engine's timers are started at once.
@@ -120,6 +124,26 @@ pub struct Rules {
     pub name_conflict: bool,
 }
 
+/// How often rules of membership made a difference, for tests that want to know what they exercised.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MembershipCounts {
+    /// News of lives that had left, which were not heeded.
+    pub barred: u64,
+    /// Suspicions of strangers, which were not heeded.
+    pub strangers: u64,
+    /// Suspicions that had been refuted when their time was over.
+    pub refuted: u64,
+    /// Higher generations of this node's own name that were reported.
+    pub conflicts: u64,
+    /// Engines whose timers were started again after the node came back.
+    pub rearmed: u64,
+    /// Verdicts that were told by way of somebody.
+    pub verdicts: u64,
+    /// Nodes that were suspected because they did not answer a verdict.
+    pub unanswered: u64,
+}
+
 impl Default for Rules {
     fn default() -> Self {
         Rules {
@@ -130,6 +154,8 @@ impl Default for Rules {
             verdict_is_evidence: true,
             suspects_are_known: true,
             announce_to_down: true,
+            redial_dead: true,
+            generation_above_known: true,
             join_announces: true,
             rearm_after_rejoin: true,
             isolation: true,

@@ -94,6 +94,7 @@ impl Membership {
             teller.address.clone(),
             ControlMessage::TakenForDead(verdict),
         ));
+        self.counts.verdicts += 1;
         if self.verdicts.len() >= MAX_KNOWN_NODES {
             self.verdicts.pop_first();
         }
@@ -160,6 +161,7 @@ impl Membership {
             }
             let suspect = Member::new(member.id().clone(), member.incarnation(), State::Suspect);
             self.apply(now, suspect);
+            self.counts.unanswered += 1;
             let doubt = Doubt {
                 at: now + self.config.suspicion,
                 suspected: true,
