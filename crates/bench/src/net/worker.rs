@@ -29,6 +29,10 @@ pub const BULK: &str = "bulk";
 /// Entries that churn keeps at most on one node.
 const MAX_CHURN: usize = 60;
 
+/// The changes that a node keeps for those who missed some. Few, so that they are as many as they will ever be before a
+/// soak looks at the memory for the first time: what grows later is a leak.
+const MAX_DELTA_SIZES: usize = 500;
+
 /// Keys whose owners are compared.
 const COMPARED_KEYS: u64 = 2_000;
 
@@ -188,6 +192,7 @@ pub async fn run(
         Ok(())
     };
     let node = fleet::describe(&name, &bind, &seeds, &certificates)
+        .max_delta_sizes(MAX_DELTA_SIZES)
         .start()
         .await?;
     let mut worker = Worker::new(node);
