@@ -9,6 +9,7 @@ mod evidence;
 mod hearsay;
 mod identity;
 mod roster;
+mod suspicion;
 #[cfg(test)]
 mod tests;
 
@@ -117,6 +118,8 @@ pub struct Membership {
     /// The nodes that were told of their death of late, by way of somebody.
     verdicts: BTreeMap<NodeId, Instant>,
     doubts: Doubts,
+    /// The suspects that were told of it of late.
+    told: BTreeMap<NodeId, Instant>,
     heard_at: Instant,
     rejoined_at: Option<Instant>,
     sweep_at: Instant,
@@ -168,6 +171,7 @@ impl Membership {
             rivals: BTreeMap::new(),
             verdicts: BTreeMap::new(),
             doubts: Doubts::default(),
+            told: BTreeMap::new(),
             heard_at: now,
             rejoined_at: None,
             sweep_at,
@@ -223,10 +227,12 @@ impl Membership {
         };
         let bump = self.me.bump;
         self.drive(now, |engine, runtime| engine.handle_data(data, runtime));
+        let source = opened.header.src;
         if self.me.bump != bump {
             // Whoever said that this node is down should be the first to hear that it is not.
-            let source = opened.header.src;
             self.drive(now, |engine, runtime| engine.announce(source, runtime));
+        } else {
+            self.tell_suspect(now, source);
         }
     }
 
@@ -550,24 +556,6 @@ impl Membership {
         candidates
     }
 
-    /// Rule: the engine declares a suspect down whose suspicion is long refuted, and tells it so; hence the look.
-    fn is_sound(&self, timer: &Timer<Identity>) -> bool {
-        let Timer::ChangeSuspectToDown {
-            member_id,
-            incarnation,
-            ..
-        } = timer
-        else {
-            return true;
-        };
-        !self.rules.suspect_guard
-            || self.engine.iter_membership_state().any(|member| {
-                member.id() == member_id
-                    && member.incarnation() == *incarnation
-                    && member.state() == State::Suspect
-            })
-    }
-
     /// What of a packet's news the engine may hear.
     fn admits(&mut self, now: Instant, update: &Member<Identity>, just_rejoined: bool) -> bool {
         let identity = update.id();
@@ -587,15 +575,6 @@ impl Membership {
         self.counts.barred += u64::from(barred);
         self.counts.strangers += u64::from(stranger);
         !barred && !stranger
-    }
-
-    /// Rule: nobody is introduced by a suspicion. It may be the last thing that is said of a node that has long been dead;
-    /// whoever lives refutes it, and is known by that.
-    fn is_stranger(&self, identity: &Identity) -> bool {
-        self.rules.suspects_are_known
-            && self
-                .engine_member(identity.key())
-                .is_none_or(|member| member.state() == State::Down)
     }
 
     /// Rule: a higher generation of this node's own name is reported, once and again after a while.
@@ -832,10 +811,12 @@ impl Membership {
         let kept = self.config.permdown_period;
         self.roster.sweep(now, kept);
         let roster = &self.roster;
+        // What is remembered of a name in any other way was given by that generation, or an earlier one.
         self.generations
-            .retain(|name, (_, at)| now.since(*at) < kept || roster.up(name).is_some());
+            .retain(|name, (_, at)| now.since(*at) < kept || roster.knows(name));
         self.evidence.sweep(now, self.config.down_period);
         self.sweep_verdicts(now);
+        self.sweep_told(now);
     }
 
     /// Rule: retained dead names are capped, the oldest go first.

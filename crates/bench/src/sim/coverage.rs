@@ -65,6 +65,8 @@ counters! {
     strangers: 1,
     /// Suspicions that had been refuted when their time was over.
     refuted: 1,
+    /// Suspects that talked and were told.
+    told: 1,
     /// Higher generations of a node's own name that it heard of from others.
     conflicts: 1,
     /// Nodes that came back and had to start their engine's timers again.

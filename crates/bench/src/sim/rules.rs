@@ -20,7 +20,7 @@ macro_rules! without {
 }
 
 without! {
-    membership: suspect_guard, wide_spread, notify_down, verdict_is_told, verdict_is_evidence, suspects_are_known, announce_to_down, redial_dead,
+    membership: suspect_guard, wide_spread, notify_down, verdict_is_told, verdict_is_evidence, suspects_are_known, suspects_are_told, announce_to_down, redial_dead,
         generation_above_known, join_announces, rearm_after_rejoin, isolation,
         left_is_final, rename_is_death, link_evidence, link_introduces, name_conflict;
     tracker: contiguity, hiding, confirming, digests, forgetting;

@@ -415,6 +415,7 @@ impl World {
         coverage.barred += counts.barred;
         coverage.strangers += counts.strangers;
         coverage.refuted += counts.refuted;
+        coverage.told += counts.told;
         coverage.conflicts += counts.conflicts;
         coverage.rearmed += counts.rearmed;
         coverage.verdicts += counts.verdicts;

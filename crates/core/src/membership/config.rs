@@ -100,6 +100,8 @@ pub struct Rules {
     pub verdict_is_evidence: bool,
     /// Nobody is introduced by a suspicion.
     pub suspects_are_known: bool,
+    /// A suspect that talks is told that it is one.
+    pub suspects_are_told: bool,
     /// Two of the dead are tried every second.
     pub announce_to_down: bool,
     /// The dead are dialled again, the most recent first.
@@ -134,6 +136,8 @@ pub struct MembershipCounts {
     pub strangers: u64,
     /// Suspicions that had been refuted when their time was over.
     pub refuted: u64,
+    /// Suspects that talked and were told.
+    pub told: u64,
     /// Higher generations of this node's own name that were reported.
     pub conflicts: u64,
     /// Engines whose timers were started again after the node came back.
@@ -153,6 +157,7 @@ impl Default for Rules {
             verdict_is_told: true,
             verdict_is_evidence: true,
             suspects_are_known: true,
+            suspects_are_told: true,
             announce_to_down: true,
             redial_dead: true,
             generation_above_known: true,

@@ -142,6 +142,11 @@ impl Roster {
         true
     }
 
+    /// True where anything is remembered of a name.
+    pub(super) fn knows(&self, name: &NodeName) -> bool {
+        self.0.contains_key(name)
+    }
+
     pub(super) fn dial_candidates(&mut self, now: Instant) -> Vec<(NodeId, Address)> {
         let mut eligible: Vec<&mut Entry> = self
             .0

@@ -699,6 +699,46 @@ fn nobody_is_introduced_by_a_suspicion() {
     }));
 }
 
+/// What a node makes of a suspicion that the suspect was not told of when it arose.
+fn is_refuted_in_the_end(rules: Rules) -> bool {
+    let mut world = World::joined(3, 7, rules);
+    let now = world.now;
+    let membership = &mut world.nodes[0].membership;
+    let suspect = membership.engine_member(key(&name(1))).unwrap();
+    let suspicion = Member::new(suspect.id().clone(), suspect.incarnation(), State::Suspect);
+    membership.drive(now, |engine, runtime| {
+        engine.apply_many(std::iter::once(suspicion), false, runtime)
+    });
+    world.run(10 * SECOND);
+    let member = world.nodes[0].membership.engine_member(key(&name(1)));
+    member.is_some_and(|member| member.state() == State::Alive)
+}
+
+#[test]
+fn a_suspect_that_talks_refutes_a_suspicion_that_nobody_talks_of() {
+    assert!(is_refuted_in_the_end(Rules::default()));
+    assert!(!is_refuted_in_the_end(Rules {
+        suspects_are_told: false,
+        ..Rules::default()
+    }));
+}
+
+#[test]
+fn the_generation_of_the_dead_is_known_for_as_long_as_they_are() {
+    let mut world = World::joined(2, 8, Rules::default());
+    world.silence(1);
+    let permdown = Settings::default().permdown_period();
+    world.run(permdown - 5 * SECOND);
+    let mut known = 0;
+    while world.nodes[0].membership.members().count() > 0 {
+        let highest = world.nodes[0].membership.highest_known(&name(1));
+        assert_eq!(highest, Some(life(1, 1).generation));
+        world.run(MILLISECOND * 100);
+        known += 1;
+    }
+    assert!(known > 50, "they were known for long enough");
+}
+
 #[test]
 fn a_node_whose_clock_went_back_learns_of_its_earlier_life_by_way_of_a_third() {
     let mut world = World::joined(3, 4, Rules::default());
