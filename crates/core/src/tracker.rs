@@ -158,6 +158,8 @@ struct Owner {
     replica: Replica,
     /// Membership says that it is up in this life.
     up: bool,
+    /// It has been so before: whoever lists it now may not have heard yet that it is down.
+    was_up: bool,
     /// When it was last up, or first heard of.
     down_since: Instant,
     /// Its entries are with the readers.
@@ -183,6 +185,7 @@ impl Owner {
         Owner {
             replica: Replica::new(node),
             up: false,
+            was_up: false,
             down_since: now,
             visible: false,
             confirmed: false,
@@ -442,6 +445,7 @@ impl Tracker {
         let confirming = self.rules.confirming;
         let owner = self.owner(now, node);
         owner.up = true;
+        owner.was_up = true;
         owner.confirmed = !confirming && owner.replica.version().is_some();
         if linked {
             // What was learnt over this link before still holds: the owner's own word, and nothing lost since.

@@ -185,7 +185,9 @@ pub(crate) fn check_convergence(nodes: &[&Cluster], keys: u64) -> Result<(), Str
             return Err(format!("{me} was never synced"));
         }
         if !node.missing().is_empty() {
-            return Err(format!("{me} misses {:?}", node.missing()));
+            let mut owners = node.stats().owners;
+            owners.retain(|owner| node.missing().contains(&owner.node.name));
+            return Err(format!("{me} misses {:?}: {owners:?}", node.missing()));
         }
         let placed = place(&node.directory(), keys);
         match &first {

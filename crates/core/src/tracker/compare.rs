@@ -103,7 +103,7 @@ impl Tracker {
                 owner.behind_since.get_or_insert(now);
             }
         }
-        if !owner.up {
+        if !owner.up && !owner.was_up {
             let name_is_up = self
                 .owners
                 .iter()
@@ -116,7 +116,16 @@ impl Tracker {
         None
     }
 
+    /// A peer lists what is not known here: membership should speak of it soon. Old words of a life that is over, which come
+    /// late where a link was stalled, promise nothing.
     fn expect(&mut self, now: Instant, node: NodeId) {
+        let is_over = self
+            .owners
+            .keys()
+            .any(|other| other.name == node.name && other.generation > node.generation);
+        if is_over {
+            return;
+        }
         if self.expected.len() < MAX_KNOWN_NODES && node.name != self.me.name {
             self.expected.entry(node).or_insert(now);
         }

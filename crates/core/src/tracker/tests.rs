@@ -6,7 +6,7 @@ use super::*;
 use crate::RawSettings;
 use crate::entry::{Metadata, ServiceState, Weight};
 use crate::id::{Generation, InstanceName, ServiceId, ServiceType};
-use crate::message::{Frame, Operation, Request};
+use crate::message::{Frame, Operation, OwnerVersion, Request, Vector};
 
 fn node(name: &str, number: u64) -> NodeId {
     NodeId {
@@ -408,6 +408,40 @@ fn a_relayed_snapshot_shows_at_once_where_the_owner_has_said_how_far_it_is() {
     assert!(net.ids(&c).is_empty());
     while net.deliver(&b, &c) {}
     assert_eq!(net.ids(&c).len(), 3);
+}
+
+#[test]
+fn old_words_of_an_earlier_life_let_nobody_be_missed() {
+    let [a, b, c] = three();
+    let mut net = Net::new(&[a.clone(), b.clone(), c.clone()], 100);
+    net.meet_all();
+    net.deliver_all();
+    let earlier = NodeId {
+        generation: Generation {
+            number: a.generation.number - 1,
+            ..a.generation
+        },
+        ..a.clone()
+    };
+    let row = OwnerVersion {
+        owner: earlier,
+        version: 3,
+        content: 7,
+    };
+    let now = net.now;
+    let vector = ControlMessage::Vector(Vector { owners: vec![row] });
+    net.at(&c).handle_message(now, &b, vector);
+    assert_eq!(net.at(&c).missing(), []);
+    // Nor do the words of somebody who has not heard yet that it is down.
+    net.at(&c).member_down(now, &a);
+    let row = OwnerVersion {
+        owner: a.clone(),
+        version: 3,
+        content: 7,
+    };
+    let vector = ControlMessage::Vector(Vector { owners: vec![row] });
+    net.at(&c).handle_message(now, &b, vector);
+    assert_eq!(net.at(&c).missing(), []);
 }
 
 #[test]
