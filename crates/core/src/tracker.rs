@@ -178,6 +178,8 @@ struct Owner {
     overdue: bool,
     /// A peer that said it has more than this copy.
     source: Option<NodeId>,
+    /// Requests in a row that were not answered in time.
+    late_answers: u32,
 }
 
 impl Owner {
@@ -195,6 +197,7 @@ impl Owner {
             word: false,
             overdue: false,
             source: None,
+            late_answers: 0,
         }
     }
 

@@ -19,6 +19,9 @@ const WINDOW: u32 = 4;
 /// How long an answer, or the next part of it, may take.
 const TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How often [`TIMEOUT`] is doubled where answers are late: on a slow link a chunk takes its time.
+const MAX_DOUBLINGS: u32 = 4;
+
 /// Most chunks of one snapshot.
 const MAX_CHUNKS: u32 = 65_536;
 
@@ -27,6 +30,8 @@ const MAX_CHUNKS: u32 = 65_536;
 pub(super) struct Fetch {
     from: NodeId,
     deadline: Instant,
+    /// What is waited for each part of the answer.
+    patience: Duration,
     incoming: Option<Incoming>,
 }
 
@@ -69,11 +74,13 @@ impl Tracker {
             have: owner.replica.version().filter(|_| !owner.differs),
             resume: None,
         };
+        let patience = TIMEOUT * 2_u32.pow(owner.late_answers);
         self.fetches.insert(
             node.clone(),
             Fetch {
                 from: from.clone(),
-                deadline: now + TIMEOUT,
+                deadline: now + patience,
+                patience,
                 incoming: None,
             },
         );
@@ -90,7 +97,7 @@ impl Tracker {
             self.fetches.remove(node);
             self.fetch_others(now);
         } else if fetch.incoming.is_none() {
-            fetch.deadline = now + TIMEOUT;
+            fetch.deadline = now + fetch.patience;
         }
     }
 
@@ -162,7 +169,7 @@ impl Tracker {
             incoming.entries.extend(staged);
         }
         incoming.next += 1;
-        fetch.deadline = now + TIMEOUT;
+        fetch.deadline = now + fetch.patience;
         if incoming.next == incoming.count {
             if let Some(complete) = self.fetches.remove(&node).and_then(|fetch| fetch.incoming) {
                 self.install(now, from, complete);
@@ -212,6 +219,7 @@ impl Tracker {
         {
             Ok(changes) => {
                 owner.differs = false;
+                owner.late_answers = 0;
                 let version = incoming.of.version;
                 owner.target = Some(owner.target.map_or(version, |target| target.max(version)));
                 // A relayed snapshot will do where the owner itself has said over its link how far it is.
@@ -270,6 +278,9 @@ impl Tracker {
             .collect();
         for node in late {
             self.give_up_fetch(&node);
+            if let Some(owner) = self.owners.get_mut(&node) {
+                owner.late_answers = (owner.late_answers + 1).min(MAX_DOUBLINGS);
+            }
             self.judge(now, &node);
         }
     }

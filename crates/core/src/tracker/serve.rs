@@ -13,8 +13,8 @@ use crate::time::Instant;
 /// Rule: at most two snapshots are served at once, those of a single chunk not counted.
 const MAX_SERVING: usize = 2;
 
-/// Estimated bytes of one chunk.
-const CHUNK_BYTES: usize = 128 * 1024;
+/// Estimated bytes of one chunk: a quarter of a second on a link of 1 Mbit/s, where other traffic wants its share, too.
+const CHUNK_BYTES: usize = 32 * 1024;
 
 /// A suffix with more deltas than this is sent as a snapshot, which its reader paces.
 const MAX_SUFFIX_DELTAS: usize = 8;

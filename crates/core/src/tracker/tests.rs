@@ -411,6 +411,29 @@ fn a_relayed_snapshot_shows_at_once_where_the_owner_has_said_how_far_it_is() {
 }
 
 #[test]
+fn a_snapshot_comes_through_where_each_part_takes_longer_than_is_waited_for_at_first() {
+    let (a, c) = (node("a", 1), node("c", 3));
+    let mut net = Net::new(&[a.clone(), c.clone()], 100);
+    net.add(&a, 1..=2_000);
+    net.meet(&a, &c);
+    let mut rounds = 0;
+    while net.ids(&c).len() < 2_000 {
+        while net.deliver(&c, &a) {}
+        net.now += Duration::from_millis(1_500);
+        let now = net.now;
+        for tracker in net.trackers.values_mut() {
+            tracker.handle_timeout(now);
+        }
+        net.collect();
+        // A digest, and a part of the snapshot.
+        net.deliver(&a, &c);
+        net.deliver(&a, &c);
+        rounds += 1;
+        assert!(rounds < 100, "{:?}", net.trackers[&a].counts());
+    }
+}
+
+#[test]
 fn old_words_of_an_earlier_life_let_nobody_be_missed() {
     let [a, b, c] = three();
     let mut net = Net::new(&[a.clone(), b.clone(), c.clone()], 100);
