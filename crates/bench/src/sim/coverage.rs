@@ -60,21 +60,21 @@ counters! {
     /// Members that came back in the same life.
     returns: 1_000,
     /// News of lives that had left, which were not heeded.
-    barred: 1,
+    barred: 10_000,
     /// Suspicions of strangers, which were not heeded.
-    strangers: 1,
+    strangers: 100_000,
     /// Suspicions that had been refuted when their time was over.
-    refuted: 1,
+    refuted: 50_000,
     /// Suspects that talked and were told.
-    told: 1,
+    told: 50_000,
     /// Higher generations of a node's own name that it heard of from others.
-    conflicts: 1,
+    conflicts: 100,
     /// Nodes that came back and had to start their engine's timers again.
-    rearmed: 1,
+    rearmed: 10_000,
     /// Verdicts that were told by way of somebody.
-    verdicts: 1,
+    verdicts: 100_000,
     /// Nodes that were suspected because they did not answer a verdict.
-    unanswered: 1,
+    unanswered: 10_000,
     /// Links whose queue was long.
     congestions: 100,
     /// Links that were closed because their queue was too long.

@@ -9,7 +9,8 @@ use super::profile::Profile;
 use super::rules::Without;
 
 /// Rules whose absence the simulator does not report: what was found when they were off, and what is supposed to cover for
-/// them. Each has a test of its own in the core, where that is not there, and where it is missed.
+/// them. They are not untested for want of occasions: see `barred`, `strangers`, `verdicts`, `rearmed`, `conflicts` and
+/// `isolations` of the coverage. Each has a test of its own in the core, where that is not there, and where it is missed.
 const UNNOTICED: &[(&str, &str)] = &[
     (
         "verdict_is_told",
