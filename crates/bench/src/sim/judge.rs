@@ -71,8 +71,13 @@ impl World {
         }
         let grace = 2 * self.constants.settings.down_period();
         let is_long = |since: &Instant| now.since(*since) > grace;
+        // Who has been dead for longer is forgotten, and anybody's late word is news.
+        let is_remembered = |since: &Instant| now.since(*since) < permdown;
         if self.whole_since.as_ref().is_some_and(is_long)
-            && self.ended.get(node).is_some_and(is_long)
+            && self
+                .ended
+                .get(node)
+                .is_some_and(|since| is_long(since) && is_remembered(since))
         {
             let what = format!("{} sees {node} up, which is long dead", state.name);
             self.violate(what);
