@@ -34,6 +34,8 @@ pub use id::{
     ServiceType, Topic, Zone,
 };
 pub use key::{Key, KeyError, KeyPart, SLOTS, Slot};
+#[cfg(any(test, feature = "fault-switches"))]
+pub use membership::describe_packet;
 pub use membership::{
     MemberEvent, MemberInfo, MemberState, Membership, MembershipConfig, MembershipCounts, Rules,
 };

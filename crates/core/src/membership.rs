@@ -32,6 +32,8 @@ use crate::time::{Instant, earliest};
 pub use config::{MembershipConfig, MembershipCounts, Rules};
 use evidence::Evidence;
 use hearsay::Doubts;
+#[cfg(any(test, feature = "fault-switches"))]
+pub use identity::describe_packet;
 use identity::{Identity, Key, Packet, key};
 pub use roster::{MemberInfo, MemberState};
 use roster::{Roster, Standing};

@@ -479,7 +479,8 @@ impl std::fmt::Debug for Brief<'_> {
 
 fn describe(frame: &Frame) -> String {
     match ControlMessage::decode(frame) {
-        Ok(Some(ControlMessage::Membership(_))) => "membership".to_owned(),
+        Ok(Some(ControlMessage::Membership(packet))) => keydispatch_core::describe_packet(&packet)
+            .unwrap_or_else(|| "a garbled packet".to_owned()),
         Ok(Some(ControlMessage::Snapshot(chunk))) => format!(
             "snapshot {} v{} {}/{}",
             chunk.of.owner, chunk.of.version, chunk.index, chunk.count

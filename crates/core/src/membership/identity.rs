@@ -117,3 +117,30 @@ impl Packet {
         Some(bytes)
     }
 }
+
+/// What a packet says, in one line, for those who read traces; `None` where it is garbled.
+#[cfg(any(test, feature = "fault-switches"))]
+pub fn describe_packet(packet: &[u8]) -> Option<String> {
+    use std::fmt::Write;
+    let who = |identity: &Identity| {
+        let NodeId { name, generation } = &identity.node;
+        format!("{name}@{}+{}", generation.number, identity.bump)
+    };
+    let packet = Packet::decode(packet)?;
+    let message = format!("{:?}", packet.header.message);
+    let kind: String = message
+        .chars()
+        .take_while(char::is_ascii_alphanumeric)
+        .collect();
+    let mut line = format!("{kind} of {}", who(&packet.header.src));
+    for update in &packet.updates {
+        let incarnation = update.incarnation();
+        let _ = write!(
+            line,
+            ", {} {:?} {incarnation}",
+            who(update.id()),
+            update.state()
+        );
+    }
+    Some(line)
+}
