@@ -145,6 +145,8 @@ impl Directory {
                 };
                 Listed { view, cell }
             });
+            // What was replaced keeps a view alive, and this thread may never write again.
+            self.types.guard().flush();
             // Otherwise the type has just been forgotten, or the other reader's cell given up.
             if let Some(cell) = updated.and_then(|listed| listed.cell.upgrade()) {
                 return cell;
@@ -406,6 +408,22 @@ mod tests {
         registry.apply(vec![leave(&a)]);
         assert!(cell.load().services().is_empty());
         assert!(directory.view("uploader").is_some());
+    }
+
+    #[test]
+    fn a_view_is_dropped_when_the_next_one_is_there_whoever_made_a_cell_of_it() {
+        let mut registry = Registry::new();
+        let directory = registry.directory();
+        let a = info("a", 1);
+        registry.apply(vec![join(&a)]);
+        let view = Arc::downgrade(&directory.view("uploader").unwrap());
+        let made = std::thread::scope(|scope| {
+            let reader = scope.spawn(|| directory.cell(a.service_type()));
+            reader.join().unwrap()
+        });
+        registry.apply(vec![join(&info("b", 2))]);
+        assert_eq!(made.load().services().len(), 2);
+        assert!(view.upgrade().is_none(), "a table of its slots is 640 KiB");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use arc_swap::{ArcSwap, Guard};
 use bytes::Bytes;
 use keydispatch_core::message::{Address, Frame, Hello};
 use keydispatch_core::{NodeId, NodeName, ServiceInfo, Topic};
+use papaya::Guard as _;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
@@ -252,6 +253,8 @@ impl DataPlane {
 
     pub(crate) fn remove_local(&self, sequence: u64) {
         if self.local.pin().remove(&sequence).is_some() {
+            // Its mailbox goes now, not when enough others have gone, too.
+            self.local.guard().flush();
             self.running.send_modify(|running| *running -= 1);
         }
     }
@@ -330,6 +333,7 @@ impl DataPlane {
         let peers = self.peers.pin();
         if let Some(before) = peers.insert(name, peer) {
             before.lanes.iter().for_each(|lane| lane.close());
+            self.peers.guard().flush();
         }
     }
 
@@ -338,6 +342,7 @@ impl DataPlane {
         let down = peers.remove_if(&node.name, |_, peer| peer.node == *node);
         if let Ok(Some((_, peer))) = down {
             peer.lanes.iter().for_each(|lane| lane.close());
+            self.peers.guard().flush();
         }
     }
 
