@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use keydispatch_core::{Instant, NodeName, RawSettings, Rules, Settings, TrackerRules};
+use keydispatch_core::{
+    Instant, MembershipConfig, NodeName, RawSettings, Rules, Settings, TrackerRules,
+};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -19,6 +21,9 @@ const MIXED_NODES: (usize, usize) = (3, 50);
 
 /// How long is listened once all should be quiet.
 const SILENCE: Duration = Duration::from_secs(5);
+
+/// What the messages of an idle cluster are long, at most on average: most are probes of 84 bytes, or of 120 with help.
+const MEAN_MESSAGE_BYTES: f64 = 160.0;
 
 /// Keys whose owners are compared on every node, in one history of so many, and in the others.
 const COMPARED_KEYS: (u64, u64, u64) = (10_000, 16, 400);
@@ -315,7 +320,34 @@ fn listen(world: &mut World, outcome: &mut Outcome) {
     let node_seconds = world.living().len() as f64 * SILENCE.as_secs_f64();
     outcome.quiet_messages = (after.0 - before.0) as f64 / node_seconds;
     outcome.quiet_bytes = (after.1 - before.1) as f64 / node_seconds;
-    if world.changed_at != changed && world.violations.is_empty() {
+    if !world.violations.is_empty() {
+        return;
+    }
+    if world.changed_at != changed {
         world.violate("a view changed while nothing happened".to_owned());
     }
+    let (messages, bytes) = (outcome.quiet_messages, outcome.quiet_bytes);
+    let allowed = idle_messages(world);
+    if messages > allowed || bytes > allowed * MEAN_MESSAGE_BYTES {
+        world.violate(format!(
+            "in silence each node sent {messages:.1} messages of {bytes:.0} bytes in all a second, where {allowed:.1} \
+             messages are what an idle cluster costs"
+        ));
+    }
+}
+
+/// The most that a node of an idle cluster sends in a second: a probe, and the answer to another one's; a digest, and
+/// all that is known to somebody who asks once in ten seconds. Where there and back takes longer than a probe waits, or
+/// much is sent twice, all probes ask for help; elsewhere it is chance when one does.
+fn idle_messages(world: &World) -> f64 {
+    const DIRECT: f64 = 2.0;
+    const HELPED: f64 = 3.0 * 4.0;
+    const BY_CHANCE: f64 = 0.2;
+    const OTHERS: f64 = 2.0;
+    let membership = MembershipConfig::new(&world.constants.settings);
+    // There and back with its jitter, and that of the timers on both sides.
+    let slow = 4 * world.network.base_latency() > membership.probe_timeout();
+    let lossy = world.profile.lost_ppm > 10_000;
+    let helped = if slow || lossy { 1.0 } else { BY_CHANCE };
+    (DIRECT + HELPED * helped) / membership.probe_period().as_secs_f64() + OTHERS
 }

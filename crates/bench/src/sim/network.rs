@@ -194,6 +194,11 @@ impl Network {
         })
     }
 
+    /// One way, without jitter, where nothing is slowed down.
+    pub(crate) fn base_latency(&self) -> Duration {
+        self.weather.latency
+    }
+
     /// One way, with jitter.
     pub(crate) fn latency(&mut self) -> Duration {
         let micros = self.weather.latency.as_micros() as u64 * u64::from(self.latency_factor);

@@ -55,6 +55,16 @@ impl MembershipConfig {
         }
     }
 
+    /// From one probe to the next.
+    pub fn probe_period(&self) -> Duration {
+        self.probe
+    }
+
+    /// How long a probe waits for its answer before others are asked to help.
+    pub fn probe_timeout(&self) -> Duration {
+        self.probe_rtt
+    }
+
     pub(super) fn engine(&self, rules: &Rules) -> foca::Config {
         foca::Config {
             probe_period: self.probe,
