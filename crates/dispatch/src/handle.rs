@@ -140,7 +140,26 @@ impl<P: Protocol> ServiceHandle<P> {
     ///
     /// Dropping the future cancels the call: if it was not started yet, it will not be.
     pub async fn call(&self, key: impl Into<Key>, message: P::Call) -> Result<P::Reply, CallError> {
-        Ok(self.call_answered(key, message).await?.reply)
+        let (key, options) = (key.into(), self.options);
+        if options.idempotent || options.fallback > 0 {
+            return Ok(self.call_answered(key, message).await?.reply);
+        }
+        let deadline = Instant::now() + options.timeout;
+        // Where the owner runs here, the call is sent while the view is looked at: its entry's reference count is shared
+        // by all callers.
+        let sent = self.look(|view| {
+            let info = view.owner(key)?;
+            Some(if self.is_local(info) {
+                Ok(self.start(info, Sent::Given(message), deadline))
+            } else {
+                Err((Arc::clone(info), message))
+            })
+        });
+        match sent {
+            Some(Ok(started)) => self.finish(started?, deadline).await,
+            Some(Err((by, message))) => self.call_to(&by, Sent::Given(message), deadline).await,
+            None => Err(self.nobody()),
+        }
     }
 
     /// As [`call`](Self::call), and says who answered.
