@@ -19,6 +19,7 @@ pub mod message;
 pub mod placement;
 pub mod registry;
 mod replica;
+pub mod silence;
 mod time;
 pub mod tracker;
 mod view;

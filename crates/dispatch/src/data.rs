@@ -116,6 +116,16 @@ impl Heard {
             .store(self.elapsed_micros(), Ordering::Relaxed);
     }
 
+    /// The time on this clock.
+    fn clock(&self) -> keydispatch_core::Instant {
+        keydispatch_core::Instant::from_micros(self.elapsed_micros())
+    }
+
+    /// When something was last heard, by this clock.
+    fn at(&self) -> keydispatch_core::Instant {
+        keydispatch_core::Instant::from_micros(self.heard_micros.load(Ordering::Relaxed))
+    }
+
     /// Since when nothing was heard.
     fn since(&self) -> Duration {
         let heard = self.heard_micros.load(Ordering::Relaxed);

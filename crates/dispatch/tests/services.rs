@@ -476,6 +476,25 @@ async fn a_call_whose_time_is_over_on_arrival_of_its_turn_is_not_started() {
 }
 
 #[tokio::test]
+async fn a_slow_answer_after_a_long_rest_is_waited_for() {
+    let stage = Stage::there().await;
+    let (worker, _) = stage.worker().await;
+    assert_eq!(stage.workers.call("key", Ask::Notes).await, Ok(vec![]));
+    // Longer than the silence after which a peer that does not answer is suspended; nobody has asked it anything.
+    tokio::time::sleep(Duration::from_millis(1_300)).await;
+    let waiting = tokio::spawn({
+        let workers = stage.workers.clone();
+        async move { workers.call("key", Ask::Wait).await }
+    });
+    worker.has("waiting").await;
+    // The link is looked at more than once meanwhile.
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    assert_eq!(stage.near.stats().await.unwrap().data.suspended, []);
+    worker.open();
+    waiting.await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn an_idempotent_call_outlives_the_node_that_it_was_sent_to() {
     let (_network, a, [_b, (c, worker)]) = trio().await;
     let workers = a.services::<Workers>();

@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use keydispatch_core::hello;
 use keydispatch_core::message::{Address, ControlMessage, Frame, Hello, Lane as LaneName};
+use keydispatch_core::silence::{PING_AFTER, Silence, SilenceWatch};
 use keydispatch_core::{NodeId, NodeName};
 use slab::Slab;
 use std::future::poll_fn;
@@ -33,11 +34,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// First and longest pause between a failure and the next dial; calls fail at once meanwhile.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
-
-/// Rule: a link with replies outstanding and no byte for this long is pinged,
-const PING_AFTER: Duration = Duration::from_millis(250);
-/// and suspended after this long: calls that wait for its replies fail then, and those that come later at once.
-const SUSPEND_AFTER: Duration = Duration::from_secs(1);
 
 /// A connection without traffic is closed after this long.
 const IDLE: Duration = Duration::from_secs(120);
@@ -292,35 +288,32 @@ impl Lane {
     /// Rule: suspension is local, and over with the first byte that is heard. Ends when the connection has been idle
     /// for long.
     async fn watch(&self) {
-        let mut pinged: Option<Instant> = None;
+        let mut watch = SilenceWatch::new(self.heard.clock());
         loop {
-            let before = Instant::now();
             tokio::time::sleep(PING_AFTER).await;
-            if before.elapsed() >= 2 * PING_AFTER {
-                // It is this process that did not run: what arrived meanwhile is read before the peer is judged.
-                self.heard.now();
-                continue;
-            }
-            let silent = self.heard.since();
-            if pinged.is_some_and(|at| silent < at.elapsed()) {
-                pinged = None;
-            }
-            if silent < PING_AFTER {
-                // What is heard may be a part of a frame.
-                self.suspended.store(false, Ordering::Relaxed);
-                continue;
-            }
-            if pinged.is_some() || self.pending() > 0 {
-                if silent >= SUSPEND_AFTER && !self.suspended.swap(true, Ordering::Relaxed) {
-                    tracing::warn!(peer = %self.peer.name, ?silent, "a peer is silent: calls to it fail at once");
-                    // What is still queued may go out when the peer is back, so it counts as sent.
-                    self.fail_sent();
+            let now = self.heard.clock();
+            let found = watch.look(now, self.heard.at(), self.pending() > 0);
+            match found {
+                Silence::Slept => {
+                    self.heard.now();
                 }
-                // Nobody waits for room here: a full queue is busy enough.
-                let _ = self.outbox.push(wire::empty(kind::PING));
-                pinged.get_or_insert_with(Instant::now);
-            } else if self.heard.idle() >= IDLE && self.outbox.len() == 0 {
-                return;
+                // What is heard may be a part of a frame.
+                Silence::Heard => self.suspended.store(false, Ordering::Relaxed),
+                Silence::Idle => {
+                    if self.heard.idle() >= IDLE && self.outbox.len() == 0 {
+                        return;
+                    }
+                }
+                Silence::Ping | Silence::Suspend => {
+                    if found == Silence::Suspend && !self.suspended.swap(true, Ordering::Relaxed) {
+                        let silent = now.since(self.heard.at());
+                        tracing::warn!(peer = %self.peer.name, ?silent, "a peer is silent: calls to it fail at once");
+                        // What is still queued may go out when the peer is back, so it counts as sent.
+                        self.fail_sent();
+                    }
+                    // Nobody waits for room here: a full queue is busy enough.
+                    let _ = self.outbox.push(wire::empty(kind::PING));
+                }
             }
         }
     }

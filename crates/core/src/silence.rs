@@ -1,0 +1,166 @@
+//! When a data link that says nothing is asked whether anybody is there, and when its peer is suspended: calls to it fail at
+//! once until a byte is heard. It is local, and changes no placement.
+
+use std::time::Duration;
+
+use crate::time::Instant;
+
+/// Rule: a link with replies outstanding and no byte for this long is pinged. Also how often it is looked at.
+pub const PING_AFTER: Duration = Duration::from_millis(250);
+/// Rule: after this long its peer is suspended.
+pub const SUSPEND_AFTER: Duration = Duration::from_secs(1);
+
+/// What a look at a link came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Silence {
+    /// Something was heard of late: the peer is not suspended.
+    Heard,
+    /// Nothing was heard, and nobody waits, or not for long yet.
+    Idle,
+    /// Somebody waits: the peer is to be pinged,
+    Ping,
+    /// or is suspended, and to be pinged all the same: its answer ends that.
+    Suspend,
+    /// It is this process that did not run: what arrived meanwhile is to be read before the peer is judged, who counts as
+    /// heard now.
+    Slept,
+}
+
+/// Switches of the rules, for a simulator that wants to see that they matter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SilenceRules {
+    /// A process that did not run itself judges nobody by the silence of that time.
+    pub own_pauses: bool,
+}
+
+impl Default for SilenceRules {
+    fn default() -> Self {
+        SilenceRules { own_pauses: true }
+    }
+}
+
+/// Judges one link.
+#[derive(Clone, Debug)]
+pub struct SilenceWatch {
+    rules: SilenceRules,
+    looked_at: Instant,
+    /// Since when somebody waits, as far as looks can tell.
+    waits_since: Option<Instant>,
+    pinged_at: Option<Instant>,
+}
+
+impl SilenceWatch {
+    /// For a link that was opened now.
+    pub fn new(now: Instant) -> Self {
+        SilenceWatch {
+            rules: SilenceRules::default(),
+            looked_at: now,
+            waits_since: None,
+            pinged_at: None,
+        }
+    }
+
+    /// The same with rules switched off.
+    #[cfg(any(test, feature = "fault-switches"))]
+    pub fn with_rules(self, rules: SilenceRules) -> Self {
+        SilenceWatch { rules, ..self }
+    }
+
+    /// To be called every [`PING_AFTER`]. `heard_at` is when the last byte arrived, `waits` says whether replies are
+    /// outstanding.
+    pub fn look(&mut self, now: Instant, heard_at: Instant, waits: bool) -> Silence {
+        let slept = now.since(self.looked_at) >= 2 * PING_AFTER;
+        self.looked_at = now;
+        if slept && self.rules.own_pauses {
+            return Silence::Slept;
+        }
+        self.pinged_at = self.pinged_at.filter(|at| heard_at <= *at);
+        if !waits && self.pinged_at.is_none() {
+            self.waits_since = None;
+        } else if self.waits_since.is_none() {
+            self.waits_since = Some(now);
+        }
+        if now.since(heard_at) < PING_AFTER {
+            return Silence::Heard;
+        }
+        let Some(waits_since) = self.waits_since else {
+            return Silence::Idle;
+        };
+        // Nobody had asked it anything before that.
+        let silent = now.since(heard_at.max(waits_since));
+        if silent < PING_AFTER {
+            return Silence::Idle;
+        }
+        self.pinged_at.get_or_insert(now);
+        if silent < SUSPEND_AFTER {
+            Silence::Ping
+        } else {
+            Silence::Suspend
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(millis: u64) -> Instant {
+        Instant::from_micros(millis * 1_000)
+    }
+
+    /// Looks every 250 ms at a link where somebody waits and nothing is heard after `heard_at`.
+    fn looks(watch: &mut SilenceWatch, heard_at: Instant, times: &[u64]) -> Vec<Silence> {
+        let look = |millis: &u64| watch.look(at(*millis), heard_at, true);
+        times.iter().map(look).collect()
+    }
+
+    #[test]
+    fn a_silent_peer_is_pinged_and_then_suspended() {
+        use Silence::*;
+        let mut watch = SilenceWatch::new(at(0));
+        let found = looks(&mut watch, at(100), &[250, 500, 750, 1_000, 1_250]);
+        assert_eq!(found, [Heard, Ping, Ping, Ping, Suspend]);
+        assert_eq!(watch.look(at(1_500), at(1_400), true), Heard);
+    }
+
+    #[test]
+    fn silence_before_anybody_asked_is_no_reason() {
+        use Silence::*;
+        let mut watch = SilenceWatch::new(at(0));
+        for millis in (250..=5_000).step_by(250) {
+            watch.look(at(millis), at(0), false);
+        }
+        let found = looks(&mut watch, at(0), &[5_250, 5_500, 5_750, 6_000, 6_250]);
+        assert_eq!(found, [Idle, Ping, Ping, Ping, Suspend]);
+    }
+
+    #[test]
+    fn without_anybody_who_waits_silence_is_nothing() {
+        let mut watch = SilenceWatch::new(at(0));
+        for millis in (250..5_000).step_by(250) {
+            let found = watch.look(at(millis), at(0), false);
+            assert!(matches!(found, Silence::Heard | Silence::Idle), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn who_was_pinged_is_waited_for() {
+        let mut watch = SilenceWatch::new(at(0));
+        assert_eq!(watch.look(at(250), at(0), true), Silence::Idle);
+        assert_eq!(watch.look(at(500), at(0), true), Silence::Ping);
+        // The caller has given up, the ping was not answered.
+        assert_eq!(watch.look(at(750), at(0), false), Silence::Ping);
+        assert_eq!(watch.look(at(1_250), at(0), false), Silence::Slept);
+        assert_eq!(watch.look(at(1_500), at(0), false), Silence::Suspend);
+    }
+
+    #[test]
+    fn a_process_that_stood_still_suspends_nobody_for_it() {
+        let mut watch = SilenceWatch::new(at(0));
+        assert_eq!(watch.look(at(4_000), at(0), true), Silence::Slept);
+        let rules = SilenceRules { own_pauses: false };
+        let mut watch = SilenceWatch::new(at(0)).with_rules(rules);
+        assert_eq!(watch.look(at(250), at(100), true), Silence::Heard);
+        assert_eq!(watch.look(at(4_000), at(100), true), Silence::Suspend);
+    }
+}
