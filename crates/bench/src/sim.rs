@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 mod checks;
 mod coverage;
+mod data;
 mod drive;
 mod faults;
 pub mod history;

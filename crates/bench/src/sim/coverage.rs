@@ -53,6 +53,8 @@ counters! {
     goodbyes: 1_000,
     /// Reports of a death where the node had left: the goodbye was lost, or came second.
     goodbye_races: 100,
+    /// Peers that were suspended because their data link was silent.
+    suspensions: 10_000,
     /// Members that were under suspicion, sampled each second.
     suspicions: 1_000,
     /// Members that were reported down.

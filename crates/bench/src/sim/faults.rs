@@ -265,6 +265,18 @@ impl World {
         }
     }
 
+    /// The seeds are gone, and nobody will ever be found by them.
+    pub(crate) fn lose_seeds(&mut self) {
+        for host in self.constants.seeds.clone() {
+            if let Some(process) = self.listening[host] {
+                self.coverage.kills += 1;
+                self.say(|_| format!("the seed host{host} is gone for good"));
+                self.processes[process].killed_at = Some(self.now);
+                self.end(process, false);
+            }
+        }
+    }
+
     fn kill(&mut self, process: usize, fault: Fault) {
         let (name, host) = (
             self.processes[process].name.clone(),
@@ -444,6 +456,9 @@ impl World {
         }
         for name in self.absent() {
             let host = self.home(&name);
+            if self.profile.seeds_die && self.constants.seeds.contains(&host) {
+                continue;
+            }
             let seed = self.constants.seeds.first() == Some(&host);
             if self.listening[host].is_none() && (seed || self.rng.random_bool(0.5)) {
                 self.start_again(name, host);
@@ -454,6 +469,9 @@ impl World {
 
     /// Where nobody is left at a seed's address, those who run the cluster give out another one.
     pub(crate) fn publish_seeds(&mut self) {
+        if self.profile.seeds_die {
+            return;
+        }
         let seeds = &self.constants.seeds;
         if seeds.iter().any(|seed| self.listening[*seed].is_some()) {
             return;

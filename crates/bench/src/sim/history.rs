@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use keydispatch_core::{
-    Instant, MembershipConfig, NodeName, RawSettings, Rules, Settings, TrackerRules,
-};
+use keydispatch_core::{Instant, MembershipConfig, NodeName, RawSettings, Settings};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -12,6 +10,7 @@ use super::checks::{Violation, check_convergence, check_memory};
 use super::coverage::Coverage;
 use super::network::Weather;
 use super::profile::Profile;
+use super::rules::Switches;
 use super::trace::Trace;
 use super::workload::Workload;
 use super::world::{Constants, Event, World};
@@ -40,10 +39,8 @@ pub struct Plan {
     pub nodes: Option<usize>,
     /// What goes wrong.
     pub profile: Profile,
-    /// The rules of membership.
-    pub rules: Rules,
-    /// The rules of replication.
-    pub tracker_rules: TrackerRules,
+    /// Which rules of the protocol hold.
+    pub rules: Switches,
     /// Prints what happens.
     pub trace: bool,
     /// Prints each frame, too.
@@ -57,8 +54,7 @@ impl Plan {
             seed,
             nodes: None,
             profile,
-            rules: Rules::default(),
-            tracker_rules: TrackerRules::default(),
+            rules: Switches::default(),
             trace: false,
             frames: false,
         }
@@ -195,9 +191,8 @@ fn build(plan: &Plan, nodes: usize, rng: &mut StdRng) -> World {
         burst: if heavy { 200 } else { 30 },
     };
     let constants = Constants {
-        settings: settings(rng),
+        settings: settings(&plan.profile, rng),
         rules: plan.rules.clone(),
-        tracker_rules: plan.tracker_rules,
         seeds: (0..rng.random_range(1..=3.min(nodes))).collect(),
         queue_bytes: if rng.random_bool(0.4) {
             (64 * 1024, 512 * 1024)
@@ -229,10 +224,12 @@ fn sever_pairs(world: &mut World, nodes: usize) {
     }
 }
 
-fn settings(rng: &mut StdRng) -> Settings {
+fn settings(profile: &Profile, rng: &mut StdRng) -> Settings {
     let mut raw = RawSettings::default();
     if rng.random_bool(0.3) {
-        raw.permdown_period = Some(Duration::from_millis(rng.random_range(4_000..15_000)));
+        let short = Duration::from_millis(rng.random_range(4_000..15_000));
+        // Without seeds, those who have forgotten each other never meet again, and may not.
+        raw.permdown_period = Some(short).filter(|_| !profile.seeds_die);
     }
     if rng.random_bool(0.5) {
         raw.max_delta_sizes = Some(rng.random_range(1..30));
@@ -259,6 +256,9 @@ fn storm(world: &mut World) {
     }
     world.storms = true;
     world.unspoilt = false;
+    if world.profile.seeds_die {
+        world.lose_seeds();
+    }
     let first = world.exponential(world.between_faults());
     world.queue.push(world.now + first, Event::Fault);
     world.queue.push(world.now, Event::Work);
@@ -284,7 +284,9 @@ fn converge(world: &mut World, outcome: &mut Outcome) {
     } else {
         few
     };
-    if let Err(what) = check_convergence(&world.clusters(), keys) {
+    let checked =
+        check_convergence(&world.clusters(), keys).and_then(|()| world.check_data_links());
+    if let Err(what) = checked {
         return world.violate(what);
     }
     if world.violations.is_empty() {

@@ -199,6 +199,11 @@ impl Network {
         self.weather.latency
     }
 
+    /// The same as it is now.
+    pub(crate) fn usual_latency(&self) -> Duration {
+        self.weather.latency * self.latency_factor
+    }
+
     /// One way, with jitter.
     pub(crate) fn latency(&mut self) -> Duration {
         let micros = self.weather.latency.as_micros() as u64 * u64::from(self.latency_factor);

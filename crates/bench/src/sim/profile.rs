@@ -62,6 +62,8 @@ pub struct Profile {
     pub(crate) lost_ppm: u32,
     /// Some pairs of hosts never reach each other, not even in the end.
     pub(crate) severed_pairs: bool,
+    /// Before the storm the seeds die, for good, and nobody gives out others.
+    pub(crate) seeds_die: bool,
 }
 
 use Fault::*;
@@ -95,6 +97,7 @@ const PROFILES: &[Profile] = &[
         clock_goes_back_percent: 20,
         lost_ppm: 2_000,
         severed_pairs: false,
+        seeds_die: false,
     },
     Profile {
         name: "calm",
@@ -104,6 +107,7 @@ const PROFILES: &[Profile] = &[
         clock_goes_back_percent: 0,
         lost_ppm: 0,
         severed_pairs: false,
+        seeds_die: false,
     },
     Profile {
         name: "lossy",
@@ -113,6 +117,7 @@ const PROFILES: &[Profile] = &[
         clock_goes_back_percent: 0,
         lost_ppm: 50_000,
         severed_pairs: false,
+        seeds_die: false,
     },
     Profile {
         name: "partitions",
@@ -128,6 +133,7 @@ const PROFILES: &[Profile] = &[
         clock_goes_back_percent: 0,
         lost_ppm: 1_000,
         severed_pairs: false,
+        seeds_die: false,
     },
     Profile {
         name: "restarts",
@@ -145,6 +151,7 @@ const PROFILES: &[Profile] = &[
         clock_goes_back_percent: 10,
         lost_ppm: 0,
         severed_pairs: false,
+        seeds_die: false,
     },
     Profile {
         name: "clock",
@@ -162,6 +169,7 @@ const PROFILES: &[Profile] = &[
         clock_goes_back_percent: 70,
         lost_ppm: 0,
         severed_pairs: false,
+        seeds_die: false,
     },
     Profile {
         name: "pauses",
@@ -171,6 +179,7 @@ const PROFILES: &[Profile] = &[
         clock_goes_back_percent: 0,
         lost_ppm: 1_000,
         severed_pairs: false,
+        seeds_die: false,
     },
     Profile {
         name: "sleepers",
@@ -180,6 +189,7 @@ const PROFILES: &[Profile] = &[
         clock_goes_back_percent: 0,
         lost_ppm: 0,
         severed_pairs: false,
+        seeds_die: false,
     },
     Profile {
         name: "cutoffs",
@@ -189,6 +199,7 @@ const PROFILES: &[Profile] = &[
         clock_goes_back_percent: 0,
         lost_ppm: 0,
         severed_pairs: false,
+        seeds_die: false,
     },
     Profile {
         name: "severed",
@@ -206,6 +217,17 @@ const PROFILES: &[Profile] = &[
         clock_goes_back_percent: 40,
         lost_ppm: 0,
         severed_pairs: true,
+        seeds_die: false,
+    },
+    Profile {
+        name: "orphans",
+        storm: Duration::from_secs(20),
+        between_faults: Duration::from_millis(3_000),
+        faults: &[(Partition, 4), (CutOff, 1)],
+        clock_goes_back_percent: 0,
+        lost_ppm: 0,
+        severed_pairs: false,
+        seeds_die: true,
     },
 ];
 

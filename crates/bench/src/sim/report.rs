@@ -299,10 +299,9 @@ fn run_all(args: &Histories, seeds: Seeds) -> Vec<Outcome> {
                     if seed >= seeds.end {
                         return;
                     }
-                    let (rules, tracker_rules) = Without::rules(&args.without);
+                    let rules = Without::rules(&args.without);
                     let outcome = history::run(&Plan {
                         rules,
-                        tracker_rules,
                         nodes: args.nodes.map(usize::from),
                         trace: args.trace,
                         frames: args.frames,

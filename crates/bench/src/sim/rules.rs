@@ -1,20 +1,31 @@
 //! The rules of the protocol by name, each of which can be turned off to see who notices.
 
+use keydispatch_core::silence::SilenceRules;
 use keydispatch_core::{Rules, TrackerRules};
+
+/// All rules that can be turned off; by default they hold.
+#[derive(Clone, Debug, Default)]
+pub struct Switches {
+    /// Of membership.
+    pub membership: Rules,
+    /// Of replication.
+    pub tracker: TrackerRules,
+    /// Of silent data links.
+    pub silence: SilenceRules,
+}
 
 /// One rule that is turned off.
 #[derive(Clone, Copy, Debug)]
 pub struct Without {
     /// What it is asked for by.
     pub name: &'static str,
-    turn_off: fn(&mut Rules, &mut TrackerRules),
+    turn_off: fn(&mut Switches),
 }
 
 macro_rules! without {
-    ($(membership: $($member:ident),*;)? $(tracker: $($tracked:ident),*;)?) => {
+    ($($part:ident: $($rule:ident),*;)*) => {
         const ALL: &[Without] = &[
-            $($(Without { name: stringify!($member), turn_off: |rules, _| rules.$member = false },)*)?
-            $($(Without { name: stringify!($tracked), turn_off: |_, rules| rules.$tracked = false },)*)?
+            $($(Without { name: stringify!($rule), turn_off: |switches| switches.$part.$rule = false },)*)*
         ];
     };
 }
@@ -24,6 +35,7 @@ without! {
         generation_above_known, join_announces, rearm_after_rejoin, isolation,
         left_is_final, rename_is_death, link_evidence, link_introduces, name_conflict;
     tracker: contiguity, hiding, confirming, digests, forgetting;
+    silence: own_pauses;
 }
 
 impl Without {
@@ -38,11 +50,11 @@ impl Without {
     }
 
     /// All rules but these.
-    pub fn rules(off: &[Without]) -> (Rules, TrackerRules) {
-        let (mut rules, mut tracker_rules) = (Rules::default(), TrackerRules::default());
+    pub fn rules(off: &[Without]) -> Switches {
+        let mut switches = Switches::default();
         for without in off {
-            (without.turn_off)(&mut rules, &mut tracker_rules);
+            (without.turn_off)(&mut switches);
         }
-        (rules, tracker_rules)
+        switches
     }
 }

@@ -22,11 +22,8 @@ const UNNOTICED: &[(&str, &str)] = &[
     ),
     (
         "announce_to_down",
-        "unneeded while the recently dead are dialled, as a handshake does the same",
-    ),
-    (
-        "redial_dead",
-        "unneeded while the engine announces itself to the dead, as that dials them; and seeds are dialled for ever",
+        "unneeded while the recently dead are dialled, as a handshake does the same: without both, the halves of a cluster \
+         whose seeds are gone never meet again, see below",
     ),
     (
         "join_announces",
@@ -72,12 +69,11 @@ fn noticed_by(
     nodes: usize,
     seeds: std::ops::Range<u64>,
 ) {
-    let (rules, tracker_rules) = Without::rules(&[Without::named(rule).unwrap()]);
+    let rules = Without::rules(&[Without::named(rule).unwrap()]);
     let found = seeds.clone().find(|seed| {
         is_over(&history::run(&Plan {
             nodes: Some(nodes),
             rules: rules.clone(),
-            tracker_rules,
             ..Plan::new(*seed, profile(profile_name))
         }))
     });
@@ -134,6 +130,8 @@ fn every_rule_is_either_noticed_or_listed_as_unnoticed() {
         "confirming",
         "digests",
         "forgetting",
+        "own_pauses",
+        "redial_dead",
     ];
     for name in Without::names() {
         let listed = UNNOTICED.iter().any(|(unnoticed, _)| *unnoticed == name);
@@ -193,6 +191,35 @@ fn without_hiding_the_dead_stay_listed() {
 }
 
 #[test]
+fn without_dialling_the_dead_orphans_stay_apart() {
+    noticed("redial_dead", "orphans", 8, 0..40);
+}
+
+#[test]
+fn what_covers_for_announcing_to_the_dead_is_dialling_them() {
+    let parted = |off: &[&str]| {
+        let off: Vec<Without> = off.iter().filter_map(|name| Without::named(name)).collect();
+        let parted = (0..12).filter(|seed| {
+            let plan = Plan {
+                nodes: Some(8),
+                rules: Without::rules(&off),
+                ..Plan::new(*seed, profile("orphans"))
+            };
+            !history::run(&plan).violations.is_empty()
+        });
+        parted.count()
+    };
+    let one = parted(&["redial_dead"]);
+    let both = parted(&["redial_dead", "announce_to_down"]);
+    assert!(one + 3 <= both, "{one} with one rule off, {both} with both");
+}
+
+#[test]
+fn without_a_thought_of_its_own_pause_a_process_suspends_the_living() {
+    noticed("own_pauses", "pauses", 4, 0..10);
+}
+
+#[test]
 fn without_forgetting_the_dead_are_kept() {
     noticed("forgetting", "mixed", 6, 0..20);
 }
@@ -206,13 +233,12 @@ fn without_spreading_news_widely_the_dead_stay_listed_in_a_large_cluster() {
 fn without_link_evidence_a_kill_is_known_late() {
     let median = |rule: Option<&str>| {
         let off: Vec<Without> = rule.into_iter().filter_map(Without::named).collect();
-        let (rules, tracker_rules) = Without::rules(&off);
+        let rules = Without::rules(&off);
         let mut known: Vec<Duration> = (0..8)
             .flat_map(|seed| {
                 let plan = Plan {
                     nodes: Some(6),
                     rules: rules.clone(),
-                    tracker_rules,
                     ..Plan::new(seed, profile("restarts"))
                 };
                 history::run(&plan).deaths_known

@@ -4,19 +4,19 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use keydispatch_core::links::LinkId;
-use keydispatch_core::{
-    Cluster, ClusterConfig, ClusterName, Instant, NodeId, NodeName, Rules, Settings, TrackerRules,
-};
+use keydispatch_core::{Cluster, ClusterConfig, ClusterName, Instant, NodeId, NodeName, Settings};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use super::checks::{Books, Reader, Violation};
 use super::coverage::Coverage;
+use super::data::{Crossing, DataLinks};
 use super::faults::Undo;
 use super::network::{ConnectionId, Delivery, Host, Network, Side, Weather};
 use super::process::{Dialled, Input, Process, address};
 use super::profile::Profile;
 use super::queue::Queue;
+use super::rules::Switches;
 use super::trace::Trace;
 use super::workload::Workload;
 
@@ -74,6 +74,10 @@ pub(crate) enum Event {
     Undo(Undo),
     /// The next change of the workload.
     Work,
+    /// A process calls another one.
+    Calls { process: usize },
+    /// A call, or a reply, may have arrived.
+    Cross(Crossing),
     /// Once a second.
     Look,
 }
@@ -82,8 +86,7 @@ pub(crate) enum Event {
 #[derive(Clone, Debug)]
 pub(crate) struct Constants {
     pub(crate) settings: Settings,
-    pub(crate) rules: Rules,
-    pub(crate) tracker_rules: TrackerRules,
+    pub(crate) rules: Switches,
     /// Where the seeds are.
     pub(crate) seeds: Vec<Host>,
     /// Bytes queued for a link beyond which it is congested, and beyond which it is closed.
@@ -113,6 +116,7 @@ pub(crate) struct World {
     pub(crate) rng: StdRng,
     pub(crate) queue: Queue<Event>,
     pub(crate) network: Network,
+    pub(crate) data: DataLinks,
     pub(crate) constants: Constants,
     pub(crate) profile: Profile,
     pub(crate) workload: Workload,
@@ -165,11 +169,14 @@ impl World {
     ) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let network = Network::new(hosts, weather, rng.random());
+        // Of its own: what the data links draw changes nothing else.
+        let data = DataLinks::new(!seed, constants.rules.silence);
         let mut world = World {
             now: Instant::from_micros(1_000_000),
             rng,
             queue: Queue::new(),
             network,
+            data,
             constants,
             profile,
             workload,
@@ -294,6 +301,8 @@ impl World {
             Event::Fault => self.next_fault(),
             Event::Undo(undo) => self.undo(undo),
             Event::Work => self.next_work(),
+            Event::Calls { process } => self.calls(process),
+            Event::Cross(crossing) => self.cross(crossing),
             Event::Look => {
                 self.look();
                 self.queue.push(self.now + SECOND, Event::Look);
@@ -323,7 +332,8 @@ impl World {
             Instant::from_micros(self.now.as_micros() - self.rng.random_range(0..1_000_000));
         let local = Instant::ZERO + self.now.since(origin);
         let mut cluster = Cluster::new(config, local);
-        cluster.set_rules(self.constants.rules.clone(), self.constants.tracker_rules);
+        let rules = &self.constants.rules;
+        cluster.set_rules(rules.membership.clone(), rules.tracker);
         let process = self.processes.len();
         let now = self.now;
         let life = cluster.node().clone();
@@ -365,6 +375,9 @@ impl World {
         });
         self.by_nonce.insert(nonce, process);
         self.listening[host] = Some(process);
+        if self.constants.checks {
+            self.start_calling(process);
+        }
         self.pump(process);
         process
     }

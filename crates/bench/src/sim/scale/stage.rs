@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use keydispatch_core::{
-    Cluster, Instant, Metadata, NewEntry, NodeName, Rules, ServiceState, ServiceType, Settings,
-    TrackerRules, Weight, Zone,
+    Cluster, Instant, Metadata, NewEntry, NodeName, ServiceState, ServiceType, Settings, Weight,
+    Zone,
 };
 use rand::RngExt;
 
@@ -12,6 +12,7 @@ use super::agreement;
 use crate::fleet::Error;
 use crate::sim::network::{Host, Weather};
 use crate::sim::profile::Profile;
+use crate::sim::rules::Switches;
 use crate::sim::trace::Trace;
 use crate::sim::workload::Workload;
 use crate::sim::world::{Constants, Cost, World};
@@ -105,8 +106,7 @@ impl Stage {
         };
         let constants = Constants {
             settings: Settings::default(),
-            rules: Rules::default(),
-            tracker_rules: TrackerRules::default(),
+            rules: Switches::default(),
             seeds: (0..shape.nodes.min(3)).collect(),
             queue_bytes: QUEUE_BYTES,
             max_chatter: u64::MAX,
