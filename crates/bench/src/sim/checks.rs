@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
+use std::time::Duration;
 
 use keydispatch_core::{
     Cluster, Directory, Instant, Key, MemberState, NodeId, NodeName, Reference, RegistryEvent,
@@ -27,9 +28,18 @@ pub(crate) struct Books {
     written: HashMap<ServiceKey, Vec<Arc<ServiceInfo>>>,
     /// What its owner has removed, and when.
     pub(crate) removed: HashMap<ServiceKey, Instant>,
+    /// How long nodes remember the dead.
+    permdown_period: Duration,
 }
 
 impl Books {
+    pub(crate) fn new(permdown_period: Duration) -> Self {
+        Books {
+            permdown_period,
+            ..Books::default()
+        }
+    }
+
     fn write(&mut self, info: &Arc<ServiceInfo>) {
         let versions = self.written.entry(key(info)).or_default();
         versions.push(Arc::clone(info));
@@ -48,7 +58,8 @@ impl Books {
 #[derive(Default)]
 pub(crate) struct Reader {
     pub(crate) seen: HashMap<ServiceKey, Arc<ServiceInfo>>,
-    last: HashMap<ServiceKey, Reference>,
+    /// The last reference of what is seen, or was, and since when it has been gone.
+    last: HashMap<ServiceKey, (Reference, Option<Instant>)>,
     /// Sum over the hashes of what is seen.
     pub(crate) hash: u64,
     /// The same over the process's own entries.
@@ -105,6 +116,9 @@ impl Reader {
                 books.removed.insert(key, now);
             }
             self.vanished.extend(before.cloned());
+            if let Some((_, gone)) = self.last.get_mut(&key) {
+                *gone = Some(now);
+            }
             return Ok(false);
         };
         let hash = hash(after);
@@ -115,8 +129,11 @@ impl Reader {
         } else if !books.holds(after) {
             return Err(format!("lists what its owner never wrote: {after:?}"));
         }
-        let last = self.last.insert(key, after.reference());
-        if let Some(last) = last
+        let last = self.last.insert(key, (after.reference(), None));
+        // Rule: references never go back, as long as the dead are remembered: a stale copy may bring them back later.
+        let kept = books.permdown_period;
+        let remembered = last.filter(|(_, gone)| gone.is_none_or(|gone| now.since(gone) < kept));
+        if let Some((last, _)) = remembered
             && (after.reference() < last || (before.is_some() && after.reference() == last))
         {
             return Err(format!(

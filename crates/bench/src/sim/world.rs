@@ -171,6 +171,7 @@ impl World {
         let network = Network::new(hosts, weather, rng.random());
         // Of its own: what the data links draw changes nothing else.
         let data = DataLinks::new(!seed, constants.rules.silence);
+        let books = Books::new(constants.settings.permdown_period());
         let mut world = World {
             now: Instant::from_micros(1_000_000),
             rng,
@@ -187,7 +188,7 @@ impl World {
             by_nonce: HashMap::new(),
             in_doubt: HashSet::new(),
             ended: HashMap::new(),
-            books: Books::default(),
+            books,
             coverage: Coverage::default(),
             violations: Vec::new(),
             false_downs: 0,
