@@ -487,7 +487,9 @@ impl Tracker {
         if let Some(owner) = self.owners.get_mut(peer) {
             // Whatever was sent since may be lost: the next link starts with the owner's word.
             owner.word = false;
-            if !owner.up && owner.replica.entries().len() == 0 {
+            // Of a stranger nothing is kept. Of a member the version is, even where it holds nothing (any more): an earlier
+            // copy that somebody else has must not come back.
+            if !owner.was_up && owner.replica.entries().len() == 0 {
                 self.owners.remove(peer);
             }
         }

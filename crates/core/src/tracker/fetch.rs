@@ -206,11 +206,14 @@ impl Tracker {
         let Some(owner) = self.owners.get_mut(&node) else {
             return;
         };
-        let newer = owner
-            .replica
-            .version()
-            .is_none_or(|have| incoming.of.version > have);
-        if !newer && !direct {
+        // Rule: a copy never goes back. Deltas that are contiguous overtake the parts of a snapshot.
+        let have = owner.replica.version();
+        if have.is_some_and(|have| incoming.of.version < have) {
+            owner.late_answers = 0;
+            owner.overdue |= direct;
+            return self.judge(now, &node);
+        }
+        if have == Some(incoming.of.version) && !direct {
             return;
         }
         match owner

@@ -467,6 +467,85 @@ fn old_words_of_an_earlier_life_let_nobody_be_missed() {
     assert_eq!(net.at(&c).missing(), []);
 }
 
+/// A peer says how far an owner is.
+fn hearsay(net: &mut Net, to: &NodeId, from: &NodeId, of: &NodeId, version: u64) {
+    let now = net.now;
+    let row = OwnerVersion {
+        owner: of.clone(),
+        version,
+        content: 0,
+    };
+    let vector = Vector { owners: vec![row] };
+    net.at(to)
+        .handle_message(now, from, ControlMessage::Vector(vector));
+    net.collect();
+}
+
+#[test]
+fn deltas_that_overtake_the_parts_of_a_snapshot_are_not_taken_back() {
+    const MANY: u64 = 2_000;
+    let [a, b, c] = three();
+    let mut net = Net::new(&[a.clone(), b.clone(), c.clone()], 1);
+    net.add(&a, 1..=MANY);
+    net.meet_all();
+    net.pass(Duration::from_secs(1));
+    assert_eq!(net.ids(&b).len(), MANY as usize);
+    let disable = |net: &mut Net, sequence: u64| {
+        let now = net.now;
+        let update = EntryUpdate {
+            state: Some(ServiceState::Offline),
+            ..EntryUpdate::default()
+        };
+        net.at(&a).update(now, sequence, update).unwrap();
+        net.now += COALESCE;
+        let now = net.now;
+        net.at(&a).handle_timeout(now);
+        net.collect();
+    };
+    // What the owner sends is stalled, and by way of another node it is known to be further.
+    (1..=3).for_each(|sequence| disable(&mut net, sequence));
+    hearsay(&mut net, &b, &c, &a, MANY + 3);
+    net.now += Duration::from_millis(600);
+    let now = net.now;
+    net.at(&b).handle_timeout(now);
+    net.collect();
+    while net.deliver(&b, &a) {}
+    // Behind the first part of the answer there is one more change, and one that was skipped.
+    disable(&mut net, 4);
+    net.at(&a).set_congested(now, &b, true);
+    disable(&mut net, 5);
+    let now = net.now;
+    net.at(&a).set_congested(now, &b, false);
+    hearsay(&mut net, &b, &c, &a, MANY + 5);
+    let interrupted = net.trackers[&b].counts().interrupted;
+    net.pass(Duration::from_secs(5));
+    assert_eq!(net.trackers[&b].counts().interrupted, interrupted);
+    net.assert_equal();
+}
+
+#[test]
+fn an_old_copy_does_not_bring_back_what_a_node_that_is_gone_had_removed() {
+    let [a, b, c] = three();
+    let mut net = Net::new(&[a.clone(), b.clone(), c.clone()], 100);
+    net.add(&a, [1]);
+    net.meet_all();
+    net.pass(Duration::from_millis(10));
+    net.disconnect(&a, &c);
+    let now = net.now;
+    net.at(&a).remove(now, 1).unwrap();
+    net.pass(COALESCE);
+    assert!(net.ids(&b).is_empty());
+    // The one that knows loses the owner, and hears of it again from the one that does not.
+    let now = net.now;
+    net.at(&b).member_down(now, &a);
+    net.disconnect(&a, &b);
+    net.at(&b).member_up(now, &a);
+    net.collect();
+    hearsay(&mut net, &b, &c, &a, 1);
+    net.pass(Duration::from_secs(3));
+    assert!(net.ids(&b).is_empty(), "{:?}", net.ids(&b));
+}
+
 #[test]
 fn what_the_owner_said_last_counts_for_more_than_hearsay_after_a_down() {
     let [a, b, c] = three();
