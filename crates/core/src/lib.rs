@@ -40,7 +40,7 @@ pub use membership::describe_packet;
 pub use membership::{
     MemberEvent, MemberInfo, MemberState, Membership, MembershipConfig, MembershipCounts, Rules,
 };
-pub use registry::{Cell, Directory, FoundOwners, Registry, RegistryEvent};
+pub use registry::{Directory, FoundOwners, Registry, RegistryEvent};
 pub use time::{Instant, earliest};
 pub use tracker::{
     AddError, OwnerStats, Tracker, TrackerConfig, TrackerCounts, TrackerRules, UpdateError,

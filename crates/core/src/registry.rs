@@ -3,9 +3,8 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher};
 use std::ops::Deref;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
-use arc_swap::ArcSwap;
 use papaya::Guard;
 use smallvec::SmallVec;
 use xxhash_rust::xxh3::xxh3_64;
@@ -59,102 +58,40 @@ impl RegistryEvent {
     }
 }
 
-/// Where the current view of one type is read, without a lock. Readers keep it; it costs them no lookup by name.
-#[derive(Debug)]
-pub struct Cell {
-    view: ArcSwap<View>,
-}
-
-impl Cell {
-    /// The current view.
-    #[inline]
-    pub fn load(&self) -> arc_swap::Guard<Arc<View>> {
-        self.view.load()
-    }
-
-    /// The current view, to be held for longer.
-    pub fn load_full(&self) -> Arc<View> {
-        self.view.load_full()
-    }
-}
-
-/// A type as it is found by its name. What protects it from being dropped while it is read protects its view, too.
-#[derive(Debug)]
-struct Listed {
-    view: Arc<View>,
-    /// Of the readers that look the name up no more, while there are any.
-    cell: Weak<Cell>,
-}
-
 /// The readers' side: every type with its current view. Reading takes no lock.
 #[derive(Debug)]
 pub struct Directory {
-    types: papaya::HashMap<ServiceType, Listed, TypeHash>,
+    /// What protects a view from being dropped while it is read is that map, not a count.
+    types: papaya::HashMap<ServiceType, Arc<View>, TypeHash>,
     budget: Arc<TableBudget>,
 }
 
 impl Directory {
-    /// The current view of a type; none while nothing is registered under it and nobody holds its cell.
+    /// The current view of a type; none while nothing is registered under it.
     pub fn view(&self, service_type: &str) -> Option<Arc<View>> {
-        let types = self.types.pin();
-        types
-            .get(service_type)
-            .map(|listed| Arc::clone(&listed.view))
+        self.read(service_type, Arc::clone)
+    }
+
+    /// Reads the current view of a type where it is; none while nothing is registered under it.
+    #[inline]
+    pub fn read<T>(&self, service_type: &str, read: impl FnOnce(&Arc<View>) -> T) -> Option<T> {
+        self.types.pin().get(service_type).map(read)
     }
 
     /// The owner of a key.
     #[inline]
     pub fn find(&self, service_type: &str, key: Key) -> Option<Arc<ServiceInfo>> {
-        let types = self.types.pin();
-        types.get(service_type)?.view.owner(key).cloned()
+        self.read(service_type, |view| view.owner(key).cloned())?
     }
 
     /// The first `n` owners of a key; see [`View::owners`].
     #[inline]
     pub fn find_multi(&self, service_type: &str, key: Key, n: usize) -> FoundOwners {
-        let types = self.types.pin();
-        let view = types.get(service_type).map(|listed| &listed.view);
-        FoundOwners(
-            view.map(|view| view.owners_as(key, n, Arc::clone))
-                .unwrap_or_default(),
-        )
+        let found = self.read(service_type, |view| view.owners_as(key, n, Arc::clone));
+        FoundOwners(found.unwrap_or_default())
     }
 
-    /// The cell of a type, made if there is none. It follows the type for as long as it is kept.
-    pub fn cell(&self, service_type: &ServiceType) -> Arc<Cell> {
-        let types = self.types.pin();
-        loop {
-            let listed = types.get_or_insert_with(service_type.clone(), || Listed {
-                view: Arc::new(self.empty(service_type)),
-                cell: Weak::new(),
-            });
-            if let Some(cell) = listed.cell.upgrade() {
-                return cell;
-            }
-            let made = Arc::new(Cell {
-                view: ArcSwap::new(Arc::clone(&listed.view)),
-            });
-            let updated = types.update(service_type.clone(), |listed| {
-                let view = Arc::clone(&listed.view);
-                let cell = if listed.cell.strong_count() > 0 {
-                    Weak::clone(&listed.cell)
-                } else {
-                    // Nobody else has it until this is in the map, with the view that is there then.
-                    made.view.store(Arc::clone(&view));
-                    Arc::downgrade(&made)
-                };
-                Listed { view, cell }
-            });
-            // What was replaced keeps a view alive, and this thread may never write again.
-            self.types.guard().flush();
-            // Otherwise the type has just been forgotten, or the other reader's cell given up.
-            if let Some(cell) = updated.and_then(|listed| listed.cell.upgrade()) {
-                return cell;
-            }
-        }
-    }
-
-    /// The types with services or readers, in no order.
+    /// The types with services, in no order.
     pub fn types(&self) -> Vec<ServiceType> {
         self.types.pin().keys().cloned().collect()
     }
@@ -278,33 +215,17 @@ impl Registry {
     /// Replaces the view of one type.
     fn swap(&self, service_type: &ServiceType, changes: &[Change]) {
         let types = self.directory.types.pin();
-        let view = Arc::new(match types.get(service_type) {
-            Some(listed) => listed.view.changed(self.version, changes),
+        let view = match types.get(service_type) {
+            Some(view) => view.changed(self.version, changes),
             None => {
                 let nothing = self.directory.empty(service_type);
                 nothing.changed(self.version, changes)
             }
-        });
-        let listed = types.update_or_insert_with(
-            service_type.clone(),
-            |listed| Listed {
-                view: Arc::clone(&view),
-                cell: listed.cell.clone(),
-            },
-            || Listed {
-                view: Arc::clone(&view),
-                cell: Weak::new(),
-            },
-        );
-        // A cell that is made from now on is made with this view.
-        if let Some(cell) = listed.cell.upgrade() {
-            cell.view.store(Arc::clone(&view));
-        }
+        };
         if view.services().is_empty() {
-            // A type without services is forgotten, unless a reader keeps its cell.
-            let _ = types.remove_if(service_type, |_, listed| {
-                listed.view.services().is_empty() && listed.cell.strong_count() == 0
-            });
+            types.remove(service_type);
+        } else {
+            types.insert(service_type.clone(), Arc::new(view));
         }
     }
 }
@@ -395,34 +316,25 @@ mod tests {
     }
 
     #[test]
-    fn a_type_without_services_is_forgotten_unless_a_reader_keeps_it() {
+    fn a_type_without_services_is_forgotten() {
         let mut registry = Registry::new();
         let directory = registry.directory();
         let a = info("a", 1);
         registry.apply(vec![join(&a)]);
+        assert_eq!(directory.types().len(), 1);
         registry.apply(vec![leave(&a)]);
         assert!(directory.view("uploader").is_none());
-        let cell = directory.cell(a.service_type());
-        registry.apply(vec![join(&a)]);
-        assert_eq!(cell.load().services().len(), 1);
-        registry.apply(vec![leave(&a)]);
-        assert!(cell.load().services().is_empty());
-        assert!(directory.view("uploader").is_some());
+        assert_eq!(directory.types(), []);
     }
 
     #[test]
-    fn a_view_is_dropped_when_the_next_one_is_there_whoever_made_a_cell_of_it() {
+    fn a_view_is_dropped_when_the_next_one_is_there() {
         let mut registry = Registry::new();
         let directory = registry.directory();
         let a = info("a", 1);
         registry.apply(vec![join(&a)]);
         let view = Arc::downgrade(&directory.view("uploader").unwrap());
-        let made = std::thread::scope(|scope| {
-            let reader = scope.spawn(|| directory.cell(a.service_type()));
-            reader.join().unwrap()
-        });
         registry.apply(vec![join(&info("b", 2))]);
-        assert_eq!(made.load().services().len(), 2);
         assert!(view.upgrade().is_none(), "a table of its slots is 640 KiB");
     }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use keydispatch_core::{Cell, Key, NameError, ServiceId, ServiceInfo, ServiceType, View};
+use keydispatch_core::{Key, NameError, ServiceId, ServiceInfo, ServiceType, View};
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -35,8 +35,6 @@ const SETTLING: Duration = Duration::from_millis(20);
 pub struct ServiceHandle<P: Protocol> {
     registry: Registry,
     data: Arc<DataPlane>,
-    /// The type's view, read without a lock or a lookup by name; none where the protocol's name is no name.
-    cell: Option<Arc<Cell>>,
     options: CallOptions,
     protocol: PhantomData<fn() -> P>,
 }
@@ -46,7 +44,6 @@ impl<P: Protocol> Clone for ServiceHandle<P> {
         ServiceHandle {
             registry: self.registry.clone(),
             data: Arc::clone(&self.data),
-            cell: self.cell.clone(),
             options: self.options,
             protocol: PhantomData,
         }
@@ -73,13 +70,9 @@ pub struct Answer<R> {
 
 impl<P: Protocol> ServiceHandle<P> {
     pub(crate) fn new(registry: &Registry, data: &Arc<DataPlane>) -> Self {
-        let cell = ServiceType::try_new(P::NAME)
-            .ok()
-            .map(|service_type| registry.directory().cell(&service_type));
         ServiceHandle {
             registry: registry.clone(),
             data: Arc::clone(data),
-            cell,
             options: CallOptions::default(),
             protocol: PhantomData,
         }
@@ -104,18 +97,10 @@ impl<P: Protocol> ServiceHandle<P> {
 
     /// The view at this moment, to look many keys up in.
     pub fn view(&self) -> Arc<View> {
-        match &self.cell {
-            Some(cell) => {
-                let view = cell.load_full();
-                if view.services().is_empty()
-                    && let Some(current) = self.registry.view(P::NAME)
-                {
-                    return current;
-                }
-                view
-            }
-            None => Arc::new(View::empty(nameless())),
-        }
+        self.registry.view(P::NAME).unwrap_or_else(|| {
+            let service_type = ServiceType::try_new(P::NAME).unwrap_or_else(|_| nameless());
+            Arc::new(View::empty(service_type))
+        })
     }
 
     /// The owner of a key.
@@ -277,15 +262,10 @@ impl<P: Protocol> ServiceHandle<P> {
         self.registry.subscribe(P::NAME)
     }
 
-    /// Reads the current view without a reference count, where it is not empty.
+    /// Reads the current view without a reference count.
     fn look<T>(&self, read: impl FnOnce(&View) -> Option<T>) -> Option<T> {
-        let cell = self.cell.as_ref()?;
-        let view = cell.load();
-        if view.services().is_empty() {
-            // The cell may have been given up before this handle kept it.
-            return read(&*self.registry.view(P::NAME)?);
-        }
-        read(&view)
+        let directory = self.registry.directory();
+        directory.read(P::NAME, |view| read(view))?
     }
 
     fn owner(&self, key: Key) -> Result<Arc<ServiceInfo>, CallError> {
