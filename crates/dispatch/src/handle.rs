@@ -1,8 +1,11 @@
 //! Typed handles to the services of a protocol, wherever they run.
 
+use std::future::poll_fn;
 use std::marker::PhantomData;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -404,11 +407,17 @@ impl<P: Protocol> ServiceHandle<P> {
             after: self.options.timeout,
         };
         match call {
-            Started::Local(receiver) => match tokio::time::timeout_at(deadline, receiver).await {
-                Ok(Ok(result)) => result,
-                Ok(Err(_)) => Err(CallError::Stopped),
-                Err(_) => Err(timeout()),
-            },
+            Started::Local(mut receiver) => {
+                let reply = match after_one_turn(&mut receiver).await {
+                    Some(reply) => Ok(reply),
+                    None => tokio::time::timeout_at(deadline, receiver).await,
+                };
+                match reply {
+                    Ok(Ok(result)) => result,
+                    Ok(Err(_)) => Err(CallError::Stopped),
+                    Err(_) => Err(timeout()),
+                }
+            }
             Started::Remote(mut call) => {
                 let outcome = tokio::time::timeout_at(deadline, call.outcome())
                     .await
@@ -505,6 +514,23 @@ impl<P: Protocol> ServiceHandle<P> {
             node: info.node().clone(),
         }
     }
+}
+
+/// The reply, where it is there once every other task that is ready has had its turn: most local services answer in
+/// theirs, and setting a timer costs more than to be asked twice.
+async fn after_one_turn<R>(
+    receiver: &mut oneshot::Receiver<R>,
+) -> Option<Result<R, oneshot::error::RecvError>> {
+    let mut asked = false;
+    poll_fn(|cx| match Pin::new(&mut *receiver).poll(cx) {
+        Poll::Ready(reply) => Poll::Ready(Some(reply)),
+        Poll::Pending if std::mem::replace(&mut asked, true) => Poll::Ready(None),
+        Poll::Pending => {
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        }
+    })
+    .await
 }
 
 /// A message that is sent once, or that may be sent again.
