@@ -66,7 +66,8 @@ pub(super) struct Outcome {
     pub(super) heap_each: f64,
 }
 
-/// Runs all scenes on one cluster; tells the name of each before it begins.
+/// Runs all scenes on one cluster; tells the name of each before it begins, and what came of it: the last one may take an
+/// hour.
 pub(super) fn run(shape: Shape, tell: &dyn Fn(&str)) -> Result<Outcome, Error> {
     let mut stage = Stage::new(shape)?;
     let last = shape.nodes - 1;
@@ -80,7 +81,16 @@ pub(super) fn run(shape: Shape, tell: &dyn Fn(&str)) -> Result<Outcome, Error> {
         let before = stage.mark();
         let since = act(stage)?;
         let agreed = stage.settle().map_err(|why| format!("{what}: {why}"))?;
-        rows.push(row(stage, what, &before, agreed.since(since)));
+        let row = row(stage, what, &before, agreed.since(since));
+        tell(&format!(
+            "{what}: all agree after {:.2} s, a node sends {:.2} MB and at most {:.2} MB, {} false downs, {:.1} s of CPU",
+            row.agree_ms / 1e3,
+            row.sent_mean / 1e6,
+            row.sent_max as f64 / 1e6,
+            row.false_downs,
+            row.cpu_s
+        ));
+        rows.push(row);
         Ok::<(), Error>(())
     };
     scene(&mut stage, "one service more", &mut |stage| {
@@ -95,6 +105,10 @@ pub(super) fn run(shape: Shape, tell: &dyn Fn(&str)) -> Result<Outcome, Error> {
     })?;
     tell("idle");
     let idle = idle(&mut stage)?;
+    tell(&format!(
+        "idle: {:.3} % of a core, {:.0} B/s of each node",
+        idle.cpu_percent, idle.bytes_per_s
+    ));
     scene(&mut stage, "partition of 30 s heals", &mut partition)?;
     let dead = victims(shape.nodes);
     let mut heap_each = 0.0;
@@ -118,7 +132,9 @@ pub(super) fn run(shape: Shape, tell: &dyn Fn(&str)) -> Result<Outcome, Error> {
         }
         Ok(since)
     })?;
-    scene(&mut stage, "rolling restart", &mut rolling_restart)?;
+    scene(&mut stage, "rolling restart", &mut |stage| {
+        rolling_restart(stage, tell)
+    })?;
     Ok(Outcome {
         rows,
         idle,
@@ -211,9 +227,12 @@ fn victims(nodes: usize) -> Vec<Host> {
 }
 
 /// One after the other leaves and starts again; the next when it may route.
-fn rolling_restart(stage: &mut Stage) -> Begun {
+fn rolling_restart(stage: &mut Stage, tell: &dyn Fn(&str)) -> Begun {
     let since = stage.world.now;
     for host in 0..stage.shape.nodes {
+        if host % 10 == 0 {
+            tell(&format!("rolling restart, {host} done"));
+        }
         let old = stage.process(host)?;
         stage.world.leave(old);
         stage.run(RESTART)?;
