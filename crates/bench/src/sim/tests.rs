@@ -42,6 +42,11 @@ const UNNOTICED: &[(&str, &str)] = &[
         "unneeded while the engine remembers the dead: it matters to a node that forgot them when it was cut off",
     ),
     (
+        "contiguity",
+        "a copy that skipped something has another hash than its owner says, and is replaced: what readers see meanwhile is a \
+         mix that the owner never had, of entries that it wrote, and the checks look at entries only",
+    ),
+    (
         "link_introduces",
         "unneeded, only slower: the tail of the time to join is a third longer",
     ),
@@ -125,7 +130,6 @@ fn every_rule_is_either_noticed_or_listed_as_unnoticed() {
         "generation_above_known",
         "rename_is_death",
         "link_evidence",
-        "contiguity",
         "hiding",
         "confirming",
         "digests",
@@ -178,11 +182,6 @@ fn without_telling_suspects_the_living_are_taken_for_dead() {
 #[test]
 fn without_taking_another_generation_for_another_life_the_views_differ() {
     noticed("rename_is_death", "mixed", 6, 0..20);
-}
-
-#[test]
-fn without_contiguity_a_reader_lists_what_is_not_there() {
-    noticed("contiguity", "mixed", 6, 0..200);
 }
 
 #[test]
