@@ -16,7 +16,7 @@ use crate::entry::{EntryChange, EntryUpdate, NewEntry, ServiceInfo};
 use crate::id::{NodeId, NodeName};
 use crate::limits::MAX_KNOWN_NODES;
 use crate::log::Log;
-use crate::message::{ControlMessage, Delta};
+use crate::message::{ControlMessage, Delta, OwnerVersion};
 use crate::replica::{Rejected, Replica};
 use crate::time::{Instant, earliest};
 
@@ -314,6 +314,15 @@ impl Tracker {
                 linked: self.peers.contains_key(node),
             })
             .collect()
+    }
+
+    /// The version and the hash of what is here of that life of a node: its copy, or this node's own entries.
+    pub fn copy_of(&self, node: &NodeId) -> Option<OwnerVersion> {
+        if *node == self.me {
+            return Some(self.log.owner_version());
+        }
+        let replica = &self.owners.get(node)?.replica;
+        replica.version().map(|_| replica.owner_version())
     }
 
     /// The owners that are up, or that a peer says are up, and whose entries do not show yet.

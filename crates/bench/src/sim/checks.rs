@@ -28,6 +28,8 @@ pub(crate) struct Books {
     written: HashMap<ServiceKey, Vec<Arc<ServiceInfo>>>,
     /// What its owner has removed, and when.
     pub(crate) removed: HashMap<ServiceKey, Instant>,
+    /// The hash of all that a life held at a version.
+    contents: HashMap<(NodeId, u64), u64>,
     /// How long nodes remember the dead.
     permdown_period: Duration,
 }
@@ -38,6 +40,35 @@ impl Books {
             permdown_period,
             ..Books::default()
         }
+    }
+
+    /// Rule: a copy of an owner's entries at a version is all that it held then, and nothing else. What the owner itself
+    /// has is written down.
+    pub(crate) fn compare(&mut self, cluster: &Cluster, info: &ServiceInfo) -> Result<(), String> {
+        let me = cluster.node();
+        let own = *info.node() == me.name;
+        let life = match cluster.membership().is_up(info.node()) {
+            _ if own => me.clone(),
+            Some(life) => life,
+            None => return Ok(()),
+        };
+        let Some(copy) = cluster.tracker().copy_of(&life) else {
+            return Ok(());
+        };
+        let at = (life, copy.version);
+        if own {
+            self.contents.insert(at, copy.content);
+        } else if self
+            .contents
+            .get(&at)
+            .is_some_and(|held| *held != copy.content)
+        {
+            return Err(format!(
+                "has a copy of {} at version {} that is not what that node held then",
+                at.0, at.1
+            ));
+        }
+        Ok(())
     }
 
     fn write(&mut self, info: &Arc<ServiceInfo>) {

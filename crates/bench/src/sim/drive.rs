@@ -415,7 +415,9 @@ impl World {
                 }
                 let state = &mut self.processes[process];
                 let (books, nonce) = (&mut self.books, state.nonce);
-                match state.reader.take(now, books, nonce, &event) {
+                let taken = state.reader.take(now, books, nonce, &event);
+                let compared = books.compare(cluster, event.info());
+                match compared.and(taken) {
                     Ok(true) => self.judge_flash(process, cluster, event.info()),
                     Ok(false) => {}
                     Err(what) => self.violate(format!("{} {what}", cluster.node())),
