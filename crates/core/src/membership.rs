@@ -216,7 +216,7 @@ impl Membership {
         self.note_generation(now, from);
         let count = opened.updates.len();
         let mut updates = std::mem::take(&mut opened.updates);
-        updates.retain(|update| self.admits(now, update, just_rejoined));
+        updates.retain(|update| self.admits(now, from, update, just_rejoined));
         opened.updates = updates;
         let stripped;
         let data = if opened.updates.len() == count {
@@ -559,7 +559,13 @@ impl Membership {
     }
 
     /// What of a packet's news the engine may hear.
-    fn admits(&mut self, now: Instant, update: &Member<Identity>, just_rejoined: bool) -> bool {
+    fn admits(
+        &mut self,
+        now: Instant,
+        from: &NodeId,
+        update: &Member<Identity>,
+        just_rejoined: bool,
+    ) -> bool {
         let identity = update.id();
         if identity.key() == self.me.key() {
             if *identity == self.me {
@@ -574,9 +580,10 @@ impl Membership {
         }
         let barred = self.is_barred(&identity.node);
         let stranger = update.state() == State::Suspect && self.is_stranger(identity);
+        let outdated = self.is_outdated(now, from, update);
         self.counts.barred += u64::from(barred);
         self.counts.strangers += u64::from(stranger);
-        !barred && !stranger
+        !barred && !stranger && !outdated
     }
 
     /// Rule: a higher generation of this node's own name is reported, once and again after a while.

@@ -8,6 +8,9 @@
 //! Rule: where the accused stays silent, the verdict is evidence. Whoever missed the news of a death (its process stood
 //! still, say) would otherwise list the dead until their turn of being probed comes, which takes as many probe periods as
 //! there are members. The accused has time to answer the verdict; then it is suspected, which it can refute.
+//!
+//! Rule: gossip is contradicted as versions are. A newcomer that was told of the dead by somebody who missed the news has
+//! nothing of theirs that it could list, but it passes on that they live.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -70,16 +73,19 @@ impl Membership {
         {
             return;
         }
-        let Some(member) = self.engine_member(key(&node.name)) else {
-            return;
-        };
-        let known = member.id();
-        let rival = if known.node.generation > node.generation {
-            Some((known.node.generation, known.address.clone()))
-        } else if known.node == *node && member.state() == State::Down {
-            None
-        } else {
-            return;
+        let member = self.engine_member(key(&node.name));
+        let remembered = self.roster.identity(&node.name);
+        let later = [member.as_ref().map(Member::id), remembered]
+            .into_iter()
+            .flatten()
+            .find(|known| known.node.generation > node.generation);
+        let is_dead = member
+            .as_ref()
+            .is_some_and(|known| known.id().node == *node && known.state() == State::Down);
+        let rival = match later {
+            Some(later) => Some((later.node.generation, later.address.clone())),
+            None if is_dead => None,
+            None => return,
         };
         let teller = self.roster.up(&from.name);
         let Some(teller) = teller.filter(|teller| teller.node == *from) else {
@@ -99,6 +105,26 @@ impl Membership {
             self.verdicts.pop_first();
         }
         self.verdicts.insert(node.clone(), now);
+    }
+
+    /// A peer passes on how a node stands. True where a later life of that name is known, which an engine that was started
+    /// anew may have forgotten.
+    pub(super) fn is_outdated(
+        &mut self,
+        now: Instant,
+        from: &NodeId,
+        update: &Member<Identity>,
+    ) -> bool {
+        let Identity { node, bump, .. } = update.id();
+        let Some(known) = self.roster.identity(&node.name) else {
+            return false;
+        };
+        let is_outdated = known.node.generation > node.generation;
+        let is_news = known.node == *node && known.bump < *bump;
+        if update.state() == State::Alive && !is_news {
+            self.heard_alive(now, from, node);
+        }
+        is_outdated
     }
 
     /// Somebody takes a life of a node for dead. Where it is this node, it comes back under a renewed identity, or looks

@@ -6,6 +6,7 @@ use foca::Incarnation;
 
 use super::*;
 use crate::config::Settings;
+use crate::message::Verdict;
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -618,7 +619,7 @@ fn sees_the_other_again(rules: Rules) -> bool {
     world.run(SECOND * 3 / 2);
     world.cut.remove(&pair(0, 2));
     world.run(10 * SECOND);
-    assert!(world.sees_up(0, 2) && world.sees_up(2, 1) && !world.sees_up(0, 1));
+    assert!(world.sees_up(0, 2) && world.sees_up(2, 1));
     world.nodes[2].events.clear();
     let now = world.now;
     let membership = &mut world.nodes[0].membership;
@@ -668,6 +669,82 @@ fn a_node_that_missed_the_news_of_a_death_learns_it_from_who_hears_it_list_the_d
         verdict_is_evidence: false,
         ..Rules::default()
     }));
+}
+
+/// A packet of one node's to another that passes something on.
+fn gossip(world: &World, from: usize, to: usize, updates: Vec<Member<Identity>>) -> Bytes {
+    let packet = Packet {
+        header: foca::Header {
+            src: world.nodes[from].membership.me.clone(),
+            src_incarnation: 0,
+            dst: world.nodes[to].membership.me.clone(),
+            message: Message::Gossip,
+        },
+        updates,
+    };
+    Bytes::from(packet.encode().unwrap())
+}
+
+/// A newcomer was told of a dead node by somebody who missed the news, and has nothing of that node's that it could list.
+fn learns_that_whom_it_passes_on_is_dead(rules: Rules) -> bool {
+    let mut world = World::joined(48, 9, rules);
+    let dead = world.nodes[2].id.clone();
+    world.silence(2);
+    for index in (0..48).filter(|index| *index != 2) {
+        let now = world.now;
+        world.nodes[index].membership.bury(now, &dead);
+        world.pump(index);
+    }
+    world.run(10 * SECOND);
+    world.restart(1, 2);
+    for other in [0, 3] {
+        world.link(1, other);
+    }
+    let late = Member::alive(Identity::new(dead, 0, address(2)));
+    let now = world.now;
+    world.nodes[1].membership.apply(now, late);
+    world.pump(1);
+    assert!(world.sees_up(1, 2));
+    world.run(3 * SECOND);
+    !world.sees_up(1, 2)
+}
+
+#[test]
+fn a_newcomer_that_passes_on_that_a_dead_node_lives_is_contradicted() {
+    assert!(learns_that_whom_it_passes_on_is_dead(Rules::default()));
+    assert!(!learns_that_whom_it_passes_on_is_dead(Rules {
+        verdict_is_told: false,
+        ..Rules::default()
+    }));
+}
+
+#[test]
+fn a_node_that_was_cut_off_takes_no_earlier_life_for_the_living() {
+    let mut world = World::joined(10, 10, Rules::default());
+    world.restart(1, 2);
+    world.link(0, 1);
+    world.run(SECOND);
+    assert!(world.sees_up(0, 1));
+    let others: Vec<usize> = (1..10).collect();
+    world.partition(&[0], &others);
+    world.run(30 * SECOND);
+    assert_eq!(world.isolations(), 1, "its engine has forgotten everybody");
+    let sender = world.nodes[2].id.clone();
+    let earlier = Member::alive(Identity::new(life(1, 1), 0, address(1)));
+    let packet = gossip(&world, 2, 0, vec![earlier]);
+    let membership = &mut world.nodes[0].membership;
+    membership.link_up(world.now, &sender, &address(2));
+    membership.handle_packet(world.now, &sender, &packet);
+    assert_eq!(membership.is_up(&name(1)), None);
+    let verdict = ControlMessage::TakenForDead(Verdict {
+        node: life(1, 1),
+        rival: Some((life(1, 2).generation, address(1))),
+    });
+    assert!(
+        std::iter::from_fn(|| membership.poll_transmit())
+            .any(|(to, _, message)| to == sender && message == verdict),
+        "whoever says so is told"
+    );
 }
 
 /// What a node makes of a suspicion of somebody that it has never heard of.
@@ -1049,22 +1126,12 @@ fn a_higher_generation_of_the_own_name_is_reported_once_and_kept_from_the_engine
     let rival = || Identity::new(life(0, 9), 0, address(99));
     let hear_of_it = |world: &mut World| {
         let sender = world.nodes[1].id.clone();
-        let mut packet = Packet {
-            header: foca::Header {
-                src: world.nodes[1].membership.me.clone(),
-                src_incarnation: 0,
-                dst: world.nodes[0].membership.me.clone(),
-                message: Message::Gossip,
-            },
-            updates: vec![
-                Member::alive(rival()),
-                Member::down(Identity::new(life(0, 0), 0, address(98))),
-            ],
-        };
-        packet
-            .updates
-            .push(Member::alive(Identity::new(life(7, 1), 0, address(2))));
-        let bytes = Bytes::from(packet.encode().unwrap());
+        let updates = vec![
+            Member::alive(rival()),
+            Member::down(Identity::new(life(0, 0), 0, address(98))),
+            Member::alive(Identity::new(life(7, 1), 0, address(2))),
+        ];
+        let bytes = gossip(world, 1, 0, updates);
         world.nodes[0]
             .membership
             .handle_packet(world.now, &sender, &bytes);
