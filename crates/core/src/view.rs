@@ -101,8 +101,19 @@ impl View {
     #[inline]
     pub fn owner(&self, key: impl Into<Key>) -> Option<&Arc<ServiceInfo>> {
         let slot = key.into().slot();
+        // All that most lookups do: what else there is stays out of the way.
+        let known = self.table.started().and_then(|cells| cells.first(slot));
+        match known {
+            Some(seat) => self.seats.primary(seat),
+            None => self.owner_unknown(slot),
+        }
+    }
+
+    /// The owner of a slot that nobody has looked up, or of all where there is one.
+    #[inline(never)]
+    fn owner_unknown(&self, slot: Slot) -> Option<&Arc<ServiceInfo>> {
         let seat = match self.sole {
-            None => self.first(slot),
+            None => self.ranked(slot, 1)[0],
             Some(seat) => seat,
         };
         self.seats.primary(seat)
@@ -200,14 +211,6 @@ impl View {
             hash: self.seats.hash(seat),
             weight: info.weight().value(),
         })
-    }
-
-    #[inline]
-    fn first(&self, slot: Slot) -> u16 {
-        match self.table.cells().and_then(|cells| cells.first(slot)) {
-            Some(seat) => seat,
-            None => self.ranked(slot, 1)[0],
-        }
     }
 
     /// The first `n` seats of a slot, and maybe more.

@@ -140,6 +140,7 @@ impl Table {
     }
 
     /// The cells, if a slot has been looked up.
+    #[inline]
     pub(super) fn started(&self) -> Option<&Cells> {
         self.cells.get()?.as_deref()
     }
