@@ -1,13 +1,17 @@
 //! What the registry holds of one service.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{Generation, InstanceName, NodeName, Reference, ServiceId, ServiceType, Zone};
+use crate::id::{Generation, InstanceName, NodeName, Reference, ServiceId, ServiceType};
 use crate::limits::{DEFAULT_WEIGHT, MAX_ADDRESS_BYTES, MAX_METADATA_BYTES, WEIGHT_RANGE};
+
+mod metadata;
+
+pub use metadata::Metadata;
+use metadata::Packed;
 
 /// Whether an instance owns keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -68,89 +72,6 @@ impl TryFrom<u16> for Weight {
 impl From<Weight> for u16 {
     fn from(weight: Weight) -> u16 {
         weight.0
-    }
-}
-
-/// What its owner says of a service beyond what placement needs; at most [`MAX_METADATA_BYTES`] in all.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "RawMetadata", into = "RawMetadata")]
-pub struct Metadata {
-    zone: Option<Zone>,
-    address: Option<Box<str>>,
-    tags: BTreeMap<Box<str>, Box<str>>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct RawMetadata {
-    zone: Option<Zone>,
-    address: Option<Box<str>>,
-    tags: BTreeMap<Box<str>, Box<str>>,
-}
-
-impl TryFrom<RawMetadata> for Metadata {
-    type Error = EntryError;
-
-    fn try_from(raw: RawMetadata) -> Result<Self, EntryError> {
-        Metadata::try_new(raw.zone, raw.address, raw.tags)
-    }
-}
-
-impl From<Metadata> for RawMetadata {
-    fn from(metadata: Metadata) -> Self {
-        RawMetadata {
-            zone: metadata.zone,
-            address: metadata.address,
-            tags: metadata.tags,
-        }
-    }
-}
-
-impl Metadata {
-    /// Checks the sizes against [`MAX_ADDRESS_BYTES`] and [`MAX_METADATA_BYTES`].
-    pub fn try_new(
-        zone: Option<Zone>,
-        address: Option<Box<str>>,
-        tags: BTreeMap<Box<str>, Box<str>>,
-    ) -> Result<Self, EntryError> {
-        let address_bytes = address.as_ref().map_or(0, |address| address.len());
-        if address_bytes > MAX_ADDRESS_BYTES {
-            return Err(EntryError::AddressTooLong {
-                bytes: address_bytes,
-            });
-        }
-        let bytes = address_bytes
-            + zone.as_ref().map_or(0, |zone| zone.as_str().len())
-            + tags
-                .iter()
-                .map(|(key, value)| key.len() + value.len())
-                .sum::<usize>();
-        if bytes > MAX_METADATA_BYTES {
-            return Err(EntryError::MetadataTooLarge { bytes });
-        }
-        Ok(Metadata {
-            zone,
-            address,
-            tags,
-        })
-    }
-
-    /// The failure domain of the instance.
-    pub fn zone(&self) -> Option<&Zone> {
-        self.zone.as_ref()
-    }
-
-    /// Where an external endpoint is reached; meaningless to this library, which never dials it.
-    pub fn address(&self) -> Option<&str> {
-        self.address.as_deref()
-    }
-
-    /// The user's own labels.
-    pub fn tags(&self) -> &BTreeMap<Box<str>, Box<str>> {
-        &self.tags
-    }
-
-    fn is_empty(&self) -> bool {
-        self.zone.is_none() && self.address.is_none() && self.tags.is_empty()
     }
 }
 
@@ -224,7 +145,7 @@ pub struct ServiceInfo {
     /// Apart, as most entries are never changed.
     previous: Option<Box<Reference>>,
     /// What else there is of zone, address and tags.
-    metadata: Option<Box<Metadata>>,
+    metadata: Packed,
 }
 
 impl ServiceInfo {
@@ -235,14 +156,14 @@ impl ServiceInfo {
         nonce: u64,
         record: Record,
     ) -> Self {
-        let mut metadata = record.metadata;
-        let address_is_name = match &mut metadata {
-            Some(metadata) if metadata.address() == Some(record.name.as_str()) => {
-                metadata.address = None;
-                true
-            }
-            _ => false,
-        };
+        let mut metadata = record
+            .metadata
+            .map(|metadata| *metadata)
+            .unwrap_or_default();
+        let address_is_name = metadata.address() == Some(record.name.as_str());
+        if address_is_name {
+            metadata.set_address(None);
+        }
         ServiceInfo {
             id: ServiceId {
                 node: owner.clone(),
@@ -260,7 +181,7 @@ impl ServiceInfo {
             },
             address_is_name,
             previous: record.previous.map(Box::new),
-            metadata: metadata.filter(|metadata| !metadata.is_empty()),
+            metadata: Packed::new(metadata),
         }
     }
 
@@ -273,9 +194,9 @@ impl ServiceInfo {
 
     /// The entry as it travels.
     pub fn to_record(&self) -> Record {
-        let mut metadata = self.metadata.clone();
+        let mut metadata = self.metadata.unpack();
         if self.address_is_name {
-            metadata.get_or_insert_default().address = Some(self.name.as_str().into());
+            metadata.set_address(Some(self.name.as_str().into()));
         }
         Record {
             sequence: self.id.sequence,
@@ -286,7 +207,7 @@ impl ServiceInfo {
             state: self.state,
             weight: self.weight,
             protocol_version: self.protocol_version,
-            metadata,
+            metadata: (!metadata.is_empty()).then(|| Box::new(metadata)),
         }
     }
 
@@ -346,8 +267,8 @@ impl ServiceInfo {
     }
 
     /// Its failure domain.
-    pub fn zone(&self) -> Option<&Zone> {
-        self.metadata.as_deref().and_then(Metadata::zone)
+    pub fn zone(&self) -> Option<&str> {
+        self.metadata.zone()
     }
 
     /// Where an external endpoint is reached.
@@ -355,20 +276,19 @@ impl ServiceInfo {
         if self.address_is_name {
             return Some(self.name.as_str());
         }
-        self.metadata.as_deref().and_then(Metadata::address)
+        self.metadata.address()
     }
 
     /// The value of one of the user's own labels.
     pub fn tag(&self, key: &str) -> Option<&str> {
-        self.metadata.as_deref()?.tags().get(key).map(|tag| &**tag)
+        self.tags()
+            .find(|(other, _)| *other == key)
+            .map(|(_, value)| value)
     }
 
     /// The user's own labels, by key.
     pub fn tags(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.metadata
-            .iter()
-            .flat_map(|metadata| metadata.tags())
-            .map(|(key, value)| (&**key, &**value))
+        self.metadata.tags()
     }
 }
 
@@ -413,7 +333,10 @@ pub struct EntryChange {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
+    use crate::id::Zone;
 
     #[test]
     fn an_address_that_is_the_name_is_held_once_and_travels_as_before() {
@@ -441,7 +364,8 @@ mod tests {
             let owner = NodeName::try_new("a").unwrap();
             let info = ServiceInfo::from_record(&owner, Generation::default(), 1, record.clone());
             assert_eq!(info.address_is_name, once);
-            assert_eq!((info.address(), info.zone()), (address, zone.as_ref()));
+            assert_eq!(info.address(), address);
+            assert_eq!(info.zone(), zone.as_ref().map(Zone::as_str));
             assert_eq!(info.to_record(), record);
         }
     }

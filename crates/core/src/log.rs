@@ -29,7 +29,7 @@ pub(crate) fn estimated_bytes(info: &ServiceInfo) -> usize {
     FIXED
         + info.service_type().as_str().len()
         + info.name().as_str().len()
-        + info.zone().map_or(0, |zone| zone.as_str().len())
+        + info.zone().map_or(0, str::len)
         + info.address().map_or(0, str::len)
         + tags
 }

@@ -194,10 +194,8 @@ impl ServiceUpdate {
                 None => tags.remove(&key),
             };
         }
-        let zone = match self.zone {
-            Some(zone) => Some(Zone::try_new(zone)?),
-            None => of.zone().cloned(),
-        };
+        let zone = self.zone.or_else(|| of.zone().map(Into::into));
+        let zone = zone.map(Zone::try_new).transpose()?;
         let address = self
             .address
             .map(Into::into)

@@ -205,7 +205,7 @@ impl Trio {
             let bytes = services.map(|info| {
                 let tags = info.tags().map(|(key, value)| key.len() + value.len());
                 info.name().as_str().len()
-                    + info.zone().map_or(0, |zone| zone.as_str().len())
+                    + info.zone().map_or(0, str::len)
                     + info.address().map_or(0, str::len)
                     + tags.sum::<usize>()
             });
