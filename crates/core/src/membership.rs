@@ -267,7 +267,13 @@ impl Membership {
         .max()
         .unwrap_or(0);
         let identity = Identity::new(peer.clone(), bump, address.clone());
-        if self.rules.link_introduces {
+        // A Hello may be the last word of somebody who has died since: whoever was taken for dead has to answer first.
+        let is_dead = self
+            .roster
+            .identity(&peer.name)
+            .is_some_and(|known| known.node == *peer)
+            && !self.is_up_in_this_life(peer);
+        if self.rules.link_introduces && !is_dead {
             let alive = Member::alive(identity.clone());
             self.apply(now, alive);
         }
