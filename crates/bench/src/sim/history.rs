@@ -345,7 +345,9 @@ fn silence(world: &mut World) -> (f64, f64) {
     if world.changed_at != changed && world.violations.is_empty() {
         world.violate("a view changed while nothing happened".to_owned());
     }
-    let node_seconds = world.living().len() as f64 * SILENCE.as_secs_f64();
+    // Nobody may be left: who has died with the seeds does not come back.
+    let living = world.living().len().max(1);
+    let node_seconds = living as f64 * SILENCE.as_secs_f64();
     let each = |count: u64| count as f64 / node_seconds;
     (each(after.0 - before.0), each(after.1 - before.1))
 }

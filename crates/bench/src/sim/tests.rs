@@ -13,10 +13,6 @@ use super::rules::Without;
 /// `isolations` of the coverage. Each has a test of its own in the core, where that is not there, and where it is missed.
 const UNNOTICED: &[(&str, &str)] = &[
     (
-        "verdict_is_told",
-        "unneeded while nodes that have no way to each other are suspected in turn, only slower",
-    ),
-    (
         "suspects_are_known",
         "unneeded while an unanswered verdict is evidence: the dead are found before their suspicion is passed on",
     ),
@@ -32,10 +28,6 @@ const UNNOTICED: &[(&str, &str)] = &[
     (
         "rearm_after_rejoin",
         "unneeded while peers talk: any packet starts the engine's timers",
-    ),
-    (
-        "isolation",
-        "half as many false downs again in the profile cutoffs, which are counted and no violation",
     ),
     (
         "left_is_final",
@@ -132,6 +124,8 @@ fn every_rule_is_either_noticed_or_listed_as_unnoticed() {
         "contiguity",
         "own_pauses",
         "redial_dead",
+        "isolation",
+        "verdict_is_told",
     ];
     for name in Without::names() {
         let listed = UNNOTICED.iter().any(|(unnoticed, _)| *unnoticed == name);
@@ -152,6 +146,11 @@ fn without_a_second_look_at_suspects_the_living_are_told_that_they_are_dead() {
 #[test]
 fn without_heeding_verdicts_the_dead_stay_listed_where_somebody_slept() {
     noticed("verdict_is_evidence", "sleepers", 48, 12..20);
+}
+
+#[test]
+fn without_telling_verdicts_those_who_have_no_link_miss_the_living() {
+    noticed("verdict_is_told", "severed", 8, 14..20);
 }
 
 #[test]
@@ -188,6 +187,34 @@ fn without_hiding_the_dead_stay_listed() {
 #[test]
 fn without_dialling_the_dead_orphans_stay_apart() {
     noticed("redial_dead", "orphans", 8, 0..40);
+}
+
+#[test]
+fn without_judging_itself_cut_off_a_node_accuses_the_living() {
+    let false_downs = |off: &[Without]| -> u64 {
+        let accused = (0..20).map(|seed| {
+            let plan = Plan {
+                nodes: Some(8),
+                rules: Without::rules(off),
+                ..Plan::new(seed, profile("cutoffs"))
+            };
+            history::run(&plan).false_downs
+        });
+        accused.sum()
+    };
+    let (with, without) = (
+        false_downs(&[]),
+        false_downs(&[Without::named("isolation").unwrap()]),
+    );
+    assert!(3 * with < without, "{with}, {without}");
+}
+
+#[test]
+fn nobody_may_be_left() {
+    // Seed 7 of the profile orphans: both are seeds.
+    let outcome = run(7, "orphans", 2);
+    assert!(outcome.violations.is_empty(), "{:?}", outcome.violations);
+    assert!(outcome.quiet_messages.abs() < f64::EPSILON);
 }
 
 #[test]
