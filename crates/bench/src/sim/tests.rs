@@ -145,7 +145,7 @@ fn without_a_second_look_at_suspects_the_living_are_told_that_they_are_dead() {
 
 #[test]
 fn without_heeding_verdicts_the_dead_stay_listed_where_somebody_slept() {
-    noticed("verdict_is_evidence", "sleepers", 48, 12..20);
+    noticed("verdict_is_evidence", "sleepers", 48, 17..20);
 }
 
 #[test]
