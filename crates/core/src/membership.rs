@@ -267,13 +267,7 @@ impl Membership {
         .max()
         .unwrap_or(0);
         let identity = Identity::new(peer.clone(), bump, address.clone());
-        // A Hello may be the last word of somebody who has died since: whoever was taken for dead has to answer first.
-        let is_dead = self
-            .roster
-            .identity(&peer.name)
-            .is_some_and(|known| known.node == *peer)
-            && !self.is_up_in_this_life(peer);
-        if self.rules.link_introduces && !is_dead {
+        if self.rules.link_introduces {
             let alive = Member::alive(identity.clone());
             self.apply(now, alive);
         }

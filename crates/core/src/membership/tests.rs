@@ -733,8 +733,7 @@ fn a_node_that_was_cut_off_takes_no_earlier_life_for_the_living() {
     let earlier = Member::alive(Identity::new(life(1, 1), 0, address(1)));
     let packet = gossip(&world, 2, 0, vec![earlier]);
     let membership = &mut world.nodes[0].membership;
-    let alive = Member::alive(membership.roster.identity(&name(2)).unwrap().clone());
-    membership.apply(world.now, alive);
+    membership.link_up(world.now, &sender, &address(2));
     membership.handle_packet(world.now, &sender, &packet);
     assert_eq!(membership.is_up(&name(1)), None);
     let verdict = ControlMessage::TakenForDead(Verdict {
@@ -746,28 +745,6 @@ fn a_node_that_was_cut_off_takes_no_earlier_life_for_the_living() {
             .any(|(to, _, message)| to == sender && message == verdict),
         "whoever says so is told"
     );
-}
-
-#[test]
-fn the_late_hello_of_a_dead_node_brings_nobody_back() {
-    let mut world = World::joined(10, 11, Rules::default());
-    let others: Vec<usize> = (1..10).collect();
-    let (dead, alive) = (world.nodes[1].id.clone(), world.nodes[2].id.clone());
-    world.partition(&[0], &others);
-    world.silence(1);
-    world.run(30 * SECOND);
-    assert_eq!(world.isolations(), 1, "its engine has forgotten everybody");
-    world.cut.remove(&pair(0, 1));
-    world.cut.remove(&pair(0, 2));
-    for (peer, index) in [(&dead, 1), (&alive, 2)] {
-        world.nodes[0]
-            .membership
-            .link_up(world.now, peer, &address(index));
-        world.pump(0);
-    }
-    world.run(10 * MILLISECOND);
-    assert!(world.sees_up(0, 2), "it answers");
-    assert!(!world.sees_up(0, 1));
 }
 
 /// What a node makes of a suspicion of somebody that it has never heard of.
