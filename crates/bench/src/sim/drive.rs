@@ -60,6 +60,7 @@ impl World {
             }
             self.handle_input(process, input);
             self.pump(process);
+            self.speaker = None;
         }
         if self.processes[process].is_running() {
             self.run_timers(process);
@@ -246,6 +247,7 @@ impl World {
         let Some(cluster) = state.cluster.as_mut() else {
             return;
         };
+        self.speaker = self.network.opened_by(connection, 1 - side);
         let before = cluster.node().clone();
         cluster.handle_frame(local, link, frame);
         match frame.kind {

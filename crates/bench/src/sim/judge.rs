@@ -44,7 +44,8 @@ impl World {
     }
 
     /// Rule: who has left never comes back in that life, and once the network has been whole for a while, nobody comes up
-    /// who is dead.
+    /// who is dead. Its own last words may still come where its connection was stalled: to a node that has forgotten its
+    /// death when it was cut off, they are news, until it answers.
     pub(crate) fn judge_up(&mut self, process: usize, node: &NodeId) {
         let now = self.now;
         let permdown = self.constants.settings.permdown_period();
@@ -73,11 +74,16 @@ impl World {
         let is_long = |since: &Instant| now.since(*since) > grace;
         // Who has been dead for longer is forgotten, and anybody's late word is news.
         let is_remembered = |since: &Instant| now.since(*since) < permdown;
+        let is_own_word = || {
+            let speaker = self.speaker.map(|speaker| &self.processes[speaker].life);
+            speaker == Some(node)
+        };
         if self.whole_since.as_ref().is_some_and(is_long)
             && self
                 .ended
                 .get(node)
                 .is_some_and(|since| is_long(since) && is_remembered(since))
+            && !is_own_word()
         {
             let what = format!("{} sees {node} up, which is long dead", state.name);
             self.violate(what);

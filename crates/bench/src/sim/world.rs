@@ -133,6 +133,8 @@ pub(crate) struct World {
     pub(crate) in_doubt: HashSet<NodeId>,
     /// The lives that are over, and since when.
     pub(crate) ended: HashMap<NodeId, Instant>,
+    /// Whose frame is being taken in.
+    pub(crate) speaker: Option<usize>,
     pub(crate) books: Books,
     pub(crate) coverage: Coverage,
     pub(crate) violations: Vec<Violation>,
@@ -188,6 +190,7 @@ impl World {
             by_nonce: HashMap::new(),
             in_doubt: HashSet::new(),
             ended: HashMap::new(),
+            speaker: None,
             books,
             coverage: Coverage::default(),
             violations: Vec::new(),
