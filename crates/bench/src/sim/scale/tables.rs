@@ -119,22 +119,22 @@ pub(super) fn extrapolated(output: &Output, wide: &Outcome, deep: &Outcome) -> V
         .iter()
         .zip(&deep.rows)
         .map(|(wide, deep)| {
-            // A rolling restart and the work of all nodes are so much for each node.
+            let (nodes, _) = LARGEST;
             let all = |row: &Row| row.nodes as f64;
+            // A rolling restart is so much for each node, one after the other.
             let rolls = wide.what == "rolling restart";
             let turns = |row: &Row| if rolls { all(row) } else { 1.0 };
-            let (nodes, _) = LARGEST;
-            let at_largest = |cost: fn(&Row) -> f64, times: &dyn Fn(&Row) -> f64| {
-                plane(wide, deep, |row| cost(row) / times(row))
-            };
             let turns_there = if rolls { nodes } else { 1.0 };
+            // What one node gives and takes is so much in all, whoever has a part in it; what all nodes do is so much for each.
+            let is_of_one = rolls || matches!(wide.what, "one service more" | "cold join");
+            let parts = |row: &Row| if is_of_one { turns(row) } else { all(row) };
+            let parts_there = if is_of_one { turns_there } else { nodes };
+            let sent = |row: &Row| row.sent_mean * all(row) / parts(row);
             Expected {
                 what: wide.what,
-                agree_ms: turns_there * at_largest(|row| row.agree_ms, &turns),
-                sent_mean: turns_there * at_largest(|row| row.sent_mean, &turns),
-                cpu_s: turns_there
-                    * nodes
-                    * at_largest(|row| row.cpu_s, &|row| turns(row) * all(row)),
+                agree_ms: turns_there * plane(wide, deep, |row| row.agree_ms / turns(row)),
+                sent_mean: parts_there / nodes * plane(wide, deep, sent),
+                cpu_s: parts_there * plane(wide, deep, |row| row.cpu_s / parts(row)),
             }
         })
         .collect();
