@@ -23,11 +23,11 @@ const UNNOTICED: &[(&str, &str)] = &[
     ),
     (
         "join_announces",
-        "unneeded up to 50 nodes: links introduce both sides, and the time to join is the same",
+        "unneeded up to 50 nodes: the time to join is the same, also where links do not introduce both sides",
     ),
     (
         "rearm_after_rejoin",
-        "unneeded while peers talk: any packet starts the engine's timers",
+        "unneeded while peers talk: any packet starts the engine's timers, also in clusters of two",
     ),
     (
         "left_is_final",
