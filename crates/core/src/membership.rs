@@ -580,7 +580,10 @@ impl Membership {
         }
         let barred = self.is_barred(&identity.node);
         let stranger = update.state() == State::Suspect && self.is_stranger(identity);
-        let outdated = self.is_outdated(now, from, update);
+        let outdated = self.is_outdated(&identity.node);
+        if update.state() == State::Alive {
+            self.heard_gossip(now, from, identity);
+        }
         self.counts.barred += u64::from(barred);
         self.counts.strangers += u64::from(stranger);
         !barred && !stranger && !outdated

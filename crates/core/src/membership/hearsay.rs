@@ -107,24 +107,19 @@ impl Membership {
         self.verdicts.insert(node.clone(), now);
     }
 
-    /// A peer passes on how a node stands. True where a later life of that name is known, which an engine that was started
-    /// anew may have forgotten.
-    pub(super) fn is_outdated(
-        &mut self,
-        now: Instant,
-        from: &NodeId,
-        update: &Member<Identity>,
-    ) -> bool {
-        let Identity { node, bump, .. } = update.id();
-        let Some(known) = self.roster.identity(&node.name) else {
-            return false;
-        };
-        let is_outdated = known.node.generation > node.generation;
-        let is_news = known.node == *node && known.bump < *bump;
-        if update.state() == State::Alive && !is_news {
-            self.heard_alive(now, from, node);
+    /// A peer passes on that a node lives.
+    pub(super) fn heard_gossip(&mut self, now: Instant, from: &NodeId, identity: &Identity) {
+        let known = self.roster.identity(&identity.node.name);
+        // A later identity of the same life refutes what is known of it.
+        if known.is_some_and(|known| known.node != identity.node || known.bump >= identity.bump) {
+            self.heard_alive(now, from, &identity.node);
         }
-        is_outdated
+    }
+
+    /// A later life of that name is known, which an engine that was started anew may have forgotten.
+    pub(super) fn is_outdated(&self, node: &NodeId) -> bool {
+        let known = self.roster.identity(&node.name);
+        known.is_some_and(|known| known.node.generation > node.generation)
     }
 
     /// Somebody takes a life of a node for dead. Where it is this node, it comes back under a renewed identity, or looks
