@@ -90,6 +90,14 @@ pub enum CallError {
         /// The instance.
         id: ServiceId,
     },
+    /// The service's own handler made the call, and would have waited for itself until the timeout. It did not run.
+    #[error(
+        "the service {id} was called by its own handler, which would wait for itself: cast, or call from a task of its own"
+    )]
+    CallsItself {
+        /// The service.
+        id: ServiceId,
+    },
     /// There is no working connection to the node. It did not run.
     #[error("not sent to {node}: {why}")]
     NotSent {
@@ -164,6 +172,7 @@ impl CallError {
         match self {
             CallError::NoService { .. }
             | CallError::NoInstance { .. }
+            | CallError::CallsItself { .. }
             | CallError::NotSent { .. }
             | CallError::Overloaded { .. }
             | CallError::Incompatible { .. }

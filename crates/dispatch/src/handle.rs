@@ -21,7 +21,7 @@ use crate::data::wire::{self, CallHeader, CastHeader, EncodeError, kind};
 use crate::events::{ServiceEvent, Subscription};
 use crate::mailbox::{Envelope, Mailbox, Payload, Route};
 use crate::registry::{NoService, Registry};
-use crate::service::Protocol;
+use crate::service::{Protocol, current};
 
 /// Pause before a call is made again, and how much longer it is each time.
 const RETRY_PAUSE: Duration = Duration::from_millis(10);
@@ -358,6 +358,12 @@ impl<P: Protocol> ServiceHandle<P> {
         self.check_version(info)?;
         let limit = self.data.max_payload_bytes();
         if self.is_local(info) {
+            // Rule: nobody waits for its own handler to end.
+            if current::is(info.id()) {
+                return Err(CallError::CallsItself {
+                    id: info.id().clone(),
+                });
+            }
             let message = match message {
                 Sent::Given(message) => Payload::Value(message),
                 Sent::Kept(message) => Payload::Encoded(encode_alone(message, limit)?),

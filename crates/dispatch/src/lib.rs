@@ -90,7 +90,7 @@ pub use pubsub::{BroadcastError, PubSub, TopicEvent, TopicMessage, TopicSubscrip
 pub use registry::{NewService, NoService, Registration, Registry, RegistryError, ServiceUpdate};
 pub use service::{
     BoxError, Context, DEFAULT_MAILBOX, Ended, Message, Protocol, ServeError, ServeOptions, Served,
-    Service, StopReason, Timer,
+    Service, StopError, StopReason, Timer,
 };
 pub use settings::{Adapter, Config, ConfigError, LogLevel, MAX_POOL_SIZE};
 pub use supervise::{SuperviseOptions, Supervised, SupervisedEnd};

@@ -15,10 +15,12 @@ use crate::mailbox::{AnyMailbox, Mailbox, ReplyTo};
 use crate::registry::{Registration, Registry, RegistryError};
 
 mod context;
+pub(crate) mod current;
 mod options;
 mod runner;
 
 pub use context::{Context, Timer};
+pub(crate) use current::Current;
 pub use options::ServeOptions;
 use runner::Runner;
 
@@ -166,6 +168,29 @@ pub enum ServeError {
     Name(#[from] NameError),
 }
 
+/// Why a service was not stopped.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum StopError {
+    /// Its own handler asked for it, and would have waited for itself. Nothing was done.
+    #[error(
+        "the service {id} was to be stopped by its own handler, which would wait for itself: use Context::stop there"
+    )]
+    OwnHandler {
+        /// The service.
+        id: ServiceId,
+    },
+}
+
+impl StopError {
+    pub(crate) fn check(id: &ServiceId) -> Result<(), StopError> {
+        if current::is(id) {
+            return Err(StopError::OwnHandler { id: id.clone() });
+        }
+        Ok(())
+    }
+}
+
 /// A service that runs on this node.
 ///
 /// Dropping it changes nothing: the service runs until it is stopped, panics, or its node ends.
@@ -194,9 +219,16 @@ impl<P: Protocol> Served<P> {
 
     /// Stops it: its entry leaves the registry, its `stopped` runs, and what still waits in its mailbox is failed with
     /// [`CallError::Stopped`](crate::CallError::Stopped). Returns when that is done.
-    pub async fn stop(&self) {
+    ///
+    /// # Errors
+    ///
+    /// From its own handler, at once and with nothing done: it would wait for itself. [`Context::stop`] is what a handler
+    /// ends its service with.
+    pub async fn stop(&self) -> Result<(), StopError> {
+        StopError::check(self.info.id())?;
         self.mailbox.stop(StopReason::Stopped);
         self.ended().await;
+        Ok(())
     }
 
     /// Waits until it has ended, and says how.
@@ -243,7 +275,8 @@ pub(crate) async fn serve<S: Service>(
         flag: Arc::clone(&flag),
         ended: ended_sender,
     };
-    let task = data.spawn_service(runner.run(service, id.clone(), receiver, started));
+    let running = runner.run(service, id.clone(), receiver, started);
+    let task = data.spawn_service(current::turns(Current::of(&id), running));
     let unfinished = AbortUnlessDone(Some(task.clone()));
     match start.await {
         Ok(Ok(())) => {}

@@ -4,12 +4,14 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
+use keydispatch_core::ServiceId;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::data::DataPlane;
 use crate::registry::Registry;
-use crate::service::{Ended, ServeError, ServeOptions, Served, Service, serve};
+use crate::service::{Ended, ServeError, ServeOptions, Served, Service, StopError, serve};
 
 /// How a service is restarted; see [`Node::supervise`](crate::Node::supervise).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,15 +81,22 @@ pub enum SupervisedEnd {
 /// Dropping it changes nothing: the service runs on, supervised.
 #[derive(Debug)]
 pub struct Supervised {
+    /// The instance that runs, or ran last.
+    running: Arc<ArcSwap<ServiceId>>,
     stop: watch::Sender<bool>,
     end: watch::Receiver<Option<SupervisedEnd>>,
 }
 
 impl Supervised {
     /// Stops the service, and returns when it has stopped.
-    pub async fn stop(&self) -> SupervisedEnd {
+    ///
+    /// # Errors
+    ///
+    /// From the service's own handler, at once and with nothing done; see [`Served::stop`].
+    pub async fn stop(&self) -> Result<SupervisedEnd, StopError> {
+        StopError::check(&self.running.load())?;
         self.stop.send_replace(true);
-        self.ended().await
+        Ok(self.ended().await)
     }
 
     /// Waits until it is not started again any more, and says why.
@@ -110,6 +119,7 @@ pub(crate) async fn supervise<S: Service>(
     let first = serve(&registry, &data, options.serve.clone(), factory()).await?;
     let (stop, stopped) = watch::channel(false);
     let (end_sender, end) = watch::channel(None);
+    let running = Arc::new(ArcSwap::from_pointee(first.id().clone()));
     // The name of the first is kept, whatever ordinals are free by then.
     let name = first.info().name().as_str().to_owned();
     let serve_options = options.serve.clone().name(name);
@@ -119,13 +129,14 @@ pub(crate) async fn supervise<S: Service>(
         registry,
         data: Arc::clone(&data),
         stopped,
+        running: Arc::clone(&running),
         restarts: VecDeque::new(),
     };
     data.spawn_service(async move {
         let end = supervisor.run(first, factory).await;
         end_sender.send_replace(Some(end));
     });
-    Ok(Supervised { stop, end })
+    Ok(Supervised { running, stop, end })
 }
 
 struct Supervisor {
@@ -134,6 +145,7 @@ struct Supervisor {
     registry: Registry,
     data: Arc<DataPlane>,
     stopped: watch::Receiver<bool>,
+    running: Arc<ArcSwap<ServiceId>>,
     /// When it was restarted, as far back as counts.
     restarts: VecDeque<Instant>,
 }
@@ -153,7 +165,8 @@ impl Supervisor {
                     () = asked(&mut stopped) => None,
                 };
                 if ended.is_none() {
-                    running.stop().await;
+                    // The supervisor is no handler.
+                    let _ = running.stop().await;
                 }
                 if ended != Some(Ended::Panicked) {
                     return SupervisedEnd::Stopped;
@@ -174,7 +187,10 @@ impl Supervisor {
             }
             let options = self.serve_options.clone();
             match serve(&self.registry, &self.data, options, factory()).await {
-                Ok(again) => served = Some(again),
+                Ok(again) => {
+                    self.running.store(Arc::new(again.id().clone()));
+                    served = Some(again);
+                }
                 Err(ServeError::Registry(crate::RegistryError::NodeStopped)) => {
                     return SupervisedEnd::Stopped;
                 }

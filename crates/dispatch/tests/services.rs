@@ -160,7 +160,7 @@ async fn stop_fails_the_calls_that_wait_and_runs_stopped(stage: Stage) {
     let waiting = stage.workers.clone();
     let waiting = tokio::spawn(async move { waiting.call("key", Ask::Wait).await });
     worker.has("waiting").await;
-    let stop = tokio::spawn(async move { served.stop().await });
+    let stop = tokio::spawn(async move { served.stop().await.unwrap() });
     let behind = stage.workers.clone();
     let behind = tokio::spawn(async move { behind.call("key", Ask::Later).await });
     worker.open();
@@ -238,7 +238,7 @@ async fn a_supervised_service_comes_back_under_its_name(stage: Stage) {
     assert_eq!(second.name(), first.name());
     assert_eq!(stage.workers.call("key", Ask::Notes).await, Ok(vec![]));
     assert_eq!(starts.load(Ordering::SeqCst), 2);
-    assert_eq!(supervised.stop().await, SupervisedEnd::Stopped);
+    assert_eq!(supervised.stop().await, Ok(SupervisedEnd::Stopped));
     stage
         .workers
         .at(second.id().clone())
@@ -286,7 +286,7 @@ async fn a_monitor_ends_with_the_instance(stage: Stage) {
         let at = stage.workers.at(served.id().clone());
         async move { at.monitor().await }
     });
-    other.stop().await;
+    other.stop().await.unwrap();
     stage
         .workers
         .at(other.id().clone())
@@ -294,7 +294,7 @@ async fn a_monitor_ends_with_the_instance(stage: Stage) {
         .await
         .unwrap();
     assert!(!monitor.is_finished(), "another instance ended");
-    served.stop().await;
+    served.stop().await.unwrap();
     monitor.await.unwrap().unwrap();
     // It has gone already.
     stage
@@ -347,7 +347,7 @@ async fn an_instance_is_reached_whatever_it_owns(stage: Stage) {
     })
     .await;
     assert_eq!(at.call(Ask::Notes).await, Ok(vec![1, 1]));
-    first.stop().await;
+    first.stop().await.unwrap();
     at.monitor().await.unwrap();
     let error = at.call(Ask::Notes).await.unwrap_err();
     assert!(matches!(error, CallError::NoInstance { .. }), "{error:?}");
@@ -817,7 +817,7 @@ async fn a_node_is_started_used_and_left_from_a_task_of_its_own() {
         let all = echoes.multi_call("key", 2, 8).await;
         let one = echoes.at(served.id().clone()).call(9).await.unwrap();
         assert_eq!((reply, all.len(), one), (7, 1, 9));
-        served.stop().await;
+        served.stop().await.unwrap();
         node.leave().await;
     });
     task.await.unwrap();

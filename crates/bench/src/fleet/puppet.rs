@@ -270,7 +270,7 @@ impl Puppet {
             }
             Order::StopCounter(id) => {
                 if let Some(counter) = self.counters.remove(&id) {
-                    counter.stop().await;
+                    counter.stop().await?;
                 }
                 Answer::Done
             }

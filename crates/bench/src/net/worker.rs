@@ -467,7 +467,8 @@ impl ChurnState {
             // The answer is that it stopped, or that its mailbox was full of others' calls.
             let _ = echoes.at(served.id().clone()).call(EchoCall::Panic).await;
         }
-        served.stop().await;
+        // No handler runs here.
+        let _ = served.stop().await;
         served.ended().await;
     }
 }
