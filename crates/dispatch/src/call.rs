@@ -126,9 +126,15 @@ pub enum CallError {
         /// The time that the call had.
         after: Duration,
     },
-    /// The service ended, by itself or by a panic. It may have run.
+    /// The service ended, by itself or by a panic, while it had the call. It may have run.
     #[error("the service stopped before it replied: the call may have run")]
     Stopped,
+    /// The service ended, or takes nothing new any more, before it was the call's turn. It did not run.
+    #[error("the service on {node} ended before it was the call's turn: the call did not run")]
+    Gone {
+        /// Where it was.
+        node: NodeName,
+    },
     /// The handler dropped the chance to reply. It ran.
     #[error("the service did not reply to the call")]
     NoReply,
@@ -175,6 +181,7 @@ impl CallError {
             | CallError::CallsItself { .. }
             | CallError::NotSent { .. }
             | CallError::Overloaded { .. }
+            | CallError::Gone { .. }
             | CallError::Incompatible { .. }
             | CallError::Encode { .. } => false,
             CallError::Decode { reply, .. } | CallError::TooLarge { reply, .. } => *reply,
@@ -192,6 +199,7 @@ impl CallError {
             CallError::NoService { .. }
                 | CallError::NotSent { .. }
                 | CallError::Overloaded { .. }
+                | CallError::Gone { .. }
                 | CallError::Disconnected { .. }
                 | CallError::Stopped
         )
@@ -208,15 +216,26 @@ pub struct CastError<M> {
     pub message: M,
 }
 
-/// How a remote service failed a call, as it travels.
+/// How a remote service failed a call, as it travels. New variants go to the end: a peer that does not know one reads it as
+/// a call that may have run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Failure {
     Stopped,
     NoReply,
     Overloaded,
-    Incompatible { theirs: u32 },
-    Decode { cause: String },
-    ReplyTooLarge { limit: u64 },
-    ReplyEncode { cause: String },
+    Incompatible {
+        theirs: u32,
+    },
+    Decode {
+        cause: String,
+    },
+    ReplyTooLarge {
+        limit: u64,
+    },
+    ReplyEncode {
+        cause: String,
+    },
     Expired,
+    /// The service ended, or was not there any more, before it was the call's turn.
+    Gone,
 }

@@ -19,7 +19,7 @@ use crate::data::DataPlane;
 use crate::data::lane::{Outcome, PendingCall};
 use crate::data::wire::{self, CallHeader, CastHeader, EncodeError, kind};
 use crate::events::{ServiceEvent, Subscription};
-use crate::mailbox::{Envelope, Mailbox, Payload, Route};
+use crate::mailbox::{Envelope, Mailbox, Payload, Route, Unanswered, WaitingCall};
 use crate::registry::{NoService, Registry};
 use crate::service::{Protocol, current};
 
@@ -340,7 +340,7 @@ impl<P: Protocol> ServiceHandle<P> {
             .with_local(info.id().sequence, |mailbox| {
                 mailbox.as_any().downcast_ref::<Mailbox<P>>().map(send)
             })
-            .ok_or(CallError::Stopped)?
+            .ok_or_else(|| self.gone(info))?
             // Another protocol of the same name and version in one process.
             .ok_or(CallError::Incompatible {
                 ours: P::VERSION,
@@ -369,16 +369,13 @@ impl<P: Protocol> ServiceHandle<P> {
                 Sent::Kept(message) => Payload::Encoded(encode_alone(message, limit)?),
             };
             let (sender, receiver) = oneshot::channel();
-            let envelope = Envelope::Call {
-                message,
-                route: Route::Local(sender),
-                deadline,
-            };
+            let call = WaitingCall::new(message, Route::Local(sender), deadline);
+            let envelope = Envelope::Call(call);
             let taken = self.with_mailbox(info, |mailbox| mailbox.sender.try_send(envelope))?;
             return match taken {
                 Ok(()) => Ok(Started::Local(receiver)),
                 Err(mpsc::error::TrySendError::Full(_)) => Err(self.overloaded(info)),
-                Err(mpsc::error::TrySendError::Closed(_)) => Err(CallError::Stopped),
+                Err(mpsc::error::TrySendError::Closed(_)) => Err(self.gone(info)),
             };
         }
         let lane = self.data.lane(info)?;
@@ -419,7 +416,11 @@ impl<P: Protocol> ServiceHandle<P> {
                     None => tokio::time::timeout_at(deadline, receiver).await,
                 };
                 match reply {
-                    Ok(Ok(result)) => result,
+                    Ok(Ok(Ok(reply))) => Ok(reply),
+                    Ok(Ok(Err(Unanswered::Failed(error)))) => Err(error),
+                    Ok(Ok(Err(Unanswered::NotStarted(_)))) => Err(CallError::Gone {
+                        node: self.registry.node().clone(),
+                    }),
                     Ok(Err(_)) => Err(CallError::Stopped),
                     Err(_) => Err(timeout()),
                 }
@@ -462,9 +463,7 @@ impl<P: Protocol> ServiceHandle<P> {
                 Ok(Err(mpsc::error::TrySendError::Full(back))) => {
                     (self.overloaded(info), Some(back))
                 }
-                Ok(Err(mpsc::error::TrySendError::Closed(back))) => {
-                    (CallError::Stopped, Some(back))
-                }
+                Ok(Err(mpsc::error::TrySendError::Closed(back))) => (self.gone(info), Some(back)),
                 Err(error) => (error, None),
             };
             let back = back.and_then(|envelope| match envelope {
@@ -495,7 +494,7 @@ impl<P: Protocol> ServiceHandle<P> {
         match self.with_mailbox(info, |mailbox| mailbox.sender.try_send(envelope))? {
             Ok(()) => Ok(()),
             Err(mpsc::error::TrySendError::Full(_)) => Err(self.overloaded(info)),
-            Err(mpsc::error::TrySendError::Closed(_)) => Err(CallError::Stopped),
+            Err(mpsc::error::TrySendError::Closed(_)) => Err(self.gone(info)),
         }
     }
 
@@ -513,6 +512,12 @@ impl<P: Protocol> ServiceHandle<P> {
             .casts_sent
             .fetch_add(1, Ordering::Relaxed);
         Ok(())
+    }
+
+    fn gone(&self, info: &ServiceInfo) -> CallError {
+        CallError::Gone {
+            node: info.node().clone(),
+        }
     }
 
     fn overloaded(&self, info: &ServiceInfo) -> CallError {
@@ -547,7 +552,7 @@ enum Sent<'a, M> {
 
 /// A call on its way.
 enum Started<R> {
-    Local(oneshot::Receiver<Result<R, CallError>>),
+    Local(oneshot::Receiver<Result<R, Unanswered>>),
     Remote(PendingCall),
 }
 

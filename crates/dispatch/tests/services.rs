@@ -93,6 +93,7 @@ here_and_there! {
     stop_fails_the_calls_that_wait_and_runs_stopped,
     leaving_stops_the_services_and_tells_them_why,
     a_panic_ends_that_instance_alone_and_fails_its_callers,
+    what_waits_behind_a_panic_has_not_run,
     a_supervised_service_comes_back_under_its_name,
     a_supervised_service_that_panics_too_often_is_given_up,
     a_monitor_ends_with_the_instance,
@@ -164,9 +165,9 @@ async fn stop_fails_the_calls_that_wait_and_runs_stopped(stage: Stage) {
     let behind = stage.workers.clone();
     let behind = tokio::spawn(async move { behind.call("key", Ask::Later).await });
     worker.open();
-    // What was begun is finished; what still waits when the service has ended fails.
+    // What was begun is finished; what still waits when the service has ended has not run.
     assert_eq!(waiting.await.unwrap(), Ok(vec![]));
-    assert_eq!(behind.await.unwrap(), Err(CallError::Stopped));
+    assert!(!behind.await.unwrap().unwrap_err().may_have_run());
     stop.await.unwrap();
     assert_eq!(worker.diary().last().unwrap(), "stopped: Stopped");
 }
@@ -211,6 +212,39 @@ async fn a_panic_ends_that_instance_alone_and_fails_its_callers(stage: Stage) {
     assert_eq!(worker.diary(), ["started", "later"]);
     assert_eq!(stage.workers.call("key", Ask::Notes).await, Ok(vec![]));
     assert_eq!(other.diary(), ["started"]);
+}
+
+async fn what_waits_behind_a_panic_has_not_run(stage: Stage) {
+    let (worker, served) = stage.worker().await;
+    let at = stage.workers.at(served.id().clone());
+    let first = tokio::spawn({
+        let at = at.clone();
+        async move { at.call(Ask::Wait).await }
+    });
+    worker.has("waiting").await;
+    let panicking = tokio::spawn({
+        let at = at.clone();
+        async move { at.call(Ask::Panic).await }
+    });
+    let behind: Vec<_> = (0..20)
+        .map(|_| {
+            let at = at.clone();
+            tokio::spawn(async move { at.call(Ask::Notes).await })
+        })
+        .collect();
+    worker.open();
+    assert_eq!(first.await.unwrap(), Ok(vec![]));
+    assert_eq!(panicking.await.unwrap(), Err(CallError::Stopped));
+    // Some of them may have been faster than the one that panics.
+    for call in behind {
+        match call.await.unwrap() {
+            Ok(_) => {}
+            Err(error) => assert!(!error.may_have_run(), "{error:?}"),
+        }
+    }
+    // The caller may list it still: what comes too late has not run either.
+    let late = at.call(Ask::Notes).await.unwrap_err();
+    assert!(!late.may_have_run(), "{late:?}");
 }
 
 async fn a_supervised_service_comes_back_under_its_name(stage: Stage) {

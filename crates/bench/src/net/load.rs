@@ -271,6 +271,7 @@ fn kind(error: &CallError) -> &'static str {
         CallError::Disconnected { .. } => "disconnected",
         CallError::Timeout { .. } => "timeout",
         CallError::Stopped => "stopped",
+        CallError::Gone { .. } => "gone",
         CallError::NoReply => "no reply",
         _ => "other",
     }

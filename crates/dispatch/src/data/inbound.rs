@@ -147,7 +147,8 @@ fn handle(
                     Arc::clone(caller),
                     header.number,
                 ),
-                None => caller.fail(header.number, &Failure::Stopped),
+                // Never given again: the service that had this number has ended.
+                None => caller.fail(header.number, &Failure::Gone),
             }
         }
         kind::CAST => {

@@ -14,6 +14,10 @@ use crate::data::{DataPlane, wire};
 use crate::mailbox::{Envelope, Payload, ReplyTo};
 use crate::registry::Registry;
 
+/// How often an ending mailbox lets other threads go first that are about to put something in: one of them may be a task
+/// of this very thread, which cannot.
+const MAX_YIELDS: u32 = 1_000;
+
 pub(super) struct Runner {
     pub(super) registry: Registry,
     pub(super) data: Arc<DataPlane>,
@@ -22,7 +26,7 @@ pub(super) struct Runner {
     pub(super) ended: watch::Sender<Option<Ended>>,
 }
 
-/// Fails what still waits in the mailbox when it is dropped.
+/// Drops what still waits in the mailbox when it is dropped: its callers hear that it has not run.
 struct Inbox<P: Protocol> {
     receiver: mpsc::Receiver<Envelope<P>>,
     id: ServiceId,
@@ -31,9 +35,17 @@ struct Inbox<P: Protocol> {
 impl<P: Protocol> Drop for Inbox<P> {
     fn drop(&mut self) {
         self.receiver.close();
-        while let Ok(envelope) = self.receiver.try_recv() {
-            if let Envelope::Call { route, .. } = envelope {
-                route.fail(Failure::Stopped, P::VERSION, &self.id.node);
+        let mut yields = 0;
+        loop {
+            match self.receiver.try_recv() {
+                Ok(envelope) => drop(envelope),
+                // Rule: nothing stays behind. A sender that has room and is about to use it needs a few instructions; what
+                // it leaves here would wait, unanswered, until the last sender is gone.
+                Err(mpsc::error::TryRecvError::Empty) if yields < MAX_YIELDS => {
+                    yields += 1;
+                    std::thread::yield_now();
+                }
+                Err(_) => break,
             }
         }
     }
@@ -134,15 +146,15 @@ impl Ending {
                         service.handle_cast(message, cx).await;
                     }
                 }
-                Envelope::Call {
-                    message,
-                    route,
-                    deadline,
-                } => {
+                Envelope::Call(mut waiting) => {
                     // Rule: a call whose time is over, or whose caller has gone, is not started.
-                    if route.is_abandoned() {
+                    if waiting.is_abandoned() {
                         continue;
                     }
+                    let deadline = waiting.deadline;
+                    let Some((message, route)) = waiting.open() else {
+                        continue;
+                    };
                     let version = <S::Protocol as Protocol>::VERSION;
                     if deadline <= Instant::now() {
                         route.fail(Failure::Expired, version, &inbox.id.node);
