@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use keydispatch_core::message::{Address, Hello};
+use keydispatch_core::message::{Address, Hello, Offers};
 use keydispatch_core::{
     Cluster, ClusterConfig, ClusterName, Instant, Metadata, NewEntry, NodeName, RawSettings,
     ServiceState, ServiceType, Settings, Weight,
@@ -21,6 +21,7 @@ fn named(name: &str, seed: u64) -> ClusterConfig {
         settings: Settings::try_new(settings).expect("they are good settings"),
         wall_clock_micros: 1_000_000 + seed,
         nonce: seed,
+        offers: Offers::default(),
         seed,
     }
 }

@@ -10,8 +10,8 @@ use keydispatch::{Node, ServiceHandle};
 use keydispatch_bench::fleet::{Counter, CounterCall, Counters, eventually};
 use keydispatch_core::limits::{MAX_CONTROL_FRAME_BYTES, MAX_KNOWN_NODES};
 use keydispatch_core::message::{
-    Address, ControlMessage, Delta, Digest, FIRST_DATA_KIND, Frame, Hello, Lane, MAGIC, Operation,
-    OwnerVersion, PROTOCOL_MAJOR, PROTOCOL_MINOR, SnapshotChunk, Vector,
+    Address, ControlMessage, Delta, Digest, FIRST_DATA_KIND, Frame, Hello, Lane, MAGIC, Offers,
+    Operation, OwnerVersion, PROTOCOL_MAJOR, PROTOCOL_MINOR, SnapshotChunk, Vector,
 };
 use keydispatch_core::placement::PLACEMENT_VERSION;
 use keydispatch_core::{
@@ -189,6 +189,7 @@ fn hello(node: &NodeId, lane: Lane) -> Hello {
         periods_ms: (250, 1_500),
         joined: false,
         highest_of_yours: None,
+        offers: Offers::default(),
     }
 }
 

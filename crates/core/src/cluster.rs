@@ -22,7 +22,7 @@ use crate::links::{
 };
 use crate::membership::{MemberEvent, MemberInfo, Membership, MembershipConfig};
 use crate::message::{
-    Address, ControlMessage, Frame, Hello, Lane, MAGIC, PROTOCOL_MAJOR, PROTOCOL_MINOR,
+    Address, ControlMessage, Frame, Hello, Lane, MAGIC, Offers, PROTOCOL_MAJOR, PROTOCOL_MINOR,
 };
 use crate::placement::PLACEMENT_VERSION;
 use crate::registry::{Directory, Registry, RegistryEvent};
@@ -51,6 +51,8 @@ pub struct ClusterConfig {
     pub wall_clock_micros: u64,
     /// Drawn at random when the process starts.
     pub nonce: u64,
+    /// What its Hello says of the data lane.
+    pub offers: Offers,
     /// Seeds all further randomness.
     pub seed: u64,
 }
@@ -65,6 +67,13 @@ pub enum ClusterEvent {
         node: NodeId,
         /// Where it is reached.
         address: Address,
+    },
+    /// The control link to a node is ready, which says what it takes.
+    Linked {
+        /// The node, in this life.
+        node: NodeId,
+        /// What its Hello said.
+        offers: Offers,
     },
     /// A node is down; it may come back.
     MemberDown {
@@ -157,6 +166,7 @@ impl Cluster {
             ),
             joined: false,
             highest_of_yours: None,
+            offers: config.offers,
         };
         let links = Links::new(
             hello,
@@ -219,6 +229,11 @@ impl Cluster {
     /// The other nodes, living and recently dead.
     pub fn members(&self) -> Vec<MemberInfo> {
         self.membership.members().collect()
+    }
+
+    /// What that node says in its Hello, while its control link is ready.
+    pub fn offers(&self, node: &NodeId) -> Option<Offers> {
+        self.links.offers(node)
     }
 
     /// The owners that are up and whose entries this node does not have yet.
@@ -468,6 +483,10 @@ impl Cluster {
     fn handle_link_event(&mut self, now: Instant, event: LinkEvent) {
         match event {
             LinkEvent::Ready { peer, hello } => {
+                self.events.push_back(ClusterEvent::Linked {
+                    node: peer.clone(),
+                    offers: hello.offers,
+                });
                 self.membership.link_up(now, &peer, &hello.address);
                 self.tracker.link_up(now, &peer);
             }

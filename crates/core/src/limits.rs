@@ -17,6 +17,10 @@ pub const MAX_CONTROL_FRAME_BYTES: usize = 1024 * 1024;
 /// Default longest payload of a call, a cast, a reply or a broadcast, in bytes.
 pub const DEFAULT_MAX_PAYLOAD_BYTES: usize = 16 * 1024 * 1024;
 
+/// Longest payload of a call, a cast, a reply or a broadcast that can be set, in bytes: with what comes before it, a frame's
+/// length has to fit into its four bytes. A larger setting counts as this.
+pub const MAX_PAYLOAD_BYTES: usize = u32::MAX as usize - 64 * 1024;
+
 /// Most instances of one service type in the cluster.
 pub const MAX_INSTANCES_PER_TYPE: usize = 10_000;
 

@@ -11,7 +11,7 @@ use rand::{RngExt, SeedableRng};
 
 use crate::hello::Credentials;
 use crate::id::{Generation, NodeId, NodeName};
-use crate::message::{Address, ControlMessage, Frame, Hello, kind};
+use crate::message::{Address, ControlMessage, Frame, Hello, Offers, kind};
 use crate::time::{Instant, earliest};
 
 mod dials;
@@ -254,6 +254,13 @@ impl Links {
     /// True where a message to that node would go out now.
     pub(crate) fn is_ready(&self, node: &NodeId) -> bool {
         self.ready_link(node).is_some()
+    }
+
+    pub(crate) fn offers(&self, node: &NodeId) -> Option<Offers> {
+        match &self.links.get(&self.ready_link(node)?)?.state {
+            State::Ready(hello) => Some(hello.offers),
+            _ => None,
+        }
     }
 
     pub(crate) fn ready_peers(&self) -> impl Iterator<Item = &NodeId> {

@@ -11,13 +11,21 @@ use crate::entry::Record;
 use crate::id::{ClusterName, Generation, NodeId, NodeName};
 use crate::limits::{MAX_ADDRESS_BYTES, MAX_CONTROL_FRAME_BYTES};
 
+mod offers;
+
+pub use offers::{DataLink, Offers};
+
 /// The first bytes of every connection's first body.
 pub const MAGIC: [u8; 4] = *b"KDSP";
 
 /// Version of the protocol. Another major version is refused; the lower minor version is spoken.
 pub const PROTOCOL_MAJOR: u16 = 1;
 /// See [`PROTOCOL_MAJOR`].
-pub const PROTOCOL_MINOR: u16 = 0;
+///
+/// | minor | since then | a peer without it |
+/// |---|---|---|
+/// | 1 | [`Offers`]: the largest payload that a node takes, and which data connection is which | is sent what this node takes itself; its data connections replace none |
+pub const PROTOCOL_MINOR: u16 = 1;
 
 /// Where a node is reached, as it says itself: `host:port` for TCP, anything for another transport.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -104,6 +112,8 @@ pub struct Hello {
     pub joined: bool,
     /// The highest generation that the sender knows of the receiver's name, where it knows the receiver.
     pub highest_of_yours: Option<Generation>,
+    /// What was appended since. Always the last field.
+    pub offers: Offers,
 }
 
 /// Why a connection is refused after a [`Hello`].

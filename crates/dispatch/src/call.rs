@@ -162,10 +162,10 @@ pub enum CallError {
         /// What the encoder said.
         cause: String,
     },
-    /// The message is larger than `max_payload_bytes`, so it did not run; or its reply was.
+    /// The message is larger than `max_payload_bytes` of this node or of the other, so it did not run; or its reply was.
     #[error("a message is over the limit of {limit} bytes (max_payload_bytes)")]
     TooLarge {
-        /// The limit in bytes.
+        /// The smaller limit of the two, in bytes.
         limit: usize,
         /// True for the reply.
         reply: bool,
@@ -238,4 +238,19 @@ pub(crate) enum Failure {
     Expired,
     /// The service ended, or was not there any more, before it was the call's turn.
     Gone,
+}
+
+impl Failure {
+    /// Bytes that are kept of a cause where all of it is too long to travel.
+    const CAUSE_BYTES: usize = 400;
+
+    /// The same with less to read.
+    pub(crate) fn shortened(&self) -> Failure {
+        let cut = |cause: &str| cause[..cause.floor_char_boundary(Self::CAUSE_BYTES)].to_owned();
+        match self {
+            Failure::Decode { cause } => Failure::Decode { cause: cut(cause) },
+            Failure::ReplyEncode { cause } => Failure::ReplyEncode { cause: cut(cause) },
+            other => other.clone(),
+        }
+    }
 }

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
 use bytes::Bytes;
-use keydispatch_core::message::{Address, Frame, Hello};
+use keydispatch_core::limits::MAX_PAYLOAD_BYTES;
+use keydispatch_core::message::{Address, Frame, Hello, Offers};
 use keydispatch_core::{NodeId, NodeName, ServiceInfo, Topic};
 use papaya::Guard as _;
 use tokio::sync::watch;
@@ -18,12 +19,14 @@ use crate::pubsub::Topics;
 use crate::service::StopReason;
 use crate::transport::{Connection, Transport};
 
+mod contact;
 pub(crate) mod inbound;
 pub(crate) mod lane;
 mod outbox;
 mod pump;
 pub(crate) mod wire;
 
+use contact::Contact;
 use inbound::Caller;
 use lane::Lane;
 
@@ -55,6 +58,8 @@ pub struct DataStats {
     pub casts_received: u64,
     /// Casts that other nodes sent and no mailbox took: it was full, gone, or of another version.
     pub casts_dropped: u64,
+    /// Casts and broadcasts that were not sent, or dropped on the way out, because the peer takes only shorter ones.
+    pub too_large_for_peer: u64,
     /// Messages that did not decode.
     pub undecodable: u64,
     /// Data connections that this node opened.
@@ -80,6 +85,7 @@ pub(crate) struct Counters {
     pub(crate) casts_sent: AtomicU64,
     pub(crate) casts_received: AtomicU64,
     pub(crate) casts_dropped: AtomicU64,
+    pub(crate) too_large_for_peer: AtomicU64,
     pub(crate) undecodable: AtomicU64,
     pub(crate) connections_opened: AtomicU64,
     pub(crate) connections_inbound: AtomicU64,
@@ -148,6 +154,7 @@ impl Heard {
 #[derive(Debug)]
 struct Peer {
     node: NodeId,
+    contact: Arc<Contact>,
     lanes: Box<[Arc<Lane>]>,
 }
 
@@ -190,7 +197,7 @@ impl DataPlane {
             transport: Mutex::new(config.transport),
             hello: config.hello,
             pool_size: config.pool_size,
-            max_payload_bytes: config.max_payload_bytes,
+            max_payload_bytes: config.max_payload_bytes.min(MAX_PAYLOAD_BYTES),
             peers: papaya::HashMap::new(),
             local: papaya::HashMap::new(),
             topics: Topics::default(),
@@ -205,10 +212,6 @@ impl DataPlane {
 
     pub(crate) fn max_payload_bytes(&self) -> usize {
         self.max_payload_bytes
-    }
-
-    fn max_frame_bytes(&self) -> usize {
-        self.max_payload_bytes + wire::MAX_HEADER_BYTES
     }
 
     fn transport(&self) -> Option<Arc<dyn Transport>> {
@@ -307,11 +310,12 @@ impl DataPlane {
         Ok(Arc::clone(&peer.lanes[at]))
     }
 
-    /// Sends a frame to one node, on its first connection.
+    /// Sends a broadcast of so many bytes to one node, on its first connection.
     pub(crate) fn send_to_node(
         self: &Arc<Self>,
         node: &NodeName,
         frame: Frame,
+        payload_bytes: usize,
     ) -> Result<(), CallError> {
         let lane = {
             let peers = self.peers.pin();
@@ -321,6 +325,14 @@ impl DataPlane {
             })?;
             Arc::clone(&peer.lanes[0])
         };
+        let limit = lane.max_payload_bytes(self);
+        if payload_bytes > limit {
+            self.count_too_large(node, limit);
+            return Err(CallError::TooLarge {
+                limit,
+                reply: false,
+            });
+        }
         lane.send(self, frame)
     }
 
@@ -334,16 +346,34 @@ impl DataPlane {
         self.peers.pin().keys().cloned().collect()
     }
 
-    pub(crate) fn member_up(&self, node: NodeId, address: Address) {
+    /// A node is up; `offers` is what it says in its Hello, where its control link is ready already.
+    pub(crate) fn member_up(&self, node: NodeId, address: Address, offers: Option<Offers>) {
+        let contact = Arc::new(Contact::default());
+        if let Some(offers) = offers {
+            contact.offers(&offers);
+        }
         let lanes = (0..self.pool_size)
-            .map(|_| Lane::new(node.clone(), address.clone()))
+            .map(|_| Lane::new(node.clone(), address.clone(), Arc::clone(&contact)))
             .collect();
         let name = node.name.clone();
-        let peer = Arc::new(Peer { node, lanes });
+        let peer = Arc::new(Peer {
+            node,
+            contact,
+            lanes,
+        });
         let peers = self.peers.pin();
         if let Some(before) = peers.insert(name, peer) {
             before.lanes.iter().for_each(|lane| lane.close());
             self.peers.guard().flush();
+        }
+    }
+
+    /// The control link to a node is ready.
+    pub(crate) fn linked(&self, node: &NodeId, offers: &Offers) {
+        if let Some(peer) = self.peers.pin().get(&node.name)
+            && peer.node == *node
+        {
+            peer.contact.offers(offers);
         }
     }
 
@@ -368,7 +398,10 @@ impl DataPlane {
             tracing::warn!(peer = %theirs.node, "closing a data connection: there are too many");
             return;
         }
-        let caller = Caller::new(self.max_payload_bytes);
+        // Rule: a reply may be as long as both sides take; over that it fails its call alone.
+        let contact = Contact::default();
+        contact.offers(&theirs.offers);
+        let caller = Caller::new(contact.max_payload_bytes(self.max_payload_bytes));
         self.spawn(async move {
             inbound::serve(connection, caller, theirs.node.name, plane).await;
             drop(counted);
@@ -395,6 +428,18 @@ impl DataPlane {
         }
     }
 
+    /// A cast or a broadcast was not sent because that peer takes at most `limit` bytes.
+    fn count_too_large(&self, peer: &NodeName, limit: usize) {
+        let times = self
+            .counters
+            .too_large_for_peer
+            .fetch_add(1, Ordering::Relaxed)
+            + 1;
+        if times.is_power_of_two() {
+            tracing::warn!(%peer, limit, times, "a message was not sent: the peer's max_payload_bytes is smaller");
+        }
+    }
+
     pub(crate) fn stats(&self) -> DataStats {
         let counters = &self.counters;
         let mut stats = DataStats {
@@ -403,6 +448,7 @@ impl DataPlane {
             casts_sent: counters.casts_sent.load(Ordering::Relaxed),
             casts_received: counters.casts_received.load(Ordering::Relaxed),
             casts_dropped: counters.casts_dropped.load(Ordering::Relaxed),
+            too_large_for_peer: counters.too_large_for_peer.load(Ordering::Relaxed),
             undecodable: counters.undecodable.load(Ordering::Relaxed),
             connections_opened: counters.connections_opened.load(Ordering::Relaxed),
             connections_inbound: counters.connections_inbound.load(Ordering::Relaxed),

@@ -519,9 +519,11 @@ impl Driver {
                 self.shared.watchers.publish(&self.shared.directory, event);
             }
             ClusterEvent::MemberUp { node, address } => {
-                self.data.member_up(node.clone(), address.clone());
+                let offers = self.cluster.offers(&node);
+                self.data.member_up(node.clone(), address.clone(), offers);
                 self.publish_member(MemberChange::Up { node, address });
             }
+            ClusterEvent::Linked { node, offers } => self.data.linked(&node, &offers),
             ClusterEvent::MemberDown { node } => {
                 self.data.member_down(&node);
                 self.publish_member(MemberChange::Down { node });

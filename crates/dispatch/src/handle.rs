@@ -356,7 +356,6 @@ impl<P: Protocol> ServiceHandle<P> {
         deadline: Instant,
     ) -> Result<Started<P::Reply>, CallError> {
         self.check_version(info)?;
-        let limit = self.data.max_payload_bytes();
         if self.is_local(info) {
             // Rule: nobody waits for its own handler to end.
             if current::is(info.id()) {
@@ -364,6 +363,7 @@ impl<P: Protocol> ServiceHandle<P> {
                     id: info.id().clone(),
                 });
             }
+            let limit = self.data.max_payload_bytes();
             let message = match message {
                 Sent::Given(message) => Payload::Value(message),
                 Sent::Kept(message) => Payload::Encoded(encode_alone(message, limit)?),
@@ -379,6 +379,7 @@ impl<P: Protocol> ServiceHandle<P> {
             };
         }
         let lane = self.data.lane(info)?;
+        let limit = lane.max_payload_bytes(&self.data);
         let message = match &message {
             Sent::Given(message) => message,
             Sent::Kept(message) => *message,
@@ -438,6 +439,10 @@ impl<P: Protocol> ServiceHandle<P> {
                     Outcome::NotSent(why) => Err(CallError::NotSent {
                         node: node.clone(),
                         why: why.to_string(),
+                    }),
+                    Outcome::TooLarge { limit } => Err(CallError::TooLarge {
+                        limit,
+                        reply: false,
                     }),
                 }
             }
@@ -503,10 +508,11 @@ impl<P: Protocol> ServiceHandle<P> {
             sequence: info.id().sequence,
             version: P::VERSION,
         };
-        let limit = self.data.max_payload_bytes();
+        let lane = self.data.lane(info)?;
+        let limit = lane.max_payload_bytes(&self.data);
         let frame = wire::encode(kind::CAST, &header, message, limit)
             .map_err(|error| encode_error(error, limit))?;
-        self.data.lane(info)?.send(&self.data, frame)?;
+        lane.send(&self.data, frame)?;
         self.data
             .counters
             .casts_sent

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
-use keydispatch_core::message::Address;
+use keydispatch_core::limits::MAX_PAYLOAD_BYTES;
+use keydispatch_core::message::{Address, Offers};
 use keydispatch_core::{Cluster, ClusterConfig, ClusterName, ClusterStats, NodeName};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -101,6 +102,7 @@ impl Node {
             (None, Some(transport)) => transport.local_address(),
             (None, None) => Address::try_new(LOCAL_ADDRESS)?,
         };
+        let max_payload_bytes = checked.max_payload_bytes.min(MAX_PAYLOAD_BYTES);
         let nonce = rand::random();
         let clock = Clock::start();
         let cluster = Cluster::new(
@@ -112,6 +114,10 @@ impl Node {
                 settings: checked.settings.clone(),
                 wall_clock_micros: wall_clock_micros(checked.clock_behind),
                 nonce,
+                offers: Offers {
+                    max_payload_bytes: Some(max_payload_bytes as u64),
+                    ..Offers::default()
+                },
                 seed: rand::random(),
             },
             clock.now(),
@@ -133,7 +139,7 @@ impl Node {
             transport: transport.clone(),
             hello: Arc::clone(&hello),
             pool_size: checked.pool_size,
-            max_payload_bytes: checked.max_payload_bytes,
+            max_payload_bytes,
         });
         let driver = Driver {
             cluster,

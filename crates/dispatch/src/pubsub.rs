@@ -79,7 +79,7 @@ impl PubSub {
     }
 
     /// Says something to the subscribers on every node. Returns how many other nodes it was sent to: one whose queue is
-    /// full, or that cannot be reached, misses it.
+    /// full, that cannot be reached, or that takes only shorter payloads, misses it.
     pub fn broadcast(
         &self,
         topic: &str,
@@ -91,7 +91,10 @@ impl PubSub {
             .data
             .nodes()
             .iter()
-            .filter(|node| self.data.send_to_node(node, frame.clone()).is_ok())
+            .filter(|node| {
+                let sent = self.data.send_to_node(node, frame.clone(), payload.len());
+                sent.is_ok()
+            })
             .count();
         self.data.topics.publish(&topic, &self.node, payload);
         Ok(sent)
@@ -121,8 +124,14 @@ impl PubSub {
             self.data.topics.publish(&topic, &self.node, payload);
             return Ok(());
         }
-        self.data.send_to_node(&node, frame(&topic, &payload))?;
-        Ok(())
+        let frame = frame(&topic, &payload);
+        match self.data.send_to_node(&node, frame, payload.len()) {
+            Err(CallError::TooLarge { limit, .. }) => Err(BroadcastError::TooLarge {
+                bytes: payload.len(),
+                limit,
+            }),
+            sent => Ok(sent?),
+        }
     }
 
     fn check(&self, topic: &str, payload: Bytes) -> Result<(Topic, Bytes), BroadcastError> {

@@ -9,7 +9,7 @@ use keydispatch::{
     BroadcastError, CallError, CallOptions, Config, Context, Node, NodeBuilder, Protocol, ReplyTo,
     ServeOptions, Service, ServiceHandle, StartError, TlsFiles,
 };
-use keydispatch_core::message::{ControlMessage, Frame, Hello, Lane, MAGIC, Refusal};
+use keydispatch_core::message::{ControlMessage, Frame, Hello, Lane, MAGIC, Offers, Refusal};
 use keydispatch_core::{ClusterName, Generation, NodeId, NodeName};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -365,6 +365,7 @@ impl Rude {
             periods_ms: (250, 1_500),
             joined: false,
             highest_of_yours: None,
+            offers: Offers::default(),
         }
     }
 
@@ -678,12 +679,10 @@ async fn a_peer_with_a_larger_limit_cannot_exceed_ours() {
         .call("key", Ask::Bytes(vec![7; 10_000]))
         .await
         .unwrap_err();
-    assert!(matches!(error, CallError::Disconnected { .. }), "{error:?}");
-    eventually("others go on", async || {
-        let reply = workers.call("key", Ask::Notes).await;
-        reply.map_err(|error| error.to_string())
-    })
-    .await;
+    let limit = 1_000;
+    let reply = false;
+    assert_eq!(error, CallError::TooLarge { limit, reply });
+    assert_eq!(workers.call("key", Ask::Notes).await, Ok(Vec::new()));
 }
 
 /// The workers' type in another version.

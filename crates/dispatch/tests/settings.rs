@@ -9,7 +9,8 @@ use keydispatch::{
     NodeBuilder, StartError, TlsFiles,
 };
 use keydispatch_core::message::{
-    ControlMessage, Delta, Frame, Hello, Lane, MAGIC, PROTOCOL_MAJOR, PROTOCOL_MINOR, Request,
+    ControlMessage, Delta, Frame, Hello, Lane, MAGIC, Offers, PROTOCOL_MAJOR, PROTOCOL_MINOR,
+    Request,
 };
 use keydispatch_core::{Generation, NodeId, NodeName};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -206,6 +207,7 @@ impl Peer {
             periods_ms: (0, 0),
             joined: false,
             highest_of_yours: None,
+            offers: Offers::default(),
         };
         send(&mut stream, &ControlMessage::Hello(hello)).await;
         let ControlMessage::Hello(theirs) = receive(&mut stream).await else {

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use keydispatch_core::links::LinkId;
+use keydispatch_core::message::Offers;
 use keydispatch_core::{Cluster, ClusterConfig, ClusterName, Instant, NodeId, NodeName, Settings};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -329,6 +330,7 @@ impl World {
             settings: self.constants.settings.clone(),
             wall_clock_micros: wall - self.clock_behind[host],
             nonce,
+            offers: Offers::default(),
             seed: self.rng.random(),
         };
         // Clocks of different processes have nothing to do with each other.

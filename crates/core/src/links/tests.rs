@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 
 use super::*;
 use crate::id::ClusterName;
-use crate::message::{Lane, MAGIC, PROTOCOL_MAJOR, PROTOCOL_MINOR, Refusal};
+use crate::message::{Lane, MAGIC, Offers, PROTOCOL_MAJOR, PROTOCOL_MINOR, Refusal};
 
 const DOWN: Duration = Duration::from_millis(1500);
 
@@ -71,6 +71,7 @@ fn hello(node: NodeId, nonce: u64, at: usize) -> Hello {
         periods_ms: (250, 1500),
         joined: false,
         highest_of_yours: None,
+        offers: Offers::default(),
     }
 }
 

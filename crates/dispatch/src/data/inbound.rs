@@ -11,7 +11,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::outbox::{Outbox, Rejected};
-use super::pump::{self, Reading};
+use super::pump::{self, Reading, Terms};
 use super::wire::{self, CallHeader, CastHeader, EncodeError, Outgoing, kind};
 use super::{DataPlane, Heard};
 use crate::call::Failure;
@@ -32,6 +32,7 @@ const MAX_TIMEOUT: Duration = Duration::from_secs(7 * 24 * 3600);
 #[derive(Debug)]
 pub(crate) struct Caller {
     outbox: Outbox,
+    /// The longest reply, in bytes.
     max_payload_bytes: usize,
     cancelled: Mutex<HashSet<u64>>,
     /// How many are in `cancelled`, to be read without its lock.
@@ -109,14 +110,19 @@ pub(super) async fn serve(
     peer: NodeName,
     plane: Arc<DataPlane>,
 ) {
-    connection.set_frame_limit(plane.max_frame_bytes());
+    connection.set_frame_limit(wire::max_frame_bytes(plane.max_payload_bytes));
     let heard = Heard::default();
     let ended = pump::pump(
         &mut *connection,
         &caller.outbox,
         &heard,
-        Reading::WhileAnswersGo,
+        Terms {
+            reading: Reading::WhileAnswersGo,
+            frame_limit: wire::max_frame_bytes(caller.max_payload_bytes),
+        },
         |frame| handle(frame, &caller, &peer, &plane),
+        // Replies are encoded with that limit, and everything else is short.
+        |_| {},
     )
     .await;
     caller.outbox.close();

@@ -14,8 +14,9 @@ use std::future::poll_fn;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::contact::Contact;
 use super::outbox::{Outbox, Rejected};
-use super::pump::{self, Reading};
+use super::pump::{self, Reading, Terms};
 use super::wire::{self, CallHeader, Outgoing, kind};
 use super::{DataPlane, Heard};
 use crate::call::{CallError, Failure};
@@ -47,6 +48,10 @@ pub(crate) enum Outcome {
     Lost,
     /// The call did not get out.
     NotSent(Arc<str>),
+    /// Nor did this one, and never will: the peer takes at most so many bytes.
+    TooLarge {
+        limit: usize,
+    },
 }
 
 mod status {
@@ -80,6 +85,7 @@ struct Broken {
 pub(crate) struct Lane {
     peer: NodeId,
     address: Address,
+    contact: Arc<Contact>,
     outbox: Outbox,
     pending: Mutex<Pending>,
     status: AtomicU8,
@@ -89,10 +95,11 @@ pub(crate) struct Lane {
 }
 
 impl Lane {
-    pub(super) fn new(peer: NodeId, address: Address) -> Arc<Self> {
+    pub(super) fn new(peer: NodeId, address: Address, contact: Arc<Contact>) -> Arc<Self> {
         Arc::new(Lane {
             peer,
             address,
+            contact,
             outbox: Outbox::new(MAX_FRAMES, MAX_BYTES),
             pending: Mutex::default(),
             status: AtomicU8::new(status::IDLE),
@@ -121,6 +128,11 @@ impl Lane {
 
     pub(super) fn queued(&self) -> usize {
         self.outbox.len()
+    }
+
+    /// The longest payload that both sides take, in bytes, as far as the peer has said.
+    pub(crate) fn max_payload_bytes(&self, plane: &DataPlane) -> usize {
+        self.contact.max_payload_bytes(plane.max_payload_bytes)
     }
 
     /// Sends a call; the receiver gets exactly one outcome.
@@ -213,14 +225,19 @@ impl Lane {
             .counters
             .connections_opened
             .fetch_add(1, Ordering::Relaxed);
-        connection.set_frame_limit(plane.max_frame_bytes());
+        connection.set_frame_limit(wire::max_frame_bytes(plane.max_payload_bytes));
         self.heard.now();
         let serving = pump::pump(
             &mut *connection,
             &self.outbox,
             &self.heard,
-            Reading::Always,
+            Terms {
+                reading: Reading::Always,
+                // What was queued before the peer had said what it takes.
+                frame_limit: wire::max_frame_bytes(self.max_payload_bytes(&plane)),
+            },
             |frame| self.handle(&frame),
+            |frame| self.refuse(&plane, &frame),
         );
         tokio::select! {
             ended = serving => match ended {
@@ -257,6 +274,7 @@ impl Lane {
                 if theirs.node != self.peer {
                     return Err(format!("{} answers there now", theirs.node));
                 }
+                self.contact.offers(&theirs.offers);
                 Ok(connection)
             }
             Ok(Some(ControlMessage::Refuse(refusal))) => Err(refusal.to_string()),
@@ -283,6 +301,16 @@ impl Lane {
             _ => {}
         }
         Ok(())
+    }
+
+    /// Rule: what is longer than the peer takes fails alone: sent, it would cost all others their connection.
+    fn refuse(&self, plane: &DataPlane, outgoing: &Outgoing) {
+        let limit = self.max_payload_bytes(plane);
+        if outgoing.frame.kind != kind::CALL {
+            plane.count_too_large(&self.peer.name, limit);
+        } else if let Ok((header, _)) = wire::split::<CallHeader>(&outgoing.frame.body) {
+            self.complete(header.number, Outcome::TooLarge { limit });
+        }
     }
 
     /// Rule: suspension is local, and over with the first byte that is heard. Ends when the connection has been idle

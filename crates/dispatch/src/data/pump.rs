@@ -8,7 +8,7 @@ use keydispatch_core::message::Frame;
 
 use super::Heard;
 use super::outbox::Outbox;
-use super::wire::{self, kind};
+use super::wire::{self, Outgoing, kind};
 use crate::transport::Connection;
 
 /// Frames read before others get their turn.
@@ -38,14 +38,28 @@ pub(super) enum Reading {
     WhileAnswersGo,
 }
 
-/// Runs until the outbox is closed and flushed (`Ok`), or the connection is gone (why).
+/// How a connection is served.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Terms {
+    pub(super) reading: Reading,
+    /// The longest frame that the other side takes, without its length.
+    pub(super) frame_limit: usize,
+}
+
+/// Runs until the outbox is closed and flushed (`Ok`), or the connection is gone (why). A frame that is longer than the
+/// other side takes is not sent, but handed back.
 pub(super) async fn pump(
     connection: &mut dyn Connection,
     outbox: &Outbox,
     heard: &Heard,
-    reading: Reading,
+    terms: Terms,
     mut on_frame: impl FnMut(Frame) -> Result<(), String>,
+    mut on_too_long: impl FnMut(Outgoing),
 ) -> Result<(), String> {
+    let Terms {
+        reading,
+        frame_limit,
+    } = terms;
     let mut batch = Vec::new();
     let mut closed = false;
     let mut received = connection.received();
@@ -116,6 +130,11 @@ pub(super) async fn pump(
                     unanswered = None;
                 }
                 for frame in batch.drain(..) {
+                    // With its kind.
+                    if frame.bytes() >= frame_limit {
+                        on_too_long(frame);
+                        continue;
+                    }
                     turn += frame.bytes();
                     connection.send_with(frame.frame, frame.rest);
                 }
@@ -155,6 +174,13 @@ mod tests {
     use crate::transport::Transport;
     use crate::transport::tcp::TcpTransport;
 
+    fn terms(reading: Reading) -> Terms {
+        Terms {
+            reading,
+            frame_limit: 1 << 20,
+        }
+    }
+
     #[tokio::test]
     async fn many_large_frames_both_ways_never_wait_for_each_other() {
         const FRAMES: usize = 64;
@@ -171,22 +197,31 @@ mod tests {
             calls.push(Frame { kind: 64, body }).unwrap();
         }
         let mut replied = 0;
-        let calling = pump(&mut *near, &calls, &heard_near, Reading::Always, |_| {
+        let count = |_| {
             replied += 1;
             if replied == FRAMES {
                 calls.close();
             }
             Ok(())
-        });
+        };
+        let calling = pump(
+            &mut *near,
+            &calls,
+            &heard_near,
+            terms(Reading::Always),
+            count,
+            |_| {},
+        );
         let answering = pump(
             &mut *far,
             &replies,
             &heard_far,
-            Reading::WhileAnswersGo,
+            terms(Reading::WhileAnswersGo),
             |frame| {
                 replies.push(frame).unwrap();
                 Ok(())
             },
+            |_| {},
         );
         let both = async {
             tokio::select! { ended = calling => ended, ended = answering => ended }
@@ -206,9 +241,14 @@ mod tests {
         let (mut slow, mut far) = (slow.unwrap(), far.unwrap());
         far.set_frame_limit(2 << 20);
         let (replies, heard) = (Outbox::new(1_000, 1 << 30), Heard::default());
-        let answering = pump(&mut *far, &replies, &heard, Reading::WhileAnswersGo, |_| {
-            panic!("the frame never comes to its end")
-        });
+        let answering = pump(
+            &mut *far,
+            &replies,
+            &heard,
+            terms(Reading::WhileAnswersGo),
+            |_| panic!("the frame never comes to its end"),
+            |_| {},
+        );
         // A few bytes of one large frame now and then, until the other side says that it hears them.
         let sending = async {
             slow.write_all(&FRAME_BYTES.to_le_bytes()).await.unwrap();

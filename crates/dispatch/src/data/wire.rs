@@ -27,8 +27,14 @@ pub(crate) mod kind {
     pub(crate) const BROADCAST: u8 = FIRST_DATA_KIND + 7;
 }
 
-/// Bytes of a header, at most, beyond the payload that a frame may carry.
+/// Bytes of a frame, at most, beyond the payload that it may carry: its kind and its header.
 pub(crate) const MAX_HEADER_BYTES: usize = 512;
+
+/// The longest frame, without its length, of whoever takes payloads of so many bytes. Both sides reckon by this, and
+/// [`encode`] makes none that is longer.
+pub(crate) fn max_frame_bytes(max_payload_bytes: usize) -> usize {
+    max_payload_bytes.saturating_add(MAX_HEADER_BYTES)
+}
 
 /// What comes before the message of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -144,7 +150,8 @@ pub(crate) fn encode_whole<H: Serialize, M: Serialize>(
 ) -> Result<Frame, EncodeError> {
     let flavor = Limited {
         bytes: BytesMut::with_capacity(128),
-        limit: limit + MAX_HEADER_BYTES,
+        // Without the kind.
+        limit: max_frame_bytes(limit) - 1,
     };
     match postcard::serialize_with_flavor(&(header, message), flavor) {
         Ok(bytes) => Ok(Frame {
@@ -194,8 +201,11 @@ pub(crate) fn split<H: DeserializeOwned>(body: &Bytes) -> Result<(H, Bytes), Str
     }
 }
 
+/// Rule: a failure fits into a frame of whoever takes no payload at all. What is too long to say is cut: without it,
+/// the caller would not learn how its call failed.
 pub(crate) fn failure(number: u64, failure: &Failure) -> Frame {
-    encode_whole(kind::FAILURE, &number, failure, MAX_HEADER_BYTES)
+    encode_whole(kind::FAILURE, &number, failure, 0)
+        .or_else(|_| encode_whole(kind::FAILURE, &number, &failure.shortened(), 0))
         .unwrap_or_else(|_| number_only(kind::FAILURE, number))
 }
 
@@ -253,6 +263,36 @@ mod tests {
             encode(kind::CAST, &0_u8, &message, 1_000),
             Err(EncodeError::TooLarge)
         ));
+    }
+
+    #[test]
+    fn every_failure_fits_into_a_frame_of_whoever_takes_no_payload_and_says_what_it_is() {
+        for length in [0, 300, 501, 502, 503, 520, 5_000] {
+            // Two bytes a character: it is not cut inside one.
+            let cause = "ü".repeat(length / 2);
+            let frame = failure(u64::MAX, &Failure::Decode { cause });
+            assert!(frame.body.len() < max_frame_bytes(0), "{length}");
+            let (number, body) = split::<u64>(&frame.body).unwrap();
+            assert_eq!(number, u64::MAX);
+            let read = postcard::from_bytes(&body).unwrap();
+            assert!(matches!(read, Failure::Decode { .. }), "{read:?}");
+        }
+    }
+
+    #[test]
+    fn no_frame_is_longer_than_its_limit_says() {
+        for limit in [0, 1, 1_000] {
+            for length in limit..limit + 2 * MAX_HEADER_BYTES {
+                if let Ok(frame) = encode(kind::CALL, &9_u64, &vec![7_u8; length], limit) {
+                    // With its kind.
+                    assert!(frame.bytes() < max_frame_bytes(limit));
+                }
+                let bytes = Bytes::from(vec![7; length]);
+                if let Ok(frame) = encode(kind::CALL, &9_u64, &bytes, limit) {
+                    assert!(frame.bytes() < max_frame_bytes(limit));
+                }
+            }
+        }
     }
 
     #[test]
