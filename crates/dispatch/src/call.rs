@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 /// How long a call may take unless it says otherwise, as in the Elixir library.
 pub const DEFAULT_CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Retries of a handle unless it says otherwise: in percent of its calls, and a second on top.
+const DEFAULT_RETRY_BUDGET: (u32, u32) = (20, 10);
+
 /// How a call is made; see [`ServiceHandle::with`](crate::ServiceHandle::with).
 ///
 /// ```
@@ -26,6 +29,8 @@ pub struct CallOptions {
     pub(crate) idempotent: bool,
     pub(crate) fallback: usize,
     pub(crate) spread: Spread,
+    /// Retries in percent of the calls, and a second on top.
+    pub(crate) retry_budget: (u32, u32),
 }
 
 impl Default for CallOptions {
@@ -35,6 +40,7 @@ impl Default for CallOptions {
             idempotent: false,
             fallback: 0,
             spread: Spread::None,
+            retry_budget: DEFAULT_RETRY_BUDGET,
         }
     }
 }
@@ -53,7 +59,7 @@ impl CallOptions {
     }
 
     /// The call may run more than once: where it is unknown whether it ran, it is made again on whoever owns the key
-    /// then, until the timeout.
+    /// then, until the timeout or until the [`retry_budget`](Self::retry_budget) is used up.
     pub fn idempotent(mut self) -> Self {
         self.idempotent = true;
         self
@@ -63,6 +69,17 @@ impl CallOptions {
     /// [`idempotent`](Self::idempotent), only where it cannot have run.
     pub fn fallback(mut self, owners: usize) -> Self {
         self.fallback = owners;
+        self
+    }
+
+    /// How many calls of a handle and its clones may be made again: so many percent of its calls in the last ten seconds, and so
+    /// many a second on top; by default 20 % and 10. Beyond that the first failure is returned. Zero and zero turns retries off.
+    ///
+    /// It bounds retries after [`CallError::Overloaded`], and those of [`idempotent`](Self::idempotent) calls that may have
+    /// run: what makes an overload worse. A call that has not run because its instance ended, or takes nothing new, is sent to
+    /// the next owner all the same.
+    pub fn retry_budget(mut self, percent: u32, per_second: u32) -> Self {
+        self.retry_budget = (percent, per_second);
         self
     }
 
@@ -192,8 +209,13 @@ impl CallError {
         }
     }
 
+    /// True where another instance may well take the same call.
+    pub(crate) fn goes_elsewhere(&self) -> bool {
+        self.is_passing() || matches!(self, CallError::Incompatible { .. })
+    }
+
     /// True where the same call may succeed later, or elsewhere.
-    pub(crate) fn is_passing(&self) -> bool {
+    fn is_passing(&self) -> bool {
         matches!(
             self,
             CallError::NoService { .. }
@@ -203,6 +225,23 @@ impl CallError {
                 | CallError::Disconnected { .. }
                 | CallError::Stopped
         )
+    }
+}
+
+/// A call or a cast that did not get out.
+#[derive(Debug)]
+pub(crate) struct Unsent {
+    pub(crate) error: CallError,
+    /// True where views and connections are about to agree again: a node comes, goes, or takes nothing new.
+    pub(crate) settling: bool,
+}
+
+impl From<CallError> for Unsent {
+    fn from(error: CallError) -> Self {
+        Unsent {
+            error,
+            settling: false,
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use papaya::Guard as _;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
-use crate::call::CallError;
+use crate::call::{CallError, Unsent};
 use crate::mailbox::AnyMailbox;
 use crate::pubsub::Topics;
 use crate::service::StopReason;
@@ -292,19 +292,23 @@ impl DataPlane {
     }
 
     /// The connection that a service is pinned to, so that order holds.
-    pub(crate) fn lane(&self, info: &ServiceInfo) -> Result<Arc<Lane>, CallError> {
+    ///
+    /// Rule: the view is ahead of the connections, by microseconds, or by as long as this process is kept from running. A node
+    /// that it lists and that is not up here is about to be, or to go.
+    pub(crate) fn lane(&self, info: &ServiceInfo) -> Result<Arc<Lane>, Unsent> {
         let peers = self.peers.pin();
-        let Some(peer) = peers.get(info.node()) else {
-            return Err(CallError::NotSent {
+        let settling = |why: &str| Unsent {
+            error: CallError::NotSent {
                 node: info.node().clone(),
-                why: NOT_UP.to_owned(),
-            });
+                why: why.to_owned(),
+            },
+            settling: true,
+        };
+        let Some(peer) = peers.get(info.node()) else {
+            return Err(settling(NOT_UP));
         };
         if peer.node.generation.number != info.reference().generation {
-            return Err(CallError::NotSent {
-                node: info.node().clone(),
-                why: "it has restarted".to_owned(),
-            });
+            return Err(settling("it has restarted"));
         }
         let at = info.id().sequence as usize % peer.lanes.len();
         Ok(Arc::clone(&peer.lanes[at]))
@@ -333,12 +337,12 @@ impl DataPlane {
                 reply: false,
             });
         }
-        lane.send(self, frame)
+        lane.send(self, frame).map_err(|unsent| unsent.error)
     }
 
-    /// True where calls to that node can be sent.
-    pub(crate) fn is_up(&self, node: &NodeName) -> bool {
-        self.peers.pin().contains_key(node)
+    /// True once the node has stopped: views that outlive it do not change any more.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
     }
 
     /// The nodes that are up.

@@ -19,7 +19,7 @@ use super::outbox::{Outbox, Rejected};
 use super::pump::{self, Reading, Terms};
 use super::wire::{self, CallHeader, Outgoing, kind};
 use super::{DataPlane, Heard};
-use crate::call::{CallError, Failure};
+use crate::call::{CallError, Failure, Unsent};
 use crate::transport::Connection;
 
 /// Frames that wait for the connection's task.
@@ -140,7 +140,7 @@ impl Lane {
         self: &Arc<Self>,
         plane: &Arc<DataPlane>,
         encode: impl FnOnce(u64) -> Result<Outgoing, CallError>,
-    ) -> Result<PendingCall, CallError> {
+    ) -> Result<PendingCall, Unsent> {
         self.ensure(plane)?;
         let (sender, receiver) = oneshot::channel();
         let number = self.expect(sender)?;
@@ -160,7 +160,7 @@ impl Lane {
         self: &Arc<Self>,
         plane: &Arc<DataPlane>,
         frame: impl Into<Outgoing>,
-    ) -> Result<(), CallError> {
+    ) -> Result<(), Unsent> {
         self.ensure(plane)?;
         self.push(plane, frame)
     }
@@ -169,7 +169,7 @@ impl Lane {
         self: &Arc<Self>,
         plane: &Arc<DataPlane>,
         frame: impl Into<Outgoing>,
-    ) -> Result<(), CallError> {
+    ) -> Result<(), Unsent> {
         self.outbox.push(frame).map_err(|rejected| match rejected {
             Rejected::Full => CallError::Overloaded {
                 node: self.peer.name.clone(),

@@ -1,0 +1,322 @@
+//! From a key to the instances that own it, and what happens to a call that one of them did not run.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use keydispatch_core::{Key, ServiceInfo, ServiceState};
+use tokio::time::Instant;
+
+use super::send::{Deadline, Failed, Tried};
+use super::{Answer, ServiceHandle};
+use crate::call::{CallError, CastError};
+use crate::service::Protocol;
+
+/// First and longest pause before the same instance is asked again.
+const RETRY_PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
+
+/// First and longest pause before the view is looked at again, where a change is on its way: nothing is sent meanwhile.
+const LOOK_PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
+
+/// How long a call waits for an owner where nobody is online but somebody drains: whoever takes over was there before the
+/// other began to drain, and news of the two may come here in either order.
+const HANDOVER: Duration = Duration::from_millis(500);
+
+/// Instances that may be asked one after the other without a pause.
+const ASKED_AT_ONCE: usize = 8;
+
+/// Pauses that grow.
+struct Pause {
+    next: Duration,
+    longest: Duration,
+}
+
+impl Pause {
+    fn new((next, longest): (Duration, Duration)) -> Self {
+        Pause { next, longest }
+    }
+
+    /// Waits; false where that would take until the deadline, or beyond.
+    async fn wait(&mut self, deadline: Deadline) -> bool {
+        // Callers that failed together do not come back together.
+        let pause = self.next.mul_f64(rand::random_range(0.75..1.0));
+        if Instant::now() + pause >= deadline.at {
+            return false;
+        }
+        tokio::time::sleep(pause).await;
+        self.next = (self.next * 2).min(self.longest);
+        true
+    }
+}
+
+/// What can be done about a call that failed everywhere it may go.
+enum Remedy {
+    /// The view is about to name somebody else.
+    Look,
+    /// Ask the same ones again, soon: they are about to be reached, or to go.
+    Again,
+    /// Ask them again, after a longer pause: nothing was sent.
+    Later,
+    /// The same, at the expense of the budget: something was sent.
+    Retry,
+    None,
+}
+
+impl<P: Protocol> ServiceHandle<P> {
+    /// Sends a call on that has failed, for as long as its deadline and the rules allow.
+    ///
+    /// Rule: what has not run goes to whoever owns the key by then, whatever the options say. Without it every planned change
+    /// fails the calls that happen to be on their way.
+    /// Rule: what may have run is sent again only where the caller said that it is idempotent.
+    /// Rule: whoever was asked is asked again only at the expense of the retry budget, unless nothing is sent for it.
+    ///
+    /// Boxed by its callers: a call that is answered at once does not carry its state.
+    pub(super) async fn send_on(
+        &self,
+        key: Key,
+        first: Failed<P::Call>,
+        deadline: Deadline,
+    ) -> Result<Answer<P::Reply>, CallError> {
+        let mut failed = first;
+        let mut asked = Vec::new();
+        let mut pauses = (Pause::new(LOOK_PAUSE), Pause::new(RETRY_PAUSE));
+        let mut handover = None;
+        loop {
+            asked.extend(failed.tried.take());
+            let may_have_run = failed.error.may_have_run();
+            let allowed =
+                failed.error.goes_elsewhere() && (self.options.idempotent || !may_have_run);
+            let Some(message) = failed.message.take().filter(|_| allowed) else {
+                return Err(failed.error);
+            };
+            if self.channel.data.is_closed() {
+                return Err(failed.error);
+            }
+            let owners = self.owners(key, 1 + self.options.fallback);
+            let next = owners.iter().find(|info| !asked.contains(&Tried::of(info)));
+            if let Some(by) = next {
+                if may_have_run && !self.withdraw() {
+                    return Err(failed.error);
+                }
+                if asked.len() >= ASKED_AT_ONCE && !pauses.0.wait(deadline).await {
+                    return Err(failed.error);
+                }
+                let keep = self.options.idempotent;
+                failed = match self.channel.call(by, message, keep, deadline).await {
+                    Ok(reply) => {
+                        let by = Arc::clone(by);
+                        return Ok(Answer { reply, by });
+                    }
+                    Err(failed) => failed,
+                };
+                continue;
+            }
+            if owners.is_empty() {
+                failed.error = self.nobody();
+                failed.settling = false;
+            }
+            let waited = match self.remedy(&failed.error, failed.settling, &mut handover) {
+                Remedy::None => false,
+                Remedy::Look => pauses.0.wait(deadline).await,
+                Remedy::Again => {
+                    asked.clear();
+                    pauses.0.wait(deadline).await
+                }
+                Remedy::Later => {
+                    asked.clear();
+                    pauses.1.wait(deadline).await
+                }
+                Remedy::Retry => {
+                    asked.clear();
+                    self.withdraw() && pauses.1.wait(deadline).await
+                }
+            };
+            if !waited {
+                return Err(failed.error);
+            }
+            failed.message = Some(message);
+        }
+    }
+
+    /// What to do where everybody who owns the key was asked.
+    fn remedy(&self, error: &CallError, settling: bool, handover: &mut Option<Instant>) -> Remedy {
+        match error {
+            _ if settling => Remedy::Again,
+            // It is still listed, and cannot come back: its number is never given again.
+            CallError::Gone { .. } => Remedy::Look,
+            CallError::NoService { .. } if self.options.idempotent => Remedy::Look,
+            CallError::NoService { .. } => {
+                let now = Instant::now();
+                let until = *handover.get_or_insert(now + HANDOVER);
+                if now < until && self.somebody_drains() {
+                    Remedy::Look
+                } else {
+                    Remedy::None
+                }
+            }
+            CallError::NotSent { .. } if self.options.idempotent => Remedy::Later,
+            CallError::Overloaded { .. } | CallError::Disconnected { .. } | CallError::Stopped => {
+                Remedy::Retry
+            }
+            _ => Remedy::None,
+        }
+    }
+
+    /// Takes one retry out of the budget.
+    pub(super) fn withdraw(&self) -> bool {
+        let (percent, per_second) = self.options.retry_budget;
+        self.budget.withdraw(percent, per_second)
+    }
+
+    fn somebody_drains(&self) -> bool {
+        let drains = |info: &Arc<ServiceInfo>| info.state() == ServiceState::Draining;
+        self.look(|view| Some(view.services().iter().any(drains)))
+            .unwrap_or(false)
+    }
+
+    /// Calls one instance, and no other: asks again where that is free of harm.
+    pub(super) async fn call_one(
+        &self,
+        info: &Arc<ServiceInfo>,
+        message: P::Call,
+        deadline: Deadline,
+    ) -> Result<P::Reply, CallError> {
+        self.budget.count_call();
+        let mut message = message;
+        let mut pauses = (Pause::new(LOOK_PAUSE), Pause::new(RETRY_PAUSE));
+        loop {
+            let failed = match self.channel.call(info, message, false, deadline).await {
+                Ok(reply) => return Ok(reply),
+                Err(failed) => failed,
+            };
+            let Some(back) = failed.message else {
+                return Err(failed.error);
+            };
+            let waited = match &failed.error {
+                _ if self.channel.data.is_closed() => false,
+                _ if failed.settling => pauses.0.wait(deadline).await,
+                CallError::Overloaded { .. } => self.withdraw() && pauses.1.wait(deadline).await,
+                _ => false,
+            };
+            if !waited {
+                return Err(failed.error);
+            }
+            message = back;
+        }
+    }
+
+    /// Casts to whoever owns the key: where the view has moved on meanwhile, to who owns it now.
+    pub(super) fn cast_by_key(&self, key: Key, message: P::Cast) -> Result<(), CastError<P::Cast>> {
+        let (mut message, mut asked) = (message, Vec::new());
+        let mut error = self.nobody();
+        loop {
+            let owner = self
+                .owner(key)
+                .filter(|info| !asked.contains(&Tried::of(info)));
+            let Some(info) = owner.filter(|_| asked.len() < ASKED_AT_ONCE) else {
+                return Err(CastError { error, message });
+            };
+            match self.channel.cast(&info, message) {
+                Ok(()) => return Ok(()),
+                Err(back) => (error, message) = (back.error, back.message),
+            }
+            if !error.goes_elsewhere() {
+                return Err(CastError { error, message });
+            }
+            asked.push(Tried::of(&info));
+        }
+    }
+
+    /// Casts to the first `n` owners; those that take nothing any more are made up for by the next ones.
+    pub(super) fn cast_to_many(&self, key: Key, n: usize, message: &P::Cast) -> usize {
+        let (mut asked, mut accepted) = (Vec::new(), 0);
+        loop {
+            let next = self
+                .owners(key, n)
+                .into_iter()
+                .find(|info| !asked.contains(&Tried::of(info)));
+            let Some(info) = next.filter(|_| accepted < n) else {
+                return accepted;
+            };
+            asked.push(Tried::of(&info));
+            accepted += usize::from(self.channel.cast_copy(&info, message).is_ok());
+        }
+    }
+
+    /// Calls the first `n` owners at once. Who turns out to take nothing any more is made up for by the next owner.
+    pub(super) async fn call_many(
+        &self,
+        key: Key,
+        n: usize,
+        message: &P::Call,
+        deadline: Deadline,
+    ) -> Vec<(Arc<ServiceInfo>, Result<P::Reply, CallError>)> {
+        let mut results: Vec<(Arc<ServiceInfo>, Result<P::Reply, CallError>)> = Vec::new();
+        let (mut asked, mut gone) = (Vec::new(), Vec::new());
+        let mut pause = Pause::new(LOOK_PAUSE);
+        let mut wave = self.owners(key, n);
+        loop {
+            let started: Vec<_> = wave
+                .drain(..)
+                .map(|info| {
+                    self.budget.count_call();
+                    asked.push(Tried::of(&info));
+                    let call = self.channel.start(&info, message, deadline);
+                    (info, call)
+                })
+                .collect();
+            for (info, call) in started {
+                let result = match call {
+                    Ok(call) => self.channel.finish(call, deadline).await,
+                    Err(failed) => Err(failed),
+                };
+                match result {
+                    Ok(reply) => results.push((info, Ok(reply))),
+                    Err(failed)
+                        if failed.settling || matches!(failed.error, CallError::Gone { .. }) =>
+                    {
+                        gone.push((info, failed));
+                    }
+                    Err(failed) => results.push((info, Err(failed.error))),
+                }
+            }
+            // In the view's place of each of them there is, or soon will be, the next owner.
+            loop {
+                if gone.is_empty() || self.channel.data.is_closed() {
+                    break;
+                }
+                let owners = self.owners(key, n);
+                for (info, failed) in &gone {
+                    let tried = Tried::of(info);
+                    if failed.settling && owners.iter().any(|owner| Tried::of(owner) == tried) {
+                        asked.retain(|other| *other != tried);
+                    }
+                }
+                wave.extend(
+                    owners
+                        .iter()
+                        .filter(|info| !asked.contains(&Tried::of(info)))
+                        .take(gone.len())
+                        .cloned(),
+                );
+                let listed = gone
+                    .iter()
+                    .any(|(info, _)| owners.iter().any(|owner| owner.id() == info.id()));
+                if (wave.is_empty() && !listed) || !pause.wait(deadline).await {
+                    wave.clear();
+                    break;
+                }
+                if !wave.is_empty() {
+                    break;
+                }
+            }
+            if wave.is_empty() {
+                let rest = gone
+                    .drain(..)
+                    .map(|(info, failed)| (info, Err(failed.error)));
+                results.extend(rest);
+                return results;
+            }
+            gone.drain(..wave.len());
+        }
+    }
+}

@@ -1,0 +1,483 @@
+//! The way to one instance: its mailbox in this process, or the connection to its node.
+
+use std::any::Any;
+use std::future::poll_fn;
+use std::marker::PhantomData;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::Bytes;
+use keydispatch_core::ServiceInfo;
+use serde::Serialize;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use crate::call::{CallError, CastError, Unsent};
+use crate::data::DataPlane;
+use crate::data::lane::{Outcome, PendingCall};
+use crate::data::wire::{self, CallHeader, CastHeader, EncodeError, kind};
+use crate::mailbox::{Envelope, Mailbox, Payload, Route, Unanswered, WaitingCall};
+use crate::registry::Registry;
+use crate::service::{Protocol, current};
+
+/// Which instance a call went to: unique in the cluster, and never reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Tried {
+    nonce: u64,
+    sequence: u64,
+}
+
+impl Tried {
+    pub(super) fn of(info: &ServiceInfo) -> Self {
+        Tried {
+            nonce: info.id().nonce,
+            sequence: info.id().sequence,
+        }
+    }
+}
+
+/// A call that failed, with what is needed to send it on.
+#[derive(Debug)]
+pub(super) struct Failed<M> {
+    pub(super) error: CallError,
+    /// None where it went with the service: it may have run.
+    pub(super) message: Option<M>,
+    /// True where views and connections are about to agree again: a node comes, goes, or takes nothing new.
+    pub(super) settling: bool,
+    /// None where there was nobody to ask.
+    pub(super) tried: Option<Tried>,
+}
+
+/// A call on its way.
+pub(super) enum Started<R> {
+    Local {
+        receiver: oneshot::Receiver<Result<R, Unanswered>>,
+        tried: Tried,
+    },
+    Remote {
+        call: PendingCall,
+        tried: Tried,
+    },
+}
+
+/// See the module.
+pub(super) struct Channel<P: Protocol> {
+    pub(super) registry: Registry,
+    pub(super) data: Arc<DataPlane>,
+    protocol: PhantomData<fn() -> P>,
+}
+
+impl<P: Protocol> Clone for Channel<P> {
+    fn clone(&self) -> Self {
+        Channel::new(&self.registry, &self.data)
+    }
+}
+
+impl<P: Protocol> Channel<P> {
+    pub(super) fn new(registry: &Registry, data: &Arc<DataPlane>) -> Self {
+        Channel {
+            registry: registry.clone(),
+            data: Arc::clone(data),
+            protocol: PhantomData,
+        }
+    }
+
+    pub(super) fn is_local(&self, info: &ServiceInfo) -> bool {
+        let id = info.id();
+        id.nonce == self.registry.nonce() && id.node == *self.registry.node()
+    }
+
+    /// Calls an instance and waits. A message that is kept is sent again whatever became of it; any other comes back only
+    /// where it has not run, or was sent to another node.
+    pub(super) async fn call(
+        &self,
+        info: &Arc<ServiceInfo>,
+        message: P::Call,
+        keep: bool,
+        deadline: Deadline,
+    ) -> Result<P::Reply, Failed<P::Call>> {
+        if self.is_local(info) && !keep {
+            let started = self.start_with(info, message, deadline)?;
+            return self.finish(started, deadline).await;
+        }
+        let result = match self.start(info, &message, deadline) {
+            Ok(started) => self.finish(started, deadline).await,
+            Err(failed) => Err(failed),
+        };
+        result.map_err(|failed| Failed {
+            message: Some(message),
+            ..failed
+        })
+    }
+
+    /// Hands a value to a service in this process.
+    pub(super) fn start_with(
+        &self,
+        info: &ServiceInfo,
+        message: P::Call,
+        deadline: Deadline,
+    ) -> Result<Started<P::Reply>, Failed<P::Call>> {
+        let mut message = Some(message);
+        let result = self.put_call(info, deadline, || message.take().map(Payload::Value));
+        result.map_err(|(error, back)| Failed {
+            error,
+            message: match back {
+                Some(Payload::Value(back)) => Some(back),
+                _ => message,
+            },
+            settling: false,
+            tried: Some(Tried::of(info)),
+        })
+    }
+
+    /// Sends a call and keeps its message: a service in this process gets it encoded.
+    pub(super) fn start(
+        &self,
+        info: &Arc<ServiceInfo>,
+        message: &P::Call,
+        deadline: Deadline,
+    ) -> Result<Started<P::Reply>, Failed<P::Call>> {
+        let failed = |Unsent { error, settling }| Failed {
+            error,
+            message: None,
+            settling,
+            tried: Some(Tried::of(info)),
+        };
+        if !self.is_local(info) {
+            return self.send_call(info, message, deadline).map_err(failed);
+        }
+        let bytes = encode_alone(message, self.data.max_payload_bytes())
+            .map_err(|error| failed(error.into()))?;
+        self.put_call(info, deadline, || Some(Payload::Encoded(bytes)))
+            .map_err(|(error, _)| failed(error.into()))
+    }
+
+    /// Puts a call into a mailbox of this process, or gives back the message that `make` made.
+    fn put_call(
+        &self,
+        info: &ServiceInfo,
+        deadline: Deadline,
+        make: impl FnOnce() -> Option<Payload<P::Call>>,
+    ) -> Result<Started<P::Reply>, (CallError, Option<Payload<P::Call>>)> {
+        self.check_version(info).map_err(|error| (error, None))?;
+        // Rule: nobody waits for its own handler to end.
+        if current::is(info.id()) {
+            let id = info.id().clone();
+            return Err((CallError::CallsItself { id }, None));
+        }
+        let put = self.with_mailbox(info, |mailbox| {
+            let message = make()?;
+            let (sender, receiver) = oneshot::channel();
+            let call = WaitingCall::new(message, Route::Local(sender), deadline.at);
+            Some((receiver, mailbox.sender.try_send(Envelope::Call(call))))
+        });
+        let (envelope, error) = match put {
+            Ok(Some((receiver, Ok(())))) => {
+                let tried = Tried::of(info);
+                return Ok(Started::Local { receiver, tried });
+            }
+            Ok(Some((_, Err(mpsc::error::TrySendError::Full(envelope))))) => {
+                (envelope, self.overloaded(info))
+            }
+            Ok(Some((_, Err(mpsc::error::TrySendError::Closed(envelope))))) => {
+                (envelope, gone(info))
+            }
+            Ok(None) => return Err((gone(info), None)),
+            Err(error) => return Err((error, None)),
+        };
+        let back = match envelope {
+            Envelope::Call(mut call) => call.open().map(|(message, _)| message),
+            _ => None,
+        };
+        Err((error, back))
+    }
+
+    fn send_call(
+        &self,
+        info: &Arc<ServiceInfo>,
+        message: &P::Call,
+        deadline: Deadline,
+    ) -> Result<Started<P::Reply>, Unsent> {
+        self.check_version(info)?;
+        let lane = self.data.lane(info)?;
+        let limit = lane.max_payload_bytes(&self.data);
+        let left = deadline.at.saturating_duration_since(Instant::now());
+        let call = lane.call(&self.data, |number| {
+            let header = CallHeader {
+                number,
+                sequence: info.id().sequence,
+                timeout_ms: u32::try_from(left.as_millis()).unwrap_or(u32::MAX),
+                version: P::VERSION,
+            };
+            wire::encode(kind::CALL, &header, message, limit)
+                .map_err(|error| encode_error(error, limit))
+        })?;
+        self.data
+            .counters
+            .calls_sent
+            .fetch_add(1, Ordering::Relaxed);
+        let tried = Tried::of(info);
+        Ok(Started::Remote { call, tried })
+    }
+
+    /// Waits for the reply.
+    pub(super) async fn finish(
+        &self,
+        started: Started<P::Reply>,
+        deadline: Deadline,
+    ) -> Result<P::Reply, Failed<P::Call>> {
+        match started {
+            Started::Local { receiver, tried } => {
+                self.finish_local(receiver, tried, deadline).await
+            }
+            Started::Remote { call, tried } => {
+                self.finish_remote(call, deadline)
+                    .await
+                    .map_err(|error| Failed {
+                        error,
+                        message: None,
+                        settling: false,
+                        tried: Some(tried),
+                    })
+            }
+        }
+    }
+
+    async fn finish_local(
+        &self,
+        mut receiver: oneshot::Receiver<Result<P::Reply, Unanswered>>,
+        tried: Tried,
+        deadline: Deadline,
+    ) -> Result<P::Reply, Failed<P::Call>> {
+        let answer = match after_one_turn(&mut receiver).await {
+            Some(answer) => Ok(answer),
+            None => tokio::time::timeout_at(deadline.at, receiver).await,
+        };
+        let (error, message) = match answer {
+            Ok(Ok(Ok(reply))) => return Ok(reply),
+            Ok(Ok(Err(Unanswered::Failed(error)))) => (error, None),
+            Ok(Ok(Err(Unanswered::NotStarted(back)))) => {
+                let node = self.registry.node().clone();
+                (CallError::Gone { node }, back.and_then(unboxed))
+            }
+            // Whoever opened the call has dropped it without a word.
+            Ok(Err(_)) => (CallError::Stopped, None),
+            Err(_) => (deadline.passed(), None),
+        };
+        Err(Failed {
+            error,
+            message,
+            settling: false,
+            tried: Some(tried),
+        })
+    }
+
+    async fn finish_remote(
+        &self,
+        mut call: PendingCall,
+        deadline: Deadline,
+    ) -> Result<P::Reply, CallError> {
+        let outcome = tokio::time::timeout_at(deadline.at, call.outcome())
+            .await
+            .map_err(|_| deadline.passed())?;
+        let node = call.node();
+        match outcome {
+            Outcome::Reply(bytes) => {
+                wire::decode(&bytes).map_err(|cause| CallError::Decode { cause, reply: true })
+            }
+            Outcome::Failed(failure) => Err(failure.into_error(P::VERSION, node)),
+            Outcome::Lost => Err(CallError::Disconnected { node: node.clone() }),
+            Outcome::NotSent(why) => Err(CallError::NotSent {
+                node: node.clone(),
+                why: why.to_string(),
+            }),
+            Outcome::TooLarge { limit } => Err(CallError::TooLarge {
+                limit,
+                reply: false,
+            }),
+        }
+    }
+
+    /// Sends a message, or gives it back.
+    pub(super) fn cast(
+        &self,
+        info: &Arc<ServiceInfo>,
+        message: P::Cast,
+    ) -> Result<(), CastError<P::Cast>> {
+        if !self.is_local(info) {
+            return match self.send_cast(info, &message) {
+                Ok(()) => Ok(()),
+                Err(error) => Err(CastError { error, message }),
+            };
+        }
+        if let Err(error) = self.check_version(info) {
+            return Err(CastError { error, message });
+        }
+        // The message has to come back where there is no such mailbox.
+        let mut message = Some(message);
+        let taken = self.with_mailbox(info, |mailbox| {
+            message.take().map_or(Ok(()), |message| {
+                mailbox.sender.try_send(Envelope::Cast {
+                    message: Payload::Value(message),
+                })
+            })
+        });
+        let (error, back) = match taken {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(mpsc::error::TrySendError::Full(back))) => (self.overloaded(info), Some(back)),
+            Ok(Err(mpsc::error::TrySendError::Closed(back))) => (gone(info), Some(back)),
+            Err(error) => (error, None),
+        };
+        let back = back.and_then(|envelope| match envelope {
+            Envelope::Cast {
+                message: Payload::Value(message),
+            } => Some(message),
+            _ => None,
+        });
+        match back.or(message) {
+            Some(message) => Err(CastError { error, message }),
+            None => Ok(()),
+        }
+    }
+
+    /// Casts and keeps the message: a service in this process gets it encoded.
+    pub(super) fn cast_copy(
+        &self,
+        info: &Arc<ServiceInfo>,
+        message: &P::Cast,
+    ) -> Result<(), CallError> {
+        if !self.is_local(info) {
+            return self.send_cast(info, message);
+        }
+        self.check_version(info)?;
+        let message = Payload::Encoded(encode_alone(message, self.data.max_payload_bytes())?);
+        let envelope = Envelope::Cast { message };
+        match self.with_mailbox(info, |mailbox| mailbox.sender.try_send(envelope))? {
+            Ok(()) => Ok(()),
+            Err(mpsc::error::TrySendError::Full(_)) => Err(self.overloaded(info)),
+            Err(mpsc::error::TrySendError::Closed(_)) => Err(gone(info)),
+        }
+    }
+
+    fn send_cast(&self, info: &Arc<ServiceInfo>, message: &P::Cast) -> Result<(), CallError> {
+        self.check_version(info)?;
+        let header = CastHeader {
+            sequence: info.id().sequence,
+            version: P::VERSION,
+        };
+        let lane = self.data.lane(info).map_err(|unsent| unsent.error)?;
+        let limit = lane.max_payload_bytes(&self.data);
+        let frame = wire::encode(kind::CAST, &header, message, limit)
+            .map_err(|error| encode_error(error, limit))?;
+        lane.send(&self.data, frame)
+            .map_err(|unsent| unsent.error)?;
+        self.data
+            .counters
+            .casts_sent
+            .fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn check_version(&self, info: &ServiceInfo) -> Result<(), CallError> {
+        match info.protocol_version() {
+            Some(theirs) if theirs == P::VERSION => Ok(()),
+            theirs => Err(CallError::Incompatible {
+                ours: P::VERSION,
+                theirs: theirs.unwrap_or(0),
+            }),
+        }
+    }
+
+    /// Looks at the mailbox of a service in this process.
+    fn with_mailbox<T>(
+        &self,
+        info: &ServiceInfo,
+        send: impl FnOnce(&Mailbox<P>) -> T,
+    ) -> Result<T, CallError> {
+        self.data
+            .with_local(info.id().sequence, |mailbox| {
+                mailbox.as_any().downcast_ref::<Mailbox<P>>().map(send)
+            })
+            .ok_or_else(|| gone(info))?
+            // Another protocol of the same name and version in one process.
+            .ok_or(CallError::Incompatible {
+                ours: P::VERSION,
+                theirs: 0,
+            })
+    }
+
+    fn overloaded(&self, info: &ServiceInfo) -> CallError {
+        CallError::Overloaded {
+            node: info.node().clone(),
+        }
+    }
+}
+
+/// Until when a call may take, and what its caller asked for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Deadline {
+    pub(super) at: Instant,
+    timeout: Duration,
+}
+
+impl Deadline {
+    /// Longest time that a call may have; more is cut, so that nothing overflows.
+    const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
+
+    pub(super) fn after(timeout: Duration) -> Self {
+        let at = Instant::now() + timeout.min(Self::LONGEST);
+        Deadline { at, timeout }
+    }
+
+    fn passed(self) -> CallError {
+        CallError::Timeout {
+            after: self.timeout,
+        }
+    }
+}
+
+/// The reply, where it is there once every other task that is ready has had its turn: most local services answer in
+/// theirs, and setting a timer costs more than to be asked twice.
+async fn after_one_turn<R>(
+    receiver: &mut oneshot::Receiver<R>,
+) -> Option<Result<R, oneshot::error::RecvError>> {
+    let mut asked = false;
+    poll_fn(|cx| match Pin::new(&mut *receiver).poll(cx) {
+        Poll::Ready(reply) => Poll::Ready(Some(reply)),
+        Poll::Pending if std::mem::replace(&mut asked, true) => Poll::Ready(None),
+        Poll::Pending => {
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        }
+    })
+    .await
+}
+
+fn unboxed<M: 'static>(back: Box<dyn Any + Send>) -> Option<M> {
+    back.downcast::<M>().ok().map(|message| *message)
+}
+
+fn gone(info: &ServiceInfo) -> CallError {
+    CallError::Gone {
+        node: info.node().clone(),
+    }
+}
+
+fn encode_alone<M: Serialize>(message: &M, limit: usize) -> Result<Bytes, CallError> {
+    wire::encode_whole(kind::CALL, &(), message, limit)
+        .map(|frame| frame.body)
+        .map_err(|error| encode_error(error, limit))
+}
+
+fn encode_error(error: EncodeError, limit: usize) -> CallError {
+    match error {
+        EncodeError::TooLarge => CallError::TooLarge {
+            limit,
+            reply: false,
+        },
+        EncodeError::Other(cause) => CallError::Encode { cause },
+    }
+}
