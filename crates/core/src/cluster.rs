@@ -34,6 +34,9 @@ const CANDIDATE_INTERVAL: Duration = Duration::from_secs(1);
 /// See [`CANDIDATE_INTERVAL`].
 const CANDIDATES_AT_ONCE: usize = 4;
 
+/// Keeps the seed by which names are hashed apart from the one that the generator starts with.
+const HASH_SEED: u64 = 0x7479_7065_5f68_6173;
+
 /// What a node is started with.
 #[derive(Clone, Debug)]
 pub struct ClusterConfig {
@@ -194,7 +197,8 @@ impl Cluster {
             links,
             membership,
             tracker,
-            registry: Registry::new(),
+            // No draw of the generator, whose numbers go out in messages and decide histories.
+            registry: Registry::seeded(config.seed.rotate_left(32) ^ HASH_SEED),
             rng,
             candidates_at: now + CANDIDATE_INTERVAL,
             synced: false,

@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use crate::entry::ServiceInfo;
 use crate::id::ServiceType;
-use crate::registry::TypeHash;
 
 /// Entries of consecutive numbers that lie together: one for each bit of [`Chunk::present`].
 const CHUNK: u64 = 64;
@@ -122,7 +121,8 @@ impl ExactSizeIterator for Iter<'_> {}
 /// The types of some entries, so that those of one type share its name: each message brings names of its own.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Types {
-    names: HashSet<ServiceType, TypeHash>,
+    /// Hashed with std's seeds, as peers choose these names.
+    names: HashSet<ServiceType>,
     /// How many there may be before those are dropped that nobody uses any more.
     room: usize,
 }

@@ -1,13 +1,13 @@
 //! Services by type: one writer, immutable views for readers, events for subscribers.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, Hasher};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::ops::Deref;
 use std::sync::Arc;
 
 use papaya::Guard;
 use smallvec::SmallVec;
-use xxhash_rust::xxh3::xxh3_64;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::entry::{EntryChange, ServiceInfo};
 use crate::id::ServiceType;
@@ -140,6 +140,7 @@ impl From<FoundOwners> for Vec<Arc<ServiceInfo>> {
 /// The writer's side.
 #[derive(Debug)]
 pub struct Registry {
+    hash: TypeHash,
     directory: Arc<Directory>,
     version: u64,
     services: usize,
@@ -152,11 +153,18 @@ impl Default for Registry {
 }
 
 impl Registry {
-    /// A registry of nothing.
+    /// A registry of nothing, whose types are hashed with a seed that std draws for this process.
     pub fn new() -> Self {
+        Registry::seeded(RandomState::new().hash_one(0_u64))
+    }
+
+    /// A registry of nothing, whose types are hashed with that seed. No peer may know it, see [`TypeHash`].
+    pub(crate) fn seeded(hash_seed: u64) -> Self {
+        let hash = TypeHash { seed: hash_seed };
         Registry {
+            hash,
             directory: Arc::new(Directory {
-                types: papaya::HashMap::with_hasher(TypeHash),
+                types: papaya::HashMap::with_hasher(hash),
                 budget: TableBudget::new(MAX_TABLE_BYTES),
             }),
             version: 0,
@@ -180,7 +188,7 @@ impl Registry {
             changes.into_iter().filter_map(RegistryEvent::new).collect();
         // By type in the order of their first change. Not a list for each type: freed among the views that are made
         // here to stay, many small ones leave holes.
-        let mut types: HashMap<&ServiceType, u32, TypeHash> = HashMap::with_hasher(TypeHash);
+        let mut types: HashMap<&ServiceType, u32, TypeHash> = HashMap::with_hasher(self.hash);
         let mut order: Vec<(u32, usize)> = Vec::with_capacity(events.len());
         for (at, event) in events.iter().enumerate() {
             match event {
@@ -230,25 +238,32 @@ impl Registry {
     }
 }
 
-/// Hashes names of types: they come from this node's users and from authenticated peers.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct TypeHash;
+/// Hashes names of types with a seed of this process.
+///
+/// Rule: a map whose keys peers choose has a hash that they cannot compute. Names that share a hash are made in seconds
+/// where it is known, and a map of some thousands of them is a list: every lookup, and the driver with it, would walk it.
+/// Placement is another matter: it has to be equal on all nodes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TypeHash {
+    seed: u64,
+}
 
 impl BuildHasher for TypeHash {
     type Hasher = TypeHasher;
 
     fn build_hasher(&self) -> TypeHasher {
-        TypeHasher(0)
+        TypeHasher(self.seed)
     }
 }
 
+/// Holds the seed until the name was written, and then its hash.
 pub(crate) struct TypeHasher(u64);
 
 impl Hasher for TypeHasher {
     #[inline]
     fn write(&mut self, bytes: &[u8]) {
         // There is nothing else to a name: what is written is written at once.
-        self.0 ^= xxh3_64(bytes);
+        self.0 = xxh3_64_with_seed(bytes, self.0);
     }
 
     #[inline]
@@ -325,6 +340,31 @@ mod tests {
         registry.apply(vec![leave(&a)]);
         assert!(directory.view("uploader").is_none());
         assert_eq!(directory.types(), []);
+    }
+
+    /// How many different places names have that all share one where nothing but the name is hashed.
+    fn places(hash: TypeHash) -> usize {
+        const BITS: u64 = (1 << 10) - 1;
+        let names = (0_u64..)
+            .map(|number| number.to_string())
+            .filter(|name| xxhash_rust::xxh3::xxh3_64(name.as_bytes()) & BITS == 0)
+            .map(|name| ServiceType::try_new(name).unwrap());
+        let places: std::collections::HashSet<u64> = names
+            .take(200)
+            .map(|name| hash.hash_one(&name) & BITS)
+            .collect();
+        places.len()
+    }
+
+    #[test]
+    fn names_that_were_made_to_share_a_hash_do_not_share_it_in_any_process() {
+        for _ in 0..2 {
+            assert!(places(Registry::new().hash) > 100);
+        }
+        let cluster = |seed| Registry::seeded(seed).hash;
+        assert!(places(cluster(1)) > 100);
+        let name = ServiceType::try_new("uploader").unwrap();
+        assert_ne!(cluster(1).hash_one(&name), cluster(2).hash_one(&name));
     }
 
     #[test]
