@@ -39,12 +39,8 @@ impl Certificates {
         let authority = keydispatch::testkit::Authority::new(CLUSTER)?;
         std::fs::write(directory.path().join("ca.pem"), authority.ca_pem())?;
         for name in names {
-            let issued = authority.issue(name)?;
-            std::fs::write(
-                directory.path().join(format!("{name}.pem")),
-                issued.cert_pem,
-            )?;
-            std::fs::write(directory.path().join(format!("{name}.key")), issued.key_pem)?;
+            let path = |extension| directory.path().join(format!("{name}.{extension}"));
+            authority.issue(name)?.write(&path("pem"), &path("key"))?;
         }
         Ok(Certificates { directory })
     }

@@ -1,12 +1,16 @@
 //! A small certificate authority: what `dispatch cert` writes, and what tests throw away.
 
+use std::fmt::Write as _;
+use std::io;
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use keydispatch_core::{ClusterName, NameError, NodeName};
 use rcgen::string::Ia5String;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName,
+    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose,
+    PKCS_ECDSA_P256_SHA256, PublicKeyData, RevokedCertParams, SanType, SerialNumber,
 };
 
 use crate::tls::{cluster_dns_name, node_uri};
@@ -52,6 +56,15 @@ pub struct Authority {
     node_lifetime: Duration,
 }
 
+/// A certificate that is revoked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Revoked {
+    /// Its serial number, big-endian.
+    pub serial: Vec<u8>,
+    /// Since when.
+    pub since: SystemTime,
+}
+
 /// A node's certificate and its private key, both PEM.
 #[derive(Clone)]
 pub struct Issued {
@@ -59,6 +72,27 @@ pub struct Issued {
     pub cert_pem: String,
     /// The private key.
     pub key_pem: String,
+}
+
+impl Issued {
+    /// Writes both to files, the key for its owner alone.
+    pub fn write(&self, certificate: &Path, key: &Path) -> io::Result<()> {
+        let mut options = std::fs::OpenOptions::new();
+        options.write(true).create(true).truncate(true);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        io::Write::write_all(&mut options.open(key)?, self.key_pem.as_bytes())?;
+        std::fs::write(certificate, &self.cert_pem)
+    }
+
+    /// What a revocation list says of it, from now on; none where it is no certificate.
+    pub fn revoked(&self) -> Option<Revoked> {
+        let (_, pem) = x509_parser::pem::parse_x509_pem(self.cert_pem.as_bytes()).ok()?;
+        Some(Revoked {
+            serial: pem.parse_x509().ok()?.serial.to_bytes_be(),
+            since: SystemTime::now(),
+        })
+    }
 }
 
 impl std::fmt::Debug for Issued {
@@ -103,6 +137,13 @@ impl Authority {
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        // No two authorities share a name, though they are of one cluster: a revocation list is found by it.
+        let mut of_key = String::new();
+        for byte in key.der_bytes().iter().rev().take(8) {
+            write!(of_key, "{byte:02x}").expect("a string takes everything");
+        }
+        let name = &mut params.distinguished_name;
+        name.push(DnType::OrganizationalUnitName, of_key);
         let certificate_pem = params.self_signed(&key)?.pem();
         Ok(Authority {
             cluster,
@@ -130,6 +171,31 @@ impl Authority {
     /// The authority's private key: whoever has it can make nodes of any name.
     pub fn ca_key_pem(&self) -> String {
         self.issuer.key().serialize_pem()
+    }
+
+    /// A revocation list, PEM, of all who are revoked: it takes the place of the one before, whose number is smaller.
+    pub fn revocation_list(
+        &self,
+        number: u64,
+        revoked: impl IntoIterator<Item = Revoked>,
+    ) -> Result<String, AuthorityError> {
+        let now = SystemTime::now();
+        let revoked = revoked.into_iter().map(|revoked| RevokedCertParams {
+            serial_number: SerialNumber::from(revoked.serial),
+            revocation_time: revoked.since.into(),
+            reason_code: None,
+            invalidity_date: None,
+        });
+        let params = CertificateRevocationListParams {
+            this_update: (now - BACKDATE).into(),
+            // It holds until there is another one: nodes do not drop a list because it is old.
+            next_update: (now + AUTHORITY_LIFETIME).into(),
+            crl_number: SerialNumber::from(number),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        Ok(params.signed_by(&self.issuer)?.pem()?)
     }
 
     /// A certificate for the node of that name; for `*`, one that can take any name.

@@ -1,6 +1,5 @@
 //! How a node is described and started.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use keydispatch_core::limits::DEFAULT_MAX_PAYLOAD_BYTES;
@@ -182,7 +181,7 @@ impl NodeBuilder {
         self
     }
 
-    /// Encrypt and authenticate by these files, `node.ca`, `node.cert`, `node.key`; they are re-read when they change.
+    /// Encrypt and authenticate by these files, `node.ca`, `node.cert`, `node.key` and `node.crl`; they are re-read when they change.
     pub fn tls(mut self, files: TlsFiles) -> Self {
         self.network = Some(Network::Tls(files));
         self
@@ -349,12 +348,24 @@ impl Config {
         let mut builder = NodeBuilder::new(name);
         let adapter = self.pubsub.adapter.unwrap_or_default();
         builder.network = match (&node.ca, &node.cert, &node.key) {
+            (None, None, None) if node.crl.is_some() => {
+                return Err(match node.plaintext {
+                    true => ConfigError::PlaintextAndTls,
+                    false => ConfigError::IncompleteTls { missing: "ca" },
+                });
+            }
             (None, None, None) if node.plaintext => Some(Network::Plaintext),
             (None, None, None) => None,
             (Some(_), Some(_), Some(_)) if node.plaintext => {
                 return Err(ConfigError::PlaintextAndTls);
             }
-            (Some(ca), Some(cert), Some(key)) => Some(Network::Tls(tls_files(ca, cert, key))),
+            (Some(ca), Some(cert), Some(key)) => {
+                let files = TlsFiles::new(ca, cert, key);
+                Some(Network::Tls(match &node.crl {
+                    Some(crl) => files.crl(crl),
+                    None => files,
+                }))
+            }
             (None, ..) => return Err(ConfigError::IncompleteTls { missing: "ca" }),
             (_, None, _) => return Err(ConfigError::IncompleteTls { missing: "cert" }),
             (_, _, None) => return Err(ConfigError::IncompleteTls { missing: "key" }),
@@ -386,8 +397,4 @@ impl Config {
         }
         Ok(builder)
     }
-}
-
-fn tls_files(ca: &PathBuf, cert: &PathBuf, key: &PathBuf) -> TlsFiles {
-    TlsFiles::new(ca, cert, key)
 }

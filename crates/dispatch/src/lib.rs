@@ -101,7 +101,7 @@ pub use transport::BindError;
 pub mod testkit {
     #[cfg(any(test, feature = "testkit-certificates"))]
     pub use crate::authority::{
-        AUTHORITY_LIFETIME, Authority, AuthorityError, Issued, NODE_LIFETIME,
+        AUTHORITY_LIFETIME, Authority, AuthorityError, Issued, NODE_LIFETIME, Revoked,
     };
     pub use crate::memory::MemoryNetwork;
 }

@@ -22,7 +22,7 @@ use crate::pubsub::PubSub;
 use crate::registry::Registry;
 use crate::service::{Protocol, ServeError, ServeOptions, Served, Service};
 use crate::supervise::{SuperviseOptions, Supervised};
-use crate::tls::Tls;
+use crate::tls::{self, Tls};
 use crate::transport::Transport;
 use crate::transport::tcp::TcpTransport;
 
@@ -50,6 +50,8 @@ struct Inner {
     data: Arc<DataPlane>,
     pubsub: PubSub,
     phase: watch::Receiver<Phase>,
+    /// None without encryption.
+    tls: Option<Arc<Tls>>,
     /// Dropped last: tells the driver to stop.
     shutdown: watch::Sender<bool>,
     tasks: Vec<JoinHandle<()>>,
@@ -74,6 +76,9 @@ pub struct NodeStats {
     pub data: DataStats,
     /// The nodes, living and recently dead.
     pub members: Vec<Member>,
+    /// When this node's certificate ends, or one of its intermediates where that is sooner; none without encryption. It is
+    /// warned about from 30 days before, or from the last third of its life, whichever is shorter.
+    pub certificate_not_after: Option<SystemTime>,
 }
 
 impl Node {
@@ -96,7 +101,7 @@ impl Node {
     }
 
     pub(crate) async fn start(checked: Checked) -> Result<Node, StartError> {
-        let transport = bind(&checked)?;
+        let (transport, tls) = bind(&checked).await?;
         let address = match (&checked.advertise, &transport) {
             (Some(address), _) => address.clone(),
             (None, Some(transport)) => transport.local_address(),
@@ -158,6 +163,9 @@ impl Node {
             links: Links::default(),
         };
         let mut tasks = Vec::new();
+        if let Some(tls) = &tls {
+            tasks.push(tokio::spawn(tls::watch(Arc::clone(tls))));
+        }
         if let Some(transport) = &transport {
             tasks.push(tokio::spawn(control::accept(
                 Arc::clone(transport),
@@ -180,6 +188,7 @@ impl Node {
                 data,
                 pubsub,
                 phase,
+                tls,
                 shutdown,
                 tasks,
             }),
@@ -264,7 +273,18 @@ impl Node {
             cluster: answer.await.ok()?,
             data: self.inner.data.stats(),
             members: self.members(),
+            certificate_not_after: self.inner.tls.as_ref().map(|tls| tls.not_after()),
         })
+    }
+
+    /// Looks at the files of the certificates now, and not within 30 s: for whoever has just replaced them.
+    ///
+    /// Returns when what has changed is in use. Links of peers that are revoked by it are being closed then. Files that are
+    /// of no use leave what was in use, and are warned about. Does nothing without encryption.
+    pub async fn reread_certificates(&self) {
+        if let Some(tls) = &self.inner.tls {
+            tls.look().await;
+        }
     }
 
     /// Stops the services, says goodbye to every peer, and ends: the entries are gone everywhere at once, and nobody
@@ -352,15 +372,26 @@ pub enum StopCause {
     },
 }
 
-fn bind(checked: &Checked) -> Result<Option<Arc<dyn Transport>>, StartError> {
+/// The transport, and what it is encrypted by.
+type Bound = (Option<Arc<dyn Transport>>, Option<Arc<Tls>>);
+
+async fn bind(checked: &Checked) -> Result<Bound, StartError> {
     Ok(match &checked.network {
-        None => None,
-        Some(Network::Memory(network)) => Some(network.bind(&checked.bind)?),
-        Some(Network::Plaintext) => Some(Arc::new(TcpTransport::plaintext(&checked.bind)?)),
+        None => (None, None),
+        Some(Network::Memory(network)) => (Some(network.bind(&checked.bind)?), None),
+        Some(Network::Plaintext) => {
+            let transport = TcpTransport::plaintext(&checked.bind)?;
+            (Some(Arc::new(transport)), None)
+        }
         Some(Network::Tls(files)) => {
-            let tls = Tls::load(files, &checked.cluster)?;
+            let (files, cluster) = (files.clone(), checked.cluster.clone());
+            // Files are read where blocking is allowed.
+            let loading = tokio::task::spawn_blocking(move || Tls::load(&files, &cluster));
+            // It ends early only where the runtime does.
+            let tls = loading.await.map_err(|_| StartError::Stopped)??;
             tls.check_node(&checked.name)?;
-            Some(Arc::new(TcpTransport::tls(&checked.bind, tls)?))
+            let transport = TcpTransport::tls(&checked.bind, Arc::clone(&tls))?;
+            (Some(Arc::new(transport)), Some(tls))
         }
     })
 }

@@ -98,6 +98,7 @@ pub(crate) struct NodeSection {
     pub(crate) ca: Option<PathBuf>,
     pub(crate) cert: Option<PathBuf>,
     pub(crate) key: Option<PathBuf>,
+    pub(crate) crl: Option<PathBuf>,
     pub(crate) plaintext: bool,
     pub(crate) max_payload_bytes: Option<usize>,
 }
@@ -166,7 +167,7 @@ pub enum ConfigError {
         /// What was asked for.
         value: usize,
     },
-    /// Some of `node.ca`, `node.cert` and `node.key` are given, but not all three.
+    /// Some of `node.ca`, `node.cert` and `node.key` are given, but not all three; or `node.crl` without them.
     #[error("node.{missing} is missing: encryption needs node.ca, node.cert and node.key")]
     IncompleteTls {
         /// The missing key.

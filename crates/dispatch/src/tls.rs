@@ -2,64 +2,35 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::sync::Arc;
+use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
-use keydispatch_core::hello::Credentials;
+use keydispatch_core::hello::{Credentials, NodeNames};
 use keydispatch_core::{ClusterName, NodeName};
 use rustls::CertificateError;
 use rustls_pki_types::{CertificateDer, ServerName};
 use webpki::EndEntityCert;
 
+mod files;
 mod identity;
 mod names;
+mod standing;
+mod watch;
 
-pub(crate) use identity::Identity;
+pub use files::TlsFiles;
+use files::{OwnFiles, TrustFiles};
+pub(crate) use identity::{Identity, Role};
+use identity::{Judgement, Own, Trust};
 use names::Contents;
 pub use names::{cluster_dns_name, node_uri};
-
-/// How often the files are looked at, at most.
-const RELOAD_INTERVAL: Duration = Duration::from_secs(1);
-
-/// How long before its end a certificate is warned about.
-const EXPIRY_NOTICE: Duration = Duration::from_secs(14 * 24 * 3600);
-
-/// How often it is warned about.
-const EXPIRY_WARNING_INTERVAL: Duration = Duration::from_secs(24 * 3600);
+use standing::Peers;
+pub(crate) use standing::Standing;
+use watch::Watch;
+pub(crate) use watch::{LOOK_INTERVAL, watch};
 
 /// Bytes that TLS holds back while the socket takes no more.
 pub(crate) const TLS_BUFFER_BYTES: usize = 128 * 1024;
-
-/// The files of a node's identity, all PEM. They are read again when they change.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TlsFiles {
-    ca: PathBuf,
-    cert: PathBuf,
-    key: PathBuf,
-}
-
-impl TlsFiles {
-    /// The certificates of the authorities that peers may be issued by, this node's certificate (followed by its
-    /// intermediates, if any), and its private key.
-    pub fn new(ca: impl Into<PathBuf>, cert: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
-        TlsFiles {
-            ca: ca.into(),
-            cert: cert.into(),
-            key: key.into(),
-        }
-    }
-
-    fn stamp(&self) -> Stamp {
-        [&self.ca, &self.cert, &self.key].map(|path| {
-            let metadata = std::fs::metadata(path).ok()?;
-            Some((metadata.modified().ok()?, metadata.len()))
-        })
-    }
-}
-
-/// When the files were written and how long they are.
-type Stamp = [Option<(SystemTime, u64)>; 3];
 
 /// Why certificates cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -157,6 +128,30 @@ pub enum TlsError {
         /// This node's name.
         node: NodeName,
     },
+    /// The certificate was revoked by the authority that issued it.
+    #[error("the certificate {} is revoked by the list {}: issue a new one", cert.display(), crl.display())]
+    Revoked {
+        /// The certificate's file.
+        cert: PathBuf,
+        /// The list's file.
+        crl: PathBuf,
+    },
+    /// The revocation lists cannot be used.
+    #[error("the revocation list {} cannot be used: {why}", path.display())]
+    RevocationList {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+    /// Others than the owner of the key's file can write it, and so take this node's place.
+    #[error("the private key {} can be written by others (mode {mode:o}): chmod 600 {}", path.display(), path.display())]
+    KeyMode {
+        /// The key's file.
+        path: PathBuf,
+        /// Its permissions.
+        mode: u32,
+    },
     /// Something else is wrong with a certificate.
     #[error("the certificate {} cannot be used: {why}", path.display())]
     Unusable {
@@ -186,40 +181,45 @@ pub(crate) struct Tls {
     cluster: ClusterName,
     server_name: ServerName<'static>,
     current: ArcSwap<Identity>,
-    watch: Mutex<Watch>,
+    peers: Arc<Peers>,
+    /// Held while the files are looked at.
+    watch: Arc<tokio::sync::Mutex<Watch>>,
 }
 
+/// What a handshake came to.
 #[derive(Debug)]
-struct Watch {
-    looked: Instant,
-    loaded: Stamp,
-    /// The files as they were when reading them failed last.
-    failed: Option<Stamp>,
-    warned_of_expiry: Option<Instant>,
+pub(crate) struct Admitted {
+    pub(crate) credentials: Credentials,
+    pub(crate) standing: Standing,
 }
 
 impl Tls {
-    /// Reads the files and checks that peers of the same cluster will accept them.
+    /// Reads the files, and checks that peers of the same cluster will accept them. Blocks.
     pub(crate) fn load(files: &TlsFiles, cluster: &ClusterName) -> Result<Arc<Self>, TlsError> {
         let server_name = ServerName::try_from(cluster_dns_name(cluster))
             .expect("a cluster's name is encoded as a DNS name");
-        // Before reading: what changes meanwhile is noticed later.
-        let loaded = files.stamp();
-        let identity = Identity::load(files, cluster, &server_name)?;
+        let trust = Arc::new(Trust::parse(files, TrustFiles::read(files)?)?);
+        let own = Arc::new(Own::parse(files, OwnFiles::read(files)?)?);
+        let parts = (trust, own);
+        let identity = Identity::new(files, cluster, &server_name, parts, Judgement::Strict, 0)?;
         let tls = Tls {
             files: files.clone(),
             cluster: cluster.clone(),
             server_name,
             current: ArcSwap::from_pointee(identity),
-            watch: Mutex::new(Watch {
-                looked: Instant::now(),
-                loaded,
-                failed: None,
-                warned_of_expiry: None,
-            }),
+            peers: Arc::default(),
+            watch: Arc::default(),
         };
-        tls.warn_of_expiry(&mut tls.watch.lock().unwrap_or_else(PoisonError::into_inner));
+        tls.warn_of_modes(None);
+        if let Ok(mut watch) = tls.watch.try_lock() {
+            tls.warn_of_expiry(&mut watch, SystemTime::now());
+        }
         Ok(Arc::new(tls))
+    }
+
+    /// When this node's certificate ends, or one of its intermediates where that is sooner.
+    pub(crate) fn not_after(&self) -> SystemTime {
+        self.current.load().own.validity.ends
     }
 
     /// Whether the own certificate speaks for that node, which peers will ask too.
@@ -242,62 +242,15 @@ impl Tls {
         self.server_name.clone()
     }
 
-    /// The identity to shake hands with now: the files are read again if they changed.
-    pub(crate) fn identity(&self) -> Arc<Identity> {
-        let mut watch = self.watch.lock().unwrap_or_else(PoisonError::into_inner);
-        if watch.looked.elapsed() >= RELOAD_INTERVAL {
-            watch.looked = Instant::now();
-            self.reload(&mut watch);
-            self.warn_of_expiry(&mut watch);
-        }
-        self.current.load_full()
-    }
-
-    fn reload(&self, watch: &mut Watch) {
-        let stamp = self.files.stamp();
-        if stamp == watch.loaded {
-            return;
-        }
-        match Identity::load(&self.files, &self.cluster, &self.server_name) {
-            Ok(identity) => {
-                self.current.store(Arc::new(identity));
-                watch.loaded = stamp;
-                watch.failed = None;
-                watch.warned_of_expiry = None;
-                tracing::info!(cert = %self.files.cert.display(), "read the changed certificates");
-            }
-            // Files are replaced one after the other, so this may pass.
-            Err(error) => {
-                if watch.failed != Some(stamp) {
-                    watch.failed = Some(stamp);
-                    tracing::warn!(%error, "keeping the old certificates: the changed ones are no use");
-                }
-            }
-        }
-    }
-
-    fn warn_of_expiry(&self, watch: &mut Watch) {
-        let identity = self.current.load();
-        let is_close = SystemTime::now() + EXPIRY_NOTICE > identity.expires;
-        let is_due = watch
-            .warned_of_expiry
-            .is_none_or(|warned| warned.elapsed() >= EXPIRY_WARNING_INTERVAL);
-        if is_close && is_due {
-            watch.warned_of_expiry = Some(Instant::now());
-            tracing::warn!(
-                cert = %self.files.cert.display(),
-                expires = %identity.not_after,
-                "this node's certificate ends soon: replace the file, no restart is needed"
-            );
-        }
-    }
-
-    /// What the certificate of a peer proves, whose chain the handshake has verified.
-    pub(crate) fn credentials(
+    /// What the certificate of a peer proves, whose chain the handshake has verified by that identity.
+    pub(crate) fn admit(
         &self,
+        identity: &Identity,
         chain: Option<&[CertificateDer<'_>]>,
-    ) -> Result<Credentials, String> {
-        let Some(certificate) = chain.and_then(<[_]>::first) else {
+        role: Role,
+    ) -> Result<Admitted, String> {
+        let chain = chain.unwrap_or_default();
+        let Some(certificate) = chain.first() else {
             return Err("it presents no certificate".to_owned());
         };
         let contents = Contents::read(certificate)
@@ -305,12 +258,33 @@ impl Tls {
         EndEntityCert::try_from(certificate)
             .and_then(|certificate| certificate.verify_is_valid_for_subject_name(&self.server_name))
             .map_err(|_| other_cluster(&self.cluster, &contents.dns_names))?;
+        if !contents.names(&self.cluster) {
+            return Err(other_cluster(&self.cluster, &contents.dns_names));
+        }
         let nodes = contents
             .nodes
             .map_err(|why| format!("its certificate names no node: {why}"))?;
-        Ok(Credentials::Certificate {
-            cluster: self.cluster.clone(),
-            nodes,
+        let who = match &nodes {
+            NodeNames::Any => "a node of any name".to_owned(),
+            NodeNames::Exact(names) => {
+                let names: Vec<&str> = names.iter().map(NodeName::as_str).collect();
+                names.join(", ")
+            }
+        };
+        let standing = self.peers.register(identity, chain, role, who)?;
+        // From here on it is judged with the others. What was read during the handshake is not overlooked.
+        let current = self.current.load();
+        if current.number != identity.number {
+            current
+                .verify(chain, role, &self.server_name, SystemTime::now())
+                .map_err(|error| explain(&self.cluster, &error))?;
+        }
+        Ok(Admitted {
+            credentials: Credentials::Certificate {
+                cluster: self.cluster.clone(),
+                nodes,
+            },
+            standing,
         })
     }
 
@@ -361,6 +335,13 @@ fn explain(cluster: &ClusterName, error: &rustls::Error) -> String {
             CertificateError::UnknownIssuer | CertificateError::BadSignature,
         ) => "its certificate was issued by an authority that is not in this node's CA file"
             .to_owned(),
+        Error::InvalidCertificate(CertificateError::Revoked) => {
+            "its certificate is revoked: issue a new one, with a new key".to_owned()
+        }
+        Error::InvalidCertificate(CertificateError::UnknownRevocationStatus) => {
+            "its certificate was issued by an authority that has no list in this node's CRL file"
+                .to_owned()
+        }
         Error::InvalidCertificate(CertificateError::NotValidForNameContext {
             presented, ..
         }) => other_cluster(cluster, presented),

@@ -48,6 +48,11 @@ pub(crate) trait Connection: Send + 'static {
     /// The other side as logs name it.
     fn peer(&self) -> &str;
 
+    /// Ends when a new connection would be made with other certificates than this one, as far as this side knows.
+    fn outdated(&self) -> BoxFuture<'static, ()> {
+        Box::pin(std::future::pending())
+    }
+
     /// Sets the longest frame to accept; at first [`STRANGER_FRAME_BYTES`].
     fn set_frame_limit(&mut self, bytes: usize);
 
@@ -142,6 +147,9 @@ pub(crate) enum ConnectionError {
     /// The other side did not accept this node's certificate.
     #[error("the peer refused this node over TLS: {why}; the peer's log may say more")]
     RefusedByPeer { why: String },
+    /// The certificate that the peer proved itself by is over, revoked, or of an authority that is no longer trusted.
+    #[error("the peer is no longer trusted: {why}")]
+    Withdrawn { why: String },
 }
 
 impl ConnectionError {

@@ -150,8 +150,8 @@ impl Pki {
             directory: tempfile::tempdir().unwrap(),
         };
         std::fs::write(pki.path("ca.pem"), authority.ca_pem()).unwrap();
-        std::fs::write(pki.path("cert.pem"), &issued.cert_pem).unwrap();
-        std::fs::write(pki.path("key.pem"), &issued.key_pem).unwrap();
+        let (cert, key) = (pki.path("cert.pem"), pki.path("key.pem"));
+        issued.write(&cert, &key).unwrap();
         pki
     }
 

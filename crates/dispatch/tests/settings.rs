@@ -541,8 +541,8 @@ async fn node_ca_cert_and_key_encrypt_and_all_three_are_needed() {
     std::fs::write(path("ca.pem"), authority.ca_pem()).unwrap();
     for name in ["a", "b"] {
         let issued = authority.issue(name).unwrap();
-        std::fs::write(path(&format!("{name}.pem")), issued.cert_pem).unwrap();
-        std::fs::write(path(&format!("{name}.key")), issued.key_pem).unwrap();
+        let file = |extension| path(&format!("{name}.{extension}"));
+        issued.write(&file("pem"), &file("key")).unwrap();
     }
     let key = |key: &str, file: &str| format!("{key} = {:?}\n", path(file));
     let files = TlsFiles::new(path("ca.pem"), path("a.pem"), path("a.key"));
@@ -561,6 +561,35 @@ async fn node_ca_cert_and_key_encrypt_and_all_three_are_needed() {
     assert!(error.to_string().contains("node.key is missing"), "{error}");
     let beside = format!("{toml}plaintext = true\n");
     let error = Config::parse(&beside).unwrap().builder("b").unwrap_err();
+    assert!(error.to_string().contains("choose one"), "{error}");
+}
+
+#[tokio::test]
+async fn node_crl_names_who_is_revoked_and_needs_certificates() {
+    let directory = tempfile::tempdir().unwrap();
+    let authority = Authority::new("dispatch").unwrap();
+    let path = |file: &str| directory.path().join(file);
+    std::fs::write(path("ca.pem"), authority.ca_pem()).unwrap();
+    let issued = authority.issue("a").unwrap();
+    issued.write(&path("a.pem"), &path("a.key")).unwrap();
+    let list = authority.revocation_list(1, issued.revoked()).unwrap();
+    std::fs::write(path("ca.crl"), list).unwrap();
+    let key = |key: &str, file: &str| format!("{key} = {:?}\n", path(file));
+    let crl = key("crl", "ca.crl");
+    let toml = format!(
+        "[node]\n{}{}{}{crl}",
+        key("ca", "ca.pem"),
+        key("cert", "a.pem"),
+        key("key", "a.key")
+    );
+    let error = Config::parse(&toml).unwrap().builder("a").unwrap();
+    let error = error.start().await.unwrap_err().to_string();
+    assert!(error.contains("a.pem is revoked by"), "{error}");
+    let alone = format!("[node]\n{crl}");
+    let error = Config::parse(&alone).unwrap().builder("a").unwrap_err();
+    assert!(error.to_string().contains("node.ca is missing"), "{error}");
+    let plain = format!("{alone}plaintext = true\n");
+    let error = Config::parse(&plain).unwrap().builder("a").unwrap_err();
     assert!(error.to_string().contains("choose one"), "{error}");
 }
 

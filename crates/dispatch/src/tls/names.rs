@@ -6,9 +6,9 @@ use std::time::{Duration, SystemTime};
 use keydispatch_core::hello::NodeNames;
 use keydispatch_core::{ClusterName, NodeName};
 use rustls::crypto::ring;
-use rustls_pki_types::CertificateDer;
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
 use x509_parser::extensions::GeneralName;
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
 
 /// What every cluster's DNS name ends in; `.internal` is reserved for private use, and these names are never looked up.
 const CLUSTER_SUFFIX: &str = "dispatch.internal";
@@ -63,7 +63,7 @@ pub fn cluster_dns_name(cluster: &ClusterName) -> String {
     format!("{encoded}.{CLUSTER_SUFFIX}")
 }
 
-fn sha256(bytes: &[u8]) -> Vec<u8> {
+pub(super) fn sha256(bytes: &[u8]) -> Vec<u8> {
     let suite = ring::cipher_suite::TLS13_AES_128_GCM_SHA256
         .tls13()
         .expect("it is a suite of TLS 1.3");
@@ -107,19 +107,90 @@ pub(super) fn decode_node(encoded: &str) -> Option<NodeName> {
     NodeName::try_new(String::from_utf8(bytes).ok()?).ok()
 }
 
+/// From when to when something holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Validity {
+    pub(super) begins: SystemTime,
+    pub(super) ends: SystemTime,
+}
+
+impl Validity {
+    fn of(certificate: &X509Certificate<'_>) -> Self {
+        let time = |seconds: i64| {
+            SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
+        };
+        let validity = certificate.validity();
+        Validity {
+            begins: time(validity.not_before.timestamp()),
+            ends: time(validity.not_after.timestamp()),
+        }
+    }
+
+    /// Of the certificate of a chain that ends first: an intermediate that is over is as bad as a certificate.
+    pub(super) fn of_chain(chain: &[CertificateDer<'_>]) -> Result<Self, String> {
+        let mut first: Option<Validity> = None;
+        for certificate in chain {
+            let validity = Validity::of(&parse(certificate)?);
+            if first.is_none_or(|first| validity.ends < first.ends) {
+                first = Some(validity);
+            }
+        }
+        first.ok_or_else(|| "there is no certificate".to_owned())
+    }
+}
+
 /// What a certificate says, apart from its signature.
+#[derive(Debug)]
 pub(super) struct Contents {
     pub(super) dns_names: Vec<String>,
     pub(super) nodes: Result<NodeNames, String>,
     pub(super) not_before: String,
     pub(super) not_after: String,
-    pub(super) expires: SystemTime,
+}
+
+fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, String> {
+    X509Certificate::from_der(certificate)
+        .map(|(_, certificate)| certificate)
+        .map_err(|error| error.to_string())
+}
+
+/// The subject of a certificate, as it is encoded and as people read it.
+pub(super) fn subject(certificate: &CertificateDer<'_>) -> Result<(Vec<u8>, String), String> {
+    let certificate = parse(certificate)?;
+    let subject = certificate.subject();
+    Ok((subject.as_raw().to_vec(), subject.to_string()))
+}
+
+/// What a revocation list says of its issuer.
+pub(super) struct ListContents {
+    pub(super) issuer: Vec<u8>,
+    pub(super) issuer_name: String,
+}
+
+impl ListContents {
+    pub(super) fn read(list: &CertificateRevocationListDer<'_>) -> Result<Self, String> {
+        let (_, list) =
+            CertificateRevocationList::from_der(list).map_err(|error| error.to_string())?;
+        Ok(ListContents {
+            issuer: list.issuer().as_raw().to_vec(),
+            issuer_name: list.issuer().to_string(),
+        })
+    }
 }
 
 impl Contents {
+    /// Whether it names that cluster itself.
+    ///
+    /// Rule: a cluster is named in full. A wildcard (`*.dispatch.internal`), which the verifier takes for every name below
+    /// it, would pass for clusters that nobody thought of when it was issued.
+    pub(super) fn names(&self, cluster: &ClusterName) -> bool {
+        let expected = cluster_dns_name(cluster);
+        let mut names = self.dns_names.iter();
+        names.any(|name| name.eq_ignore_ascii_case(&expected))
+    }
+
     pub(super) fn read(certificate: &CertificateDer<'_>) -> Result<Self, String> {
-        let (_, certificate) =
-            X509Certificate::from_der(certificate).map_err(|error| error.to_string())?;
+        let certificate = parse(certificate)?;
         let mut dns_names = Vec::new();
         let mut any = false;
         let mut exact = Vec::new();
@@ -146,13 +217,11 @@ impl Contents {
             (false, true) => Err(format!("it has no URI that begins with {NODE_PREFIX}")),
         };
         let validity = certificate.validity();
-        let expires = u64::try_from(validity.not_after.timestamp()).unwrap_or(0);
         Ok(Contents {
             dns_names,
             nodes,
             not_before: validity.not_before.to_string(),
             not_after: validity.not_after.to_string(),
-            expires: SystemTime::UNIX_EPOCH + Duration::from_secs(expires),
         })
     }
 }

@@ -1,12 +1,15 @@
 //! Names in certificates, and files that cannot be used.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use proptest::prelude::*;
 
 use super::names::{NODE_PREFIX, decode_node};
 use super::*;
 use crate::authority::{Authority, Issued};
+
+mod rotation;
 
 fn cluster(name: &str) -> ClusterName {
     ClusterName::try_new(name).unwrap()
@@ -79,19 +82,31 @@ impl Files {
             directory: tempfile::tempdir().unwrap(),
         };
         files.write("ca.pem", &authority.ca_pem());
-        files.write("cert.pem", &issued.cert_pem);
-        files.write("key.pem", &issued.key_pem);
+        files.issue(issued);
         files
     }
 
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// Replaces the certificate and the key.
+    fn issue(&self, issued: &Issued) {
+        let (cert, key) = (self.path("cert.pem"), self.path("key.pem"));
+        issued.write(&cert, &key).unwrap();
+    }
+
     fn write(&self, name: &str, text: &str) {
-        std::fs::write(self.directory.path().join(name), text).unwrap();
+        std::fs::write(self.path(name), text).unwrap();
+    }
+
+    fn files(&self) -> TlsFiles {
+        let path = |name| self.path(name);
+        TlsFiles::new(path("ca.pem"), path("cert.pem"), path("key.pem"))
     }
 
     fn load(&self, name: &str) -> Result<Arc<Tls>, TlsError> {
-        let path = |name| self.directory.path().join(name);
-        let files = TlsFiles::new(path("ca.pem"), path("cert.pem"), path("key.pem"));
-        Tls::load(&files, &cluster(name))
+        Tls::load(&self.files(), &cluster(name))
     }
 
     /// Why they cannot be used, checked to name the file.
@@ -211,21 +226,4 @@ fn an_authority_that_was_kept_issues_certificates_that_are_accepted() {
     files.write("cert.pem", &issued.cert_pem);
     files.write("key.pem", &issued.key_pem);
     assert!(files.load("files").is_ok());
-}
-
-#[test]
-fn an_end_that_is_near_is_warned_about_once() {
-    let authority = Authority::new("files").unwrap();
-    let now = SystemTime::now();
-    let soon = authority
-        .issue_with("a", now - EXPIRY_NOTICE, now + EXPIRY_NOTICE / 2)
-        .unwrap();
-    let tls = Files::new(&authority, &soon).load("files").unwrap();
-    let warned = tls.watch.lock().unwrap().warned_of_expiry;
-    assert!(warned.is_some());
-    tls.warn_of_expiry(&mut tls.watch.lock().unwrap());
-    assert_eq!(tls.watch.lock().unwrap().warned_of_expiry, warned);
-    let (_, files) = node_files();
-    let tls = files.load("files").unwrap();
-    assert!(tls.watch.lock().unwrap().warned_of_expiry.is_none());
 }

@@ -17,7 +17,7 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::complaints::Complaints;
-use crate::tls::{TLS_BUFFER_BYTES, Tls, tls_error};
+use crate::tls::{Admitted, Role, Standing, TLS_BUFFER_BYTES, Tls, tls_error};
 use crate::transport::framing::Framed;
 use crate::transport::metered::{Metered, Received};
 use crate::transport::{
@@ -107,7 +107,7 @@ impl TcpTransport {
             address: address.clone(),
             why,
         };
-        let identity = tls.identity();
+        let identity = tls.identity().await;
         let received = Received::default();
         let stream = TlsConnector::from(Arc::clone(&identity.client))
             .connect_with(
@@ -117,15 +117,16 @@ impl TcpTransport {
             )
             .await
             .map_err(|error| refused(tls.explain(&error)))?;
-        let credentials = tls
-            .credentials(stream.get_ref().1.peer_certificates())
+        let admitted = tls
+            .admit(
+                &identity,
+                stream.get_ref().1.peer_certificates(),
+                Role::Server,
+            )
             .map_err(refused)?;
-        Ok(Box::new(TcpConnection {
-            framed: Framed::new(stream),
-            received,
-            credentials,
-            peer,
-        }))
+        Ok(Box::new(TcpConnection::encrypted(
+            stream, received, admitted, peer,
+        )))
     }
 
     async fn next(&self) -> Result<Box<dyn Connection>, AcceptError> {
@@ -256,11 +257,11 @@ async fn connect_any(address: &Address) -> Result<TcpStream, DialError> {
 
 /// The accepting side's handshake; the error is about the peer.
 async fn shake_hands(
-    tls: &Tls,
+    tls: &Arc<Tls>,
     stream: TcpStream,
     peer: SocketAddr,
 ) -> Result<Box<dyn Connection>, String> {
-    let identity = tls.identity();
+    let identity = tls.identity().await;
     let received = Received::default();
     let handshake = TlsAcceptor::from(Arc::clone(&identity.server)).accept_with(
         BufReader::with_capacity(TLS_READ_BYTES, Metered::new(stream, &received)),
@@ -270,13 +271,12 @@ async fn shake_hands(
         .await
         .map_err(|_| "it did not complete the TLS handshake in time".to_owned())?
         .map_err(|error| tls.explain(&error))?;
-    let credentials = tls.credentials(stream.get_ref().1.peer_certificates())?;
-    Ok(Box::new(TcpConnection {
-        framed: Framed::new(stream),
-        received,
-        credentials,
-        peer: peer.to_string(),
-    }))
+    let certificates = stream.get_ref().1.peer_certificates();
+    let admitted = tls.admit(&identity, certificates, Role::Client)?;
+    let peer = peer.to_string();
+    Ok(Box::new(TcpConnection::encrypted(
+        stream, received, admitted, peer,
+    )))
 }
 
 fn complain(complaints: &Complaints, peer: SocketAddr, why: &str) {
@@ -307,7 +307,34 @@ struct TcpConnection<S> {
     framed: Framed<S>,
     received: Received,
     credentials: Credentials,
+    /// None without encryption.
+    standing: Option<Standing>,
     peer: String,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> TcpConnection<S> {
+    fn encrypted(stream: S, received: Received, admitted: Admitted, peer: String) -> Self {
+        TcpConnection {
+            framed: Framed::new(stream),
+            received,
+            credentials: admitted.credentials,
+            standing: Some(admitted.standing),
+            peer,
+        }
+    }
+
+    /// Rule: a connection ends with the trust in the certificate that it was made with. It is asked wherever the task of
+    /// the connection may wait, reading or writing.
+    fn check_standing(&mut self, cx: &mut Context<'_>) -> Result<(), ConnectionError> {
+        match self
+            .standing
+            .as_mut()
+            .map(|standing| standing.poll_withdrawn(cx))
+        {
+            Some(Poll::Ready(why)) => Err(ConnectionError::Withdrawn { why }),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl TcpConnection<Metered<TcpStream>> {
@@ -317,6 +344,7 @@ impl TcpConnection<Metered<TcpStream>> {
             framed: Framed::plaintext(Metered::new(stream, &received)),
             received,
             credentials: Credentials::Unchecked,
+            standing: None,
             peer,
         }
     }
@@ -331,11 +359,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Connection for TcpConne
         &self.peer
     }
 
+    fn outdated(&self) -> BoxFuture<'static, ()> {
+        match &self.standing {
+            Some(standing) => {
+                let renewal = standing.renewal();
+                Box::pin(async move { renewal.notified().await })
+            }
+            None => Box::pin(std::future::pending()),
+        }
+    }
+
     fn set_frame_limit(&mut self, bytes: usize) {
         self.framed.set_frame_limit(bytes);
     }
 
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, ConnectionError>>> {
+        if let Err(error) = self.check_standing(cx) {
+            return Poll::Ready(Some(Err(error)));
+        }
         self.framed
             .poll_frame(cx)
             .map(|frame| frame.map(|frame| frame.map_err(name_refusal)))
@@ -354,6 +395,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Connection for TcpConne
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ConnectionError>> {
+        self.check_standing(cx)?;
         self.framed
             .poll_flush(cx)
             .map_err(|error| name_refusal(error.into()))

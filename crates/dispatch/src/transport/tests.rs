@@ -288,12 +288,9 @@ impl Identity {
     }
 
     fn write(&self, authority: &Authority, issued: &Issued) {
-        let write = |name, text: &str| {
-            std::fs::write(self.directory.path().join(name), text).unwrap();
-        };
-        write("ca.pem", &authority.ca_pem());
-        write("cert.pem", &issued.cert_pem);
-        write("key.pem", &issued.key_pem);
+        let path = |name| self.directory.path().join(name);
+        std::fs::write(path("ca.pem"), authority.ca_pem()).unwrap();
+        issued.write(&path("cert.pem"), &path("key.pem")).unwrap();
     }
 
     fn files(&self) -> TlsFiles {
