@@ -22,6 +22,8 @@ use super::{DataPlane, Heard};
 use crate::call::{CallError, Failure, Unsent};
 use crate::transport::Connection;
 
+mod renew;
+
 /// Frames that wait for the connection's task.
 const MAX_FRAMES: usize = 1 << 16;
 /// Bytes of them: a few hundred callers with 256 KiB each.
@@ -225,26 +227,34 @@ impl Lane {
             .counters
             .connections_opened
             .fetch_add(1, Ordering::Relaxed);
-        connection.set_frame_limit(wire::max_frame_bytes(plane.max_payload_bytes));
-        self.heard.now();
-        let serving = pump::pump(
-            &mut *connection,
-            &self.outbox,
-            &self.heard,
-            Terms {
-                reading: Reading::Always,
-                // What was queued before the peer had said what it takes.
-                frame_limit: wire::max_frame_bytes(self.max_payload_bytes(&plane)),
-            },
-            |frame| self.handle(&frame),
-            |frame| self.refuse(&plane, &frame),
-        );
-        tokio::select! {
-            ended = serving => match ended {
-                Ok(()) => self.end("the node is down"),
-                Err(why) => self.end(&why),
-            },
-            () = self.watch() => self.retire(&plane),
+        loop {
+            connection.set_frame_limit(wire::max_frame_bytes(plane.max_payload_bytes));
+            self.heard.now();
+            let outdated = connection.outdated();
+            let serving = pump::pump(
+                &mut *connection,
+                &self.outbox,
+                &self.heard,
+                Terms {
+                    reading: Reading::Always,
+                    // What was queued before the peer had said what it takes.
+                    frame_limit: wire::max_frame_bytes(self.max_payload_bytes(&plane)),
+                },
+                |frame| self.handle(&frame),
+                |frame| self.refuse(&plane, &frame),
+            );
+            let renewed = tokio::select! {
+                ended = serving => return match ended {
+                    Ok(()) => self.end("the node is down"),
+                    Err(why) => self.end(&why),
+                },
+                () = self.watch() => return self.retire(&plane),
+                renewed = self.renewed(&plane, outdated) => renewed,
+            };
+            connection = match self.hand_over(&plane, connection, renewed).await {
+                Ok(connection) => connection,
+                Err(why) => return self.end(&why),
+            };
         }
     }
 
@@ -423,6 +433,22 @@ impl Lane {
         let stamp = pending.stamp;
         let at = pending.calls.insert(Waiting { stamp, sender });
         Ok(stamp << PENDING_BITS | at as u64)
+    }
+
+    /// The calls that wait for their reply.
+    fn waiting(&self) -> Vec<u64> {
+        let pending = self.lock();
+        let calls = pending.calls.iter();
+        calls
+            .map(|(at, waiting)| waiting.stamp << PENDING_BITS | at as u64)
+            .collect()
+    }
+
+    fn waits_for(&self, number: u64) -> bool {
+        let at = (number & ((1 << PENDING_BITS) - 1)) as usize;
+        let pending = self.lock();
+        let waiting = pending.calls.get(at);
+        waiting.is_some_and(|waiting| waiting.stamp == number >> PENDING_BITS)
     }
 
     fn complete(&self, number: u64, outcome: Outcome) {

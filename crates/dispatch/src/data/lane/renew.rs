@@ -1,0 +1,139 @@
+//! A data connection is made anew while calls go on: a handshake is what shows the certificates of today.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use keydispatch_core::message::Frame;
+
+use super::{CONNECT_TIMEOUT, Lane};
+use crate::data::DataPlane;
+use crate::data::wire::{self, CallHeader, kind};
+use crate::transport::{BoxFuture, Connection};
+
+/// How long the peer may take to have taken what the old connection carries.
+const HAND_OVER: Duration = Duration::from_secs(1);
+
+/// Between two attempts, and between two looks at what the old connection still has to bring.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// The number and the service of the question that tells how far the peer has read: no call has the one, no service the other.
+const MARK: (u64, u64) = (u64::MAX, 0);
+
+impl Lane {
+    /// A connection that is to take the place of one, once that is outdated.
+    pub(super) async fn renewed(
+        &self,
+        plane: &DataPlane,
+        outdated: BoxFuture<'static, ()>,
+    ) -> Box<dyn Connection> {
+        outdated.await;
+        loop {
+            // Where it does not work the old one is as good as it was: who no longer trusts it closes it.
+            let connecting = tokio::time::timeout(CONNECT_TIMEOUT, self.connect(plane)).await;
+            if let Ok(Ok(connection)) = connecting {
+                return connection;
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// Moves from one connection to the other; the first goes on bringing replies to what was sent on it. An error says why
+    /// neither can be used.
+    ///
+    /// Rule: nothing is sent on the new connection before the peer has taken what was sent on the old one. Otherwise the
+    /// messages of one caller would overtake each other.
+    pub(super) async fn hand_over(
+        self: &Arc<Self>,
+        plane: &Arc<DataPlane>,
+        mut old: Box<dyn Connection>,
+        new: Box<dyn Connection>,
+    ) -> Result<Box<dyn Connection>, String> {
+        old.send(mark());
+        let taken = tokio::time::timeout(HAND_OVER, self.read_until_mark(&mut *old)).await;
+        match taken {
+            Ok(Ok(())) => {
+                let opened = &plane.counters.connections_opened;
+                opened.fetch_add(1, Ordering::Relaxed);
+                let (lane, waiting) = (Arc::clone(self), self.waiting());
+                plane.spawn(async move { lane.read_rest(old, waiting).await });
+                Ok(new)
+            }
+            Ok(Err(why)) => Err(why),
+            // It is busy with what it has: another time.
+            Err(_) => Ok(old),
+        }
+    }
+
+    async fn read_until_mark(&self, old: &mut dyn Connection) -> Result<(), String> {
+        poll_fn(|cx| old.poll_flush(cx))
+            .await
+            .map_err(|error| error.to_string())?;
+        loop {
+            let frame = next(old).await?;
+            if is_mark(&frame) {
+                return Ok(());
+            }
+            self.handle(&frame)?;
+        }
+    }
+
+    /// Reads replies until nobody waits for one. The connection may end before: then the calls end with their time, as any
+    /// whose reply is lost.
+    async fn read_rest(&self, mut old: Box<dyn Connection>, mut waiting: Vec<u64>) {
+        loop {
+            waiting.retain(|number| self.waits_for(*number));
+            if waiting.is_empty() {
+                return;
+            }
+            match tokio::time::timeout(PAUSE, next(&mut *old)).await {
+                Ok(Ok(frame)) => {
+                    if self.handle(&frame).is_err() {
+                        return;
+                    }
+                }
+                Ok(Err(why)) => {
+                    tracing::debug!(peer = %self.peer.name, why, "an outdated data connection is gone");
+                    return;
+                }
+                // A connection on which nothing is said may be taken for one that nobody needs.
+                Err(_) => {
+                    old.send(wire::empty(kind::PING));
+                    let flushing = poll_fn(|cx| old.poll_flush(cx));
+                    if !matches!(tokio::time::timeout(PAUSE, flushing).await, Ok(Ok(()))) {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}
+
+async fn next(connection: &mut dyn Connection) -> Result<Frame, String> {
+    match poll_fn(|cx| connection.poll_frame(cx)).await {
+        Some(frame) => frame.map_err(|error| error.to_string()),
+        None => Err("closed by the peer".to_owned()),
+    }
+}
+
+/// A call of no service: it is answered at once, after everything before it was taken.
+fn mark() -> Frame {
+    let (number, sequence) = MARK;
+    let header = CallHeader {
+        number,
+        sequence,
+        timeout_ms: 0,
+        version: 0,
+    };
+    Frame {
+        kind: kind::CALL,
+        // It fits, whatever the limit is.
+        body: postcard::to_allocvec(&header).unwrap_or_default().into(),
+    }
+}
+
+fn is_mark(frame: &Frame) -> bool {
+    matches!(frame.kind, kind::FAILURE | kind::REPLY)
+        && wire::split::<u64>(&frame.body).is_ok_and(|(number, _)| number == MARK.0)
+}
