@@ -2,6 +2,7 @@
 
 mod authority;
 mod files;
+mod revoke;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -26,8 +27,13 @@ const ANY: &str = "any";
 ///
 /// Writes ca.pem and ca.key where they are not there yet, and NODE.pem and NODE.key for each node named. Run it again in
 /// the same directory to add nodes.
+///
+/// `dispatch cert revoke` takes certificates back; a node that is named so is written after `--`.
 #[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(crate) struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// The cluster's name, as in `pubsub.name`
     #[arg(long, default_value = "dispatch")]
     cluster: String,
@@ -46,6 +52,11 @@ pub(crate) struct Arguments {
     /// The nodes' names
     #[arg(value_name = "NODE", required_unless_present = "any")]
     nodes: Vec<String>,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {
+    Revoke(revoke::Arguments),
 }
 
 fn default_days() -> u32 {
@@ -76,7 +87,15 @@ pub(crate) enum CertError {
          authority with another --out"
     )]
     OtherCluster { path: PathBuf, cluster: ClusterName },
-    #[error("{path} cannot be read as an authority's certificate: {why}")]
+    #[error("there is no authority in {directory}: say where it is with --out")]
+    NoAuthority { directory: PathBuf },
+    #[error(
+        "{path} is not there: revoke a certificate that is elsewhere by its number, with --serial"
+    )]
+    NoCertificate { path: PathBuf },
+    #[error("{path} is not of the authority {ca}: only who issued a certificate can revoke it")]
+    OtherIssuer { path: PathBuf, ca: PathBuf },
+    #[error("{path} cannot be read as it should be: {why}")]
     Unreadable { path: PathBuf, why: String },
     #[error("{key} is not the key of {certificate}: put the pair that belongs together there")]
     OtherKey { key: PathBuf, certificate: PathBuf },
@@ -102,6 +121,9 @@ struct Order {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, CertError> {
+    if let Some(Command::Revoke(arguments)) = &arguments.command {
+        return revoke::run(arguments);
+    }
     let cluster = ClusterName::try_new(&arguments.cluster)?;
     let orders = orders(arguments)?;
     let out = &arguments.out;
@@ -127,6 +149,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, CertError> {
         let issued = authority.issue_with(&order.subject, now - files::BACKDATE, now + lifetime)?;
         let certificate = out.join(format!("{}.pem", order.stem));
         let key = out.join(format!("{}.key", order.stem));
+        let replaced = files::read_if_there(&certificate)?.and_then(|pem| serial_of(&pem));
         // The key first: a node that watches its files finds a pair once the certificate is there.
         files::write_secret(&key, &issued.key_pem, arguments.force)?;
         files::write_public(&certificate, &issued.cert_pem, arguments.force)?;
@@ -141,6 +164,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, CertError> {
             },
             arguments.days
         ))?;
+        if let Some(serial) = replaced {
+            say(format_args!(
+                "it replaces the one with the serial number {serial}, which stays valid; where its key may be known to \
+                 others: dispatch cert revoke --serial {serial}"
+            ))?;
+        }
     }
     explain(arguments, &orders)?;
     Ok(ExitCode::SUCCESS)
@@ -150,22 +179,7 @@ fn orders(arguments: &Arguments) -> Result<Vec<Order>, CertError> {
     let mut seen = BTreeSet::new();
     let mut orders = Vec::new();
     for name in &arguments.nodes {
-        let no_file_name = |why| CertError::NoFileName {
-            name: name.clone(),
-            why,
-        };
-        let node = NodeName::try_new(name)?;
-        match node.as_str() {
-            "*" => return Err(no_file_name("for a certificate of any name use --any")),
-            "ca" => return Err(no_file_name("the authority's files are named so")),
-            ANY if arguments.any => return Err(no_file_name("the files of --any are named so")),
-            name if name.contains('/') => return Err(no_file_name("it holds a slash")),
-            name if name.starts_with('.') => return Err(no_file_name("it starts with a dot")),
-            name if name.len() > files::MAX_STEM_BYTES => {
-                return Err(no_file_name("it is too long for one"));
-            }
-            _ => {}
-        }
+        stem(name, arguments.any)?;
         if !seen.insert(name) {
             return Err(CertError::Twice { name: name.clone() });
         }
@@ -181,6 +195,39 @@ fn orders(arguments: &Arguments) -> Result<Vec<Order>, CertError> {
         });
     }
     Ok(orders)
+}
+
+/// What the files of a node are named after; with `any`, the files of `--any` are there, too.
+fn stem(name: &str, any: bool) -> Result<&str, CertError> {
+    let no_file_name = |why| CertError::NoFileName {
+        name: name.to_owned(),
+        why,
+    };
+    let node = NodeName::try_new(name)?;
+    match node.as_str() {
+        "*" => return Err(no_file_name("for a certificate of any name use --any")),
+        "ca" => return Err(no_file_name("the authority's files are named so")),
+        ANY if any => return Err(no_file_name("the files of --any are named so")),
+        name if name.contains('/') => return Err(no_file_name("it holds a slash")),
+        name if name.starts_with('.') => return Err(no_file_name("it starts with a dot")),
+        name if name.len() > files::MAX_STEM_BYTES => {
+            return Err(no_file_name("it is too long for one"));
+        }
+        _ => {}
+    }
+    Ok(name)
+}
+
+/// A serial number as it is printed, and read by `--serial`.
+fn serial_text(serial: &[u8]) -> String {
+    let digits: Vec<String> = serial.iter().map(|byte| format!("{byte:02x}")).collect();
+    digits.concat()
+}
+
+/// The serial number of a certificate; none where it is no certificate.
+fn serial_of(pem: &str) -> Option<String> {
+    let (_, pem) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).ok()?;
+    Some(serial_text(&pem.parse_x509().ok()?.serial.to_bytes_be()))
 }
 
 /// What to copy where, and what to keep.

@@ -221,3 +221,105 @@ fn without_a_node_there_is_nothing_to_make() {
     assert!(error.contains("<NODE>"), "{error}");
     assert!(listed(directory.path()).is_empty());
 }
+
+/// A node by files that `dispatch cert` wrote.
+fn node(certs: &Path, name: &str, seeds: &[&str]) -> keydispatch::NodeBuilder {
+    let files = keydispatch::TlsFiles::new(
+        certs.join("ca.pem"),
+        certs.join(format!("{name}.pem")),
+        certs.join(format!("{name}.key")),
+    );
+    keydispatch::Node::builder(name)
+        .seeds(seeds.iter().copied())
+        .start_timeout(std::time::Duration::from_secs(5))
+        .tls(files.crl(certs.join("ca.crl")))
+}
+
+#[tokio::test]
+async fn a_revoked_node_is_refused_and_the_others_are_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let certs = directory.path().join("certs");
+    made(directory.path(), &["a", "b", "c"]);
+    let said = made(directory.path(), &["revoke", "b"]);
+    assert!(said.contains("revoked certs/b.pem"), "{said}");
+    assert!(said.contains("crl = \"ca.crl\""), "{said}");
+    assert_eq!(mode(certs.join("ca.crl")), 0o644);
+    let a = node(&certs, "a", &[]).start().await.unwrap();
+    let seed = a.address().to_string();
+    let c = node(&certs, "c", &[&seed]).start().await.unwrap();
+    assert!(a.members().iter().any(|member| member.name() == c.name()));
+    let error = node(&certs, "b", &[&seed]).start().await.unwrap_err();
+    assert!(error.to_string().contains("revoked"), "{error}");
+}
+
+#[test]
+fn a_list_grows_and_forgets_nobody() {
+    let directory = tempfile::tempdir().unwrap();
+    let certs = directory.path().join("certs");
+    let said = made(directory.path(), &["a", "b"]);
+    assert!(!said.contains("serial number"), "{said}");
+    let said = made(directory.path(), &["revoke"]);
+    assert!(said.contains("which revokes 0"), "{said}");
+    assert!(made(directory.path(), &["revoke", "a"]).contains("which revokes 1"));
+    assert!(made(directory.path(), &["revoke", "a"]).contains("was revoked before"));
+    let said = made(directory.path(), &["--force", "b"]);
+    let serial = said
+        .rsplit("--serial ")
+        .next()
+        .unwrap()
+        .lines()
+        .next()
+        .unwrap();
+    let said = made(directory.path(), &["revoke", "--serial", serial]);
+    assert!(said.contains("which revokes 2"), "{said}");
+    // The new certificate of the same node is another one.
+    let said = made(directory.path(), &["revoke", "b"]);
+    assert!(said.contains("which revokes 3"), "{said}");
+    made(directory.path(), &["--any"]);
+    let said = made(directory.path(), &["revoke", "--any"]);
+    assert!(said.contains("which revokes 4"), "{said}");
+    assert!(text(certs.join("ca.crl")).starts_with("-----BEGIN X509 CRL-----"));
+}
+
+#[test]
+fn what_is_not_there_or_of_another_authority_is_not_revoked() {
+    let directory = tempfile::tempdir().unwrap();
+    let error = refused(directory.path(), &["revoke", "a"]);
+    assert!(error.contains("no authority in certs"), "{error}");
+    assert!(listed(directory.path()).is_empty());
+    made(directory.path(), &["a"]);
+    made(directory.path(), &["--out", "others", "b"]);
+    let error = refused(directory.path(), &["revoke", "b"]);
+    assert!(error.contains("certs/b.pem is not there"), "{error}");
+    assert!(error.contains("--serial"), "{error}");
+    let (certs, others) = (
+        directory.path().join("certs"),
+        directory.path().join("others"),
+    );
+    fs::copy(others.join("b.pem"), certs.join("b.pem")).unwrap();
+    let error = refused(directory.path(), &["revoke", "b"]);
+    assert!(
+        error.contains("not of the authority certs/ca.pem"),
+        "{error}"
+    );
+    made(directory.path(), &["revoke", "--out", "others", "b"]);
+    fs::copy(others.join("ca.crl"), certs.join("ca.crl")).unwrap();
+    let before = text(certs.join("ca.crl"));
+    let error = refused(directory.path(), &["revoke", "a"]);
+    assert!(
+        error.contains("certs/ca.crl is not of the authority"),
+        "{error}"
+    );
+    assert_eq!(text(certs.join("ca.crl")), before);
+    let error = refused(directory.path(), &["revoke", "--serial", "nonsense"]);
+    assert!(error.contains("--serial"), "{error}");
+    let error = refused(directory.path(), &["revoke", "../a"]);
+    assert!(error.contains("slash"), "{error}");
+}
+
+#[test]
+fn a_node_that_is_named_as_the_subcommand_is_written_after_two_dashes() {
+    let directory = tempfile::tempdir().unwrap();
+    made(directory.path(), &["--", "revoke"]);
+    assert!(directory.path().join("certs/revoke.pem").exists());
+}

@@ -18,17 +18,27 @@ pub(super) fn make_or_reuse(
     cluster: &ClusterName,
     lifetime: Duration,
 ) -> Result<(Authority, bool), CertError> {
+    if let Some(authority) = reuse(out, cluster, lifetime)? {
+        return Ok((authority, false));
+    }
+    let authority = Authority::new(cluster.as_str())?;
+    files::write_secret(&out.join("ca.key"), &authority.ca_key_pem(), false)?;
+    files::write_public(&out.join("ca.pem"), &authority.ca_pem(), false)?;
+    Ok((authority, true))
+}
+
+/// The authority that is there; none where there is nothing of one.
+pub(super) fn reuse(
+    out: &Path,
+    cluster: &ClusterName,
+    lifetime: Duration,
+) -> Result<Option<Authority>, CertError> {
     let certificate_path = out.join("ca.pem");
     let key_path = out.join("ca.key");
     let certificate = files::read_if_there(&certificate_path)?;
     let key = files::read_if_there(&key_path)?;
     match (certificate, key) {
-        (None, None) => {
-            let authority = Authority::new(cluster.as_str())?;
-            files::write_secret(&key_path, &authority.ca_key_pem(), false)?;
-            files::write_public(&certificate_path, &authority.ca_pem(), false)?;
-            Ok((authority, true))
-        }
+        (None, None) => Ok(None),
         (Some(_), None) => Err(CertError::HalfAuthority {
             there: certificate_path,
             missing: "ca.key",
@@ -41,7 +51,7 @@ pub(super) fn make_or_reuse(
             check_cluster_and_time(&certificate_path, &certificate, cluster, lifetime)?;
             check_pair(&certificate_path, &certificate, &key_path, &key)?;
             let authority = Authority::from_pem(cluster.as_str(), &certificate, &key)?;
-            Ok((authority, false))
+            Ok(Some(authority))
         }
     }
 }
