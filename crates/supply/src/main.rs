@@ -1,0 +1,101 @@
+//! What is built from whose work, checked against `deny.toml`, and written down.
+#![expect(
+    clippy::print_stdout,
+    reason = "it is a command whose output is its result"
+)]
+#![expect(clippy::print_stderr, reason = "and its errors")]
+
+mod bill;
+mod notices;
+mod packages;
+mod policy;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use packages::Packages;
+use policy::Policy;
+
+/// Why nothing could be checked or written.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("{path}: {source}")]
+    File {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("`cargo metadata` failed: {0}")]
+    Cargo(String),
+    #[error("what `cargo metadata` says is not understood: {0}")]
+    Metadata(#[from] serde_json::Error),
+    #[error("{path} is not understood: {source}")]
+    Toml {
+        path: PathBuf,
+        source: toml::de::Error,
+    },
+    #[error("the licence of {package} is no SPDX expression: {why}")]
+    Licence { package: String, why: String },
+}
+
+const USAGE: &str = "usage: keydispatch-supply check | notices | texts | sbom
+
+check    the packages against deny.toml, and THIRD-PARTY.md against the packages
+notices  prints what THIRD-PARTY.md has to hold
+texts    prints the notices with the licences' texts, to go with a binary
+sbom     prints a bill of materials of the command `dispatch`, CycloneDX 1.5 as JSON";
+
+fn main() -> ExitCode {
+    let command = std::env::args().nth(1).unwrap_or_default();
+    let done = match command.as_str() {
+        "check" => check(),
+        "notices" => packages().map(|packages| print!("{}", notices::table(&packages))),
+        "texts" => packages().and_then(|packages| {
+            print!("{}", notices::texts(&packages)?);
+            Ok(())
+        }),
+        "sbom" => packages().and_then(|packages| {
+            println!("{}", serde_json::to_string_pretty(&bill::of(&packages))?);
+            Ok(())
+        }),
+        _ => {
+            eprintln!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn packages() -> Result<Packages, Error> {
+    Packages::of_workspace(&packages::root())
+}
+
+fn check() -> Result<(), Error> {
+    let root = packages::root();
+    let packages = Packages::of_workspace(&root)?;
+    let mut found = Policy::read(&root)?.violations(&packages)?;
+    let path = root.join(notices::FILE);
+    let notices = packages::read(&path)?;
+    if notices != notices::table(&packages) {
+        found.push(format!(
+            "{} is not current: write it anew with `notices`",
+            notices::FILE
+        ));
+    }
+    for line in &found {
+        eprintln!("{line}");
+    }
+    if !found.is_empty() {
+        std::process::exit(1);
+    }
+    println!(
+        "{} packages, all as deny.toml allows",
+        packages.locked.len()
+    );
+    Ok(())
+}
