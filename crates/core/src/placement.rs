@@ -9,8 +9,9 @@
 //! `−ln` is computed in integers: the same on every platform, and never decreasing where the draw falls.
 //! Instances of equal cost per weight are ordered by draw, name hash, and name.
 //!
-//! This is placement version 1. Golden vectors in the tests pin it; a change of anything here is a new version, and
-//! nodes of different versions refuse each other.
+//! This is placement version 2: version 1 had 2¹⁶ slots, and was the same otherwise. Golden vectors pin it
+//! (`docs/placement-v2.json`); a change of anything here is a new version, and nodes of different versions refuse each
+//! other.
 
 use std::cmp::Ordering;
 
@@ -20,7 +21,7 @@ use crate::id::InstanceName;
 use crate::key::Slot;
 
 /// Names this specification; nodes of another version are refused.
-pub const PLACEMENT_VERSION: u32 = 1;
+pub const PLACEMENT_VERSION: u32 = 2;
 
 /// The hash of an instance name.
 pub fn name_hash(name: &InstanceName) -> u64 {
@@ -39,7 +40,7 @@ pub(crate) struct Candidate {
 /// What of a slot goes into every instance's draw.
 #[inline]
 pub(crate) fn salt(slot: Slot) -> u64 {
-    mix(u64::from(slot.0).wrapping_add(0x9e37_79b9_7f4a_7c15))
+    mix((slot.index() as u64).wrapping_add(0x9e37_79b9_7f4a_7c15))
 }
 
 /// What an instance draws for a slot; between instances of equal weight the larger one wins.
@@ -134,9 +135,9 @@ mod tests {
         fn preference_is_a_total_order(
             hashes in proptest::array::uniform3(any::<u64>()),
             weights in proptest::array::uniform3(1_u16..=1000),
-            slot in any::<u16>(),
+            slot in 0..crate::key::SLOTS,
         ) {
-            let salt = salt(Slot(slot));
+            let salt = salt(Slot::new(slot).unwrap());
             let [a, b, c] = [0, 1, 2].map(|at| {
                 let candidate = Candidate { hash: hashes[at], weight: weights[at] };
                 (candidate, draw(candidate.hash, salt))

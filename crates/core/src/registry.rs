@@ -14,7 +14,8 @@ use crate::id::ServiceType;
 use crate::key::Key;
 use crate::view::{Change, TableBudget, View};
 
-/// Bytes that the lookup tables of one node may take: 640 KiB for each type of two instances or more that is looked up.
+/// Bytes that the lookup tables of one node may take: 1.4 MiB for each type of two
+/// to 254 instance names that is looked up, and 2.4 MiB for larger ones.
 pub const MAX_TABLE_BYTES: usize = 256 * 1024 * 1024;
 
 /// What happened to a service, for subscribers of its type.
@@ -375,7 +376,10 @@ mod tests {
         registry.apply(vec![join(&a)]);
         let view = Arc::downgrade(&directory.view("uploader").unwrap());
         registry.apply(vec![join(&info("b", 2))]);
-        assert!(view.upgrade().is_none(), "a table of its slots is 640 KiB");
+        assert!(
+            view.upgrade().is_none(),
+            "a table of its slots is a megabyte"
+        );
     }
 
     #[test]

@@ -17,7 +17,7 @@ mod table;
 use list::{Edits, online, place_of};
 use seats::Seats;
 pub(crate) use table::TableBudget;
-use table::{LOST, NOBODY, RANKED, Ranked, Table};
+use table::{Cells, KEPT, LOST, Locked, NOBODY, Page, RANKED, Ranked, Table};
 
 /// Owners of a key, in order of preference.
 pub type Owners<'a> = SmallVec<[&'a Arc<ServiceInfo>; 4]>;
@@ -61,13 +61,13 @@ impl View {
             services: Box::default(),
             seats: Seats::default(),
             sole: Some(NOBODY),
-            table: Table::new(TableBudget::new(0)),
+            table: Table::new(TableBudget::new(0), 0),
         }
     }
 
     pub(crate) fn with_budget(service_type: ServiceType, budget: Arc<TableBudget>) -> Self {
         View {
-            table: Table::new(budget),
+            table: Table::new(budget, 0),
             ..View::empty(service_type)
         }
     }
@@ -102,7 +102,11 @@ impl View {
     pub fn owner(&self, key: impl Into<Key>) -> Option<&Arc<ServiceInfo>> {
         let slot = key.into().slot();
         // All that most lookups do: what else there is stays out of the way.
-        let known = self.table.started().and_then(|cells| cells.first(slot));
+        let epoch = self.table.epoch();
+        let known = self
+            .table
+            .started()
+            .and_then(|cells| cells.first(slot, epoch));
         match known {
             Some(seat) => self.seats.primary(seat),
             None => self.owner_unknown(slot),
@@ -166,13 +170,13 @@ impl View {
         if spread == Spread::None {
             return self.owners(key, n);
         }
-        let first = self.owners(key, RANKED);
-        let all_seen = first.len() < RANKED;
+        let first = self.owners(key, KEPT);
+        let all_seen = first.len() < KEPT;
         let mut chosen = Owners::new();
         if choose(&mut chosen, n, spread, first) || all_seen {
             return chosen;
         }
-        let behind = self.preference(key.slot()).into_iter().skip(RANKED);
+        let behind = self.preference(key.slot()).into_iter().skip(KEPT);
         choose(&mut chosen, n, spread, behind);
         chosen
     }
@@ -216,12 +220,66 @@ impl View {
     /// The first `n` seats of a slot, and maybe more.
     #[inline]
     fn ranked(&self, slot: Slot, n: usize) -> Ranked {
-        match self.table.cells() {
-            Some(cells) => cells
-                .read(slot, n)
-                .unwrap_or_else(|| cells.fill(slot, self.score(slot))),
-            None => self.score(slot),
+        if n > KEPT {
+            return self.score(slot);
         }
+        let Some(cells) = self.table.cells() else {
+            return self.score(slot);
+        };
+        cells
+            .ranked(slot, self.table.epoch(), n)
+            .unwrap_or_else(|| self.find_out(cells, slot, n))
+    }
+
+    /// The same where they are not known: brings the slot's page up to date, and keeps what it finds out.
+    #[inline(never)]
+    fn find_out(&self, cells: &Cells, slot: Slot, n: usize) -> Ranked {
+        let epoch = self.table.epoch();
+        match cells.change(slot, epoch) {
+            Page::Ours(mut page) => {
+                self.bring_up_to_date(&mut page);
+                let known = page.load(slot);
+                if known[n - 1] != LOST {
+                    return known;
+                }
+                let ranked = self.score(slot);
+                page.store(slot, ranked);
+                ranked
+            }
+            // Nobody waits: to score a slot takes less than it may take until the other one runs again.
+            Page::Busy => self.score(slot),
+            Page::Later => match self.table.of_an_old_view() {
+                Some(own) => own
+                    .ranked(slot, epoch, n)
+                    .unwrap_or_else(|| self.find_out(own, slot, n)),
+                None => self.score(slot),
+            },
+        }
+    }
+
+    /// Carries what is known of a page over: where a seat was given up or changed its weight, those behind it move up, and
+    /// who comes last is found out when it is asked for; a new one is compared with who is there.
+    fn bring_up_to_date(&self, page: &mut Locked<'_>) {
+        let Some(epoch) = page.behind() else {
+            return;
+        };
+        let Some(moved) = self.table.moved_since(epoch) else {
+            return page.clear();
+        };
+        let taken = |seat: &u16| self.seats.primary(*seat).is_some();
+        let joined: SmallVec<[u16; 8]> = moved.iter().copied().filter(taken).collect();
+        page.carry(|slot, mut ranked| {
+            for &seat in &moved {
+                take_out(&mut ranked, seat);
+            }
+            if !joined.is_empty() && ranked[0] != LOST {
+                let salt = salt(slot);
+                for &seat in &joined {
+                    self.put_in(&mut ranked, seat, salt);
+                }
+            }
+            ranked
+        });
     }
 
     /// The first seats of a slot by the specification, vacant places last.
@@ -309,8 +367,7 @@ impl View {
             .collect()
     }
 
-    /// The view after some services left, came or changed, at a later version. Costs a copy of the list, and a look at
-    /// each slot that was looked up before.
+    /// The view after some services left, came or changed, at a later version. Costs a copy of the list; the table goes on.
     pub(crate) fn changed(&self, version: u64, changes: &[Change]) -> View {
         let edits = Edits::of(changes);
         let services = edits.apply(&self.services);
@@ -320,64 +377,24 @@ impl View {
             version,
             services,
             sole: seats.sole(),
+            table: Table::new(self.table.budget(), seats.hashes().len()),
             seats,
-            table: Table::new(self.table.budget()),
         };
-        if touched.is_empty() {
-            next.table = self.table.share();
-        } else if next.sole.is_none() {
-            next.inherit_table(self, &touched);
+        if next.sole.is_none() {
+            let as_before = |seat: u16| {
+                next.candidate(seat) == self.candidate(seat) && next.name(seat) == self.name(seat)
+            };
+            let moved: SmallVec<[u16; 8]> = touched
+                .into_iter()
+                .filter(|seat| !as_before(*seat))
+                .collect();
+            next.table = if moved.is_empty() {
+                self.table.share()
+            } else {
+                self.table.after(&moved, next.seats.hashes().len())
+            };
         }
         next
-    }
-
-    /// Carries what is known of each slot over: where a seat was given up or changed its weight, those behind it move up,
-    /// and who comes last is found out when it is asked for; a new one is compared with who is there.
-    fn inherit_table(&mut self, before: &View, touched: &[u16]) {
-        /// With more changes at once it is cheaper to start anew.
-        const MAX_CARRIED: usize = 64;
-        let Some(old) = before.table.started() else {
-            return;
-        };
-        let same = |seat: u16| {
-            self.candidate(seat) == before.candidate(seat) && self.name(seat) == before.name(seat)
-        };
-        let moved: SmallVec<[u16; 8]> = touched
-            .iter()
-            .copied()
-            .filter(|seat| !same(*seat))
-            .collect();
-        if moved.is_empty() {
-            self.table = before.table.share();
-            return;
-        }
-        if moved.len() > MAX_CARRIED {
-            return;
-        }
-        let joined: SmallVec<[u16; 8]> = moved
-            .iter()
-            .copied()
-            .filter(|seat| self.name(*seat).is_some())
-            .collect();
-        let Some(new) = self.table.start() else {
-            return;
-        };
-        for (slot, ranked) in old.known() {
-            let mut ranked = ranked;
-            for &seat in &moved {
-                take_out(&mut ranked, seat);
-            }
-            if ranked[0] == LOST {
-                continue;
-            }
-            if !joined.is_empty() {
-                let salt = salt(slot);
-                for &seat in &joined {
-                    self.put_in(&mut ranked, seat, salt);
-                }
-            }
-            new.fill(slot, ranked);
-        }
     }
 
     /// Puts a seat into its place among those of a slot, if it has one.
@@ -448,3 +465,5 @@ fn shares(a: &ServiceInfo, b: &ServiceInfo, spread: Spread) -> bool {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod vectors;

@@ -12,7 +12,7 @@ use crate::fleet::Error;
 use crate::{Output, Target, cells, figure, quantile};
 
 /// Slots of the key space.
-const SLOTS: usize = 1 << 16;
+const SLOTS: usize = 1 << 20;
 
 /// Keys that are spread.
 const KEYS: u64 = 1_000_000;
@@ -23,9 +23,9 @@ const SETS_OF_A_NODE: usize = 50;
 /// Instances, and the targets for most-loaded over mean: median and 95th percentile.
 const SIZES: [(usize, Option<(f64, f64)>); 4] = [
     (3, None),
-    (10, Some((1.02, 1.035))),
-    (100, Some((1.10, 1.13))),
-    (1_000, None),
+    (10, Some((1.007, 1.01))),
+    (100, Some((1.03, 1.04))),
+    (1_000, Some((1.11, 1.13))),
 ];
 
 /// One key of each slot, and how many of the million keys are in it: all keys of a slot have the same owner.
@@ -40,22 +40,20 @@ impl KeySpace {
         let mut keys_in = vec![0; SLOTS];
         for number in 0..KEYS {
             let key = Key::from(format!("key/{number}"));
-            let slot = usize::from(key.slot().0);
+            let slot = key.slot().index();
             keys_in[slot] += 1;
             key_of[slot].get_or_insert(key);
         }
+        // The slots that none of a million keys fell into.
+        let mut missing = key_of.iter().filter(|key| key.is_none()).count();
         let mut more = KEYS..;
-        let key_of = (0..SLOTS)
-            .map(|slot| {
-                key_of[slot].unwrap_or_else(|| {
-                    // A slot that none of a million keys fell into: search on.
-                    more.by_ref()
-                        .map(|number| Key::from(format!("key/{number}")))
-                        .find(|key| usize::from(key.slot().0) == slot)
-                        .unwrap_or_else(|| Key::from(0_u8))
-                })
-            })
-            .collect();
+        while missing > 0 {
+            let key = Key::from(more.next().unwrap_or_default());
+            let place = &mut key_of[key.slot().index()];
+            missing -= usize::from(place.is_none());
+            place.get_or_insert(key);
+        }
+        let key_of = key_of.into_iter().flatten().collect();
         KeySpace { key_of, keys_in }
     }
 

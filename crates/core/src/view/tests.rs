@@ -10,16 +10,16 @@ use crate::placement::name_hash;
 
 /// One instance, by hand.
 #[derive(Clone, Debug)]
-struct Instance {
+pub(super) struct Instance {
     node: String,
     name: String,
-    weight: u16,
+    pub(super) weight: u16,
     zone: Option<String>,
     state: ServiceState,
 }
 
 impl Instance {
-    fn new(name: &str) -> Self {
+    pub(super) fn new(name: &str) -> Self {
         Instance {
             node: format!("node of {name}"),
             name: name.to_owned(),
@@ -29,7 +29,7 @@ impl Instance {
         }
     }
 
-    fn info(&self, sequence: u64) -> Arc<ServiceInfo> {
+    pub(super) fn info(&self, sequence: u64) -> Arc<ServiceInfo> {
         let zone = self.zone.as_ref().map(|zone| Zone::try_new(zone).unwrap());
         let record = Record {
             sequence,
@@ -58,11 +58,11 @@ fn service_type() -> ServiceType {
     ServiceType::try_new("uploader").unwrap()
 }
 
-fn budget() -> Arc<TableBudget> {
+pub(super) fn budget() -> Arc<TableBudget> {
     TableBudget::new(1 << 30)
 }
 
-fn view_of(infos: &[Arc<ServiceInfo>], budget: Arc<TableBudget>) -> View {
+pub(super) fn view_of(infos: &[Arc<ServiceInfo>], budget: Arc<TableBudget>) -> View {
     let joins: Vec<_> = infos
         .iter()
         .map(|info| (None, Some(Arc::clone(info))))
@@ -79,34 +79,19 @@ fn named(names: &[&str]) -> View {
     view_of(&infos, budget())
 }
 
-fn owner_names(view: &View, slot: u16, n: usize) -> Vec<String> {
+fn owner_names(view: &View, slot: usize, n: usize) -> Vec<String> {
     view.owners(key_in(slot), n)
         .iter()
         .map(|info| info.name().to_string())
         .collect()
 }
 
-/// A key of that slot: the first number whose hash falls there.
-fn key_in(slot: u16) -> Key {
-    thread_local! {
-        static KEYS: Vec<Key> = {
-            let mut keys: Vec<Option<Key>> = vec![None; SLOTS];
-            let mut missing = SLOTS;
-            for number in 0_u64.. {
-                let key = Key::from(number);
-                let place = &mut keys[usize::from(key.slot().0)];
-                if place.is_none() {
-                    *place = Some(key);
-                    missing -= 1;
-                    if missing == 0 {
-                        break;
-                    }
-                }
-            }
-            keys.into_iter().flatten().collect()
-        };
-    }
-    KEYS.with(|keys| keys[usize::from(slot)])
+fn slot(index: usize) -> Slot {
+    Slot::new(index).unwrap()
+}
+
+pub(super) fn key_in(index: usize) -> Key {
+    Key::in_slot(slot(index))
 }
 
 /// The specification, read off `placement.rs` line by line.
@@ -129,66 +114,6 @@ fn by_definition(view: &View, slot: Slot) -> Vec<String> {
     order.sort_by(|a, b| prefer((a.0, a.1), (b.0, b.1)).then(a.2.cmp(&b.2)));
     order.into_iter().map(|(_, _, name)| name).collect()
 }
-
-#[test]
-fn placement_version_1_is_pinned() {
-    let view = named(&["a/0", "b/0", "c/0", "d/0", "e/0", "f/0"]);
-    let owners = |key: &str| -> Vec<String> {
-        view.owners(key, 3)
-            .iter()
-            .map(|info| info.name().to_string())
-            .collect()
-    };
-    assert_eq!(owners("file.png"), GOLDEN[0]);
-    assert_eq!(owners("tenant-7"), GOLDEN[1]);
-    assert_eq!(owners(""), GOLDEN[2]);
-    let mut sums = BTreeMap::new();
-    for slot in 0..=u16::MAX {
-        let owner = view.owner(key_in(slot)).unwrap();
-        *sums.entry(owner.name().to_string()).or_insert(0_u64) += u64::from(slot);
-    }
-    let sums: Vec<u64> = sums.into_values().collect();
-    assert_eq!(sums, GOLDEN_SUMS);
-}
-
-/// Pins placement version 1: a change here is a new version.
-const GOLDEN: [[&str; 3]; 3] = [
-    ["e/0", "d/0", "a/0"],
-    ["c/0", "d/0", "f/0"],
-    ["a/0", "f/0", "b/0"],
-];
-const GOLDEN_SUMS: [u64; 6] = [
-    359_116_053,
-    365_943_965,
-    355_235_449,
-    355_700_060,
-    355_972_940,
-    355_482_413,
-];
-
-#[test]
-fn weighted_placement_version_1_is_pinned() {
-    let infos: Vec<_> = [("a", 1), ("b", 10), ("c", 100), ("d", 1000), ("e", 100)]
-        .into_iter()
-        .enumerate()
-        .map(|(at, (name, weight))| {
-            let mut instance = Instance::new(name);
-            instance.weight = weight;
-            instance.info(at as u64)
-        })
-        .collect();
-    let view = view_of(&infos, budget());
-    let mut shares = BTreeMap::new();
-    for slot in 0..=u16::MAX {
-        let owner = view.owner(key_in(slot)).unwrap();
-        *shares.entry(owner.name().to_string()).or_insert(0_u32) += 1;
-    }
-    let shares: Vec<u32> = shares.into_values().collect();
-    assert_eq!(shares, GOLDEN_SHARES);
-}
-
-/// The exact shares would be 54, 541, 5412, 54117 and 5412.
-const GOLDEN_SHARES: [u32; 5] = [53, 554, 5_389, 54_141, 5_399];
 
 #[test]
 fn asking_for_more_than_there_are_gives_all() {
@@ -292,6 +217,105 @@ fn without_a_budget_for_tables_the_owners_are_the_same() {
     }
 }
 
+/// Rule: what readers and changes do at once leads nobody astray: pages are brought up to date by whoever comes, while
+/// others read them by earlier and by later views.
+#[test]
+fn readers_of_old_and_new_views_on_several_threads_find_what_the_definition_says() {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    const CHANGES: usize = 400;
+    // Two pages, and slots that share their words.
+    let places: Vec<usize> = (0..64).chain((0..64).map(|at| at + (1 << 16))).collect();
+    let all: Vec<_> = (0..40)
+        .map(|at| {
+            let mut instance = Instance::new(&format!("i{at}"));
+            instance.weight = if at % 5 == 0 { 300 } else { 100 };
+            instance.info(at)
+        })
+        .collect();
+    let mut views = vec![Arc::new(view_of(&all[..30], budget()))];
+    let mut here: Vec<bool> = (0..40).map(|at| at < 30).collect();
+    views[0].owner(key_in(0));
+    for change in 0..CHANGES {
+        let at = change * 7 % 40;
+        here[at] = !here[at];
+        let info = Some(Arc::clone(&all[at]));
+        let change = if here[at] { (None, info) } else { (info, None) };
+        let last = views.last().unwrap();
+        views.push(Arc::new(last.changed(last.version() + 1, &[change])));
+    }
+    let latest = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for reader in 0..4 {
+            let (views, latest, places) = (&views, &latest, &places);
+            scope.spawn(move || {
+                let mut turn = reader;
+                loop {
+                    let now = latest.load(Ordering::Relaxed);
+                    // Each reads some views that are held while the others go on.
+                    let view = &views[now.saturating_sub(reader)];
+                    for index in places {
+                        turn += 1;
+                        let n = 1 + turn % 4;
+                        let found = owner_names(view, *index, n);
+                        let ranked = view.score(slot(*index));
+                        let expected = ranked.into_iter().filter_map(|seat| view.name(seat));
+                        let expected: Vec<_> =
+                            expected.take(n).map(|name| name.to_string()).collect();
+                        assert_eq!(found, expected, "slot {index} of view {now}");
+                    }
+                    if now == CHANGES {
+                        return;
+                    }
+                    let next =
+                        latest.compare_exchange(now, now + 1, Ordering::Relaxed, Ordering::Relaxed);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn a_view_that_is_held_while_its_type_changes_is_answered_from_a_table_of_its_own() {
+    let infos: Vec<_> = (0..20)
+        .map(|at| Instance::new(&format!("i{at}")).info(at))
+        .collect();
+    let held = view_of(&infos, budget());
+    held.owner(key_in(7));
+    let gone = (Some(Arc::clone(&infos[3])), None);
+    let next = held.changed(2, &[gone]);
+    let fresh = view_of(&infos, TableBudget::new(0));
+    for index in (0..5_000).chain(0..5_000) {
+        next.owner(key_in(index));
+        assert_eq!(owner_names(&held, index, 3), owner_names(&fresh, index, 3));
+    }
+    let own = held.table.of_an_old_view().unwrap();
+    assert!(own.first(slot(4_000), held.table.epoch()).is_some());
+}
+
+#[test]
+fn a_type_that_outgrows_its_narrow_table_and_many_changes_at_once_lead_to_the_same_owners() {
+    let infos: Vec<_> = (0..700)
+        .map(|at| Instance::new(&format!("i{at}")).info(at))
+        .collect();
+    let mut view = view_of(&infos[..250], budget());
+    let places = [0, 1, 31, 32, 1 << 15, SLOTS - 1];
+    for (version, count) in [253, 254, 255, 256, 400, 700].into_iter().enumerate() {
+        for index in places {
+            view.owners(key_in(index), 3);
+        }
+        let joins: Vec<_> = infos[view.services().len()..count]
+            .iter()
+            .map(|info| (None, Some(Arc::clone(info))))
+            .collect();
+        view = view.changed(version as u64 + 2, &joins);
+        let fresh = view_of(&infos[..count], TableBudget::new(0));
+        for index in places {
+            assert_eq!(owner_names(&view, index, 4), owner_names(&fresh, index, 4));
+        }
+    }
+}
+
 #[test]
 fn names_beyond_the_seats_own_nothing_until_one_is_vacant() {
     let joins: Vec<_> = (0..seats::MAX_SEATS as u64 + 2)
@@ -311,7 +335,7 @@ fn names_beyond_the_seats_own_nothing_until_one_is_vacant() {
     assert_eq!(view.online_count(), seats::MAX_SEATS - 1);
 }
 
-/// Most-loaded over mean for sets of random names.
+/// Most-loaded over mean for sets of random names: median, and 95th percentile.
 fn balance(instances: usize, sets: u64) -> (f64, f64) {
     let mut loads: Vec<f64> = (0..sets)
         .map(|set| {
@@ -322,8 +346,8 @@ fn balance(instances: usize, sets: u64) -> (f64, f64) {
                 })
                 .collect();
             let mut counts = vec![0_u32; instances];
-            for slot in 0..=u16::MAX {
-                let salt = salt(Slot(slot));
+            for index in 0..SLOTS {
+                let salt = salt(slot(index));
                 let owner = (0..instances)
                     .max_by_key(|at| draw(hashes[*at], salt))
                     .unwrap();
@@ -337,12 +361,13 @@ fn balance(instances: usize, sets: u64) -> (f64, f64) {
     (loads[loads.len() / 2], loads[loads.len() * 95 / 100])
 }
 
+/// What a thousand sets give is in `docs/PERFORMANCE.md`; these are too few for its bounds.
 #[test]
 fn equal_weights_share_alike() {
-    let (median, p95) = balance(10, 100);
-    assert!(median <= 1.02 && p95 <= 1.035, "{median} {p95}");
-    let (median, p95) = balance(100, 60);
-    assert!(median <= 1.10 && p95 <= 1.13, "{median} {p95}");
+    let (median, p95) = balance(10, 20);
+    assert!(median <= 1.008 && p95 <= 1.011, "{median} {p95}");
+    let (median, p95) = balance(100, 3);
+    assert!(median <= 1.035 && p95 <= 1.045, "{median} {p95}");
 }
 
 fn instances(most: usize) -> impl Strategy<Value = Vec<Instance>> {
@@ -379,7 +404,7 @@ proptest! {
     #[test]
     fn the_order_of_joins_does_not_matter(
         set in instances(30).prop_flat_map(|set| (Just(set.clone()), Just(set).prop_shuffle())),
-        slots in proptest::collection::vec(any::<u16>(), 20),
+        slots in proptest::collection::vec(0..SLOTS, 20),
     ) {
         let (one, other) = set;
         let one: Vec<_> = one.iter().map(|instance| instance.info(1)).collect();
@@ -403,7 +428,7 @@ proptest! {
     fn tables_direct_scores_and_the_definition_agree_through_any_changes(
         set in instances(24),
         changes in proptest::collection::vec((any::<prop::sample::Index>(), 0_u16..=1000), 1..20),
-        slots in proptest::collection::vec(any::<u16>(), 30),
+        slots in proptest::collection::vec(0..SLOTS, 30),
     ) {
         let mut infos: Vec<_> = set.iter().enumerate().map(|(at, instance)| instance.info(at as u64)).collect();
         let mut view = view_of(&infos, budget());
@@ -437,7 +462,7 @@ proptest! {
                 let mut all = owner_names(&view, *slot, 100);
                 prop_assert_eq!(&all[..all.len().min(4)], &owner_names(&view, *slot, 4)[..]);
                 all.dedup();
-                let mut expected = by_primaries(&view, Slot(*slot));
+                let mut expected = by_primaries(&view, super::tests::slot(*slot));
                 expected.dedup();
                 prop_assert_eq!(all, expected);
             }
@@ -451,7 +476,7 @@ proptest! {
             proptest::collection::vec((any::<prop::sample::Index>(), 0_u16..=1000, 0..4_u8), 1..8),
             1..8,
         ),
-        slots in proptest::collection::vec(any::<u16>(), 20),
+        slots in proptest::collection::vec(0..SLOTS, 20),
     ) {
         let mut infos: Vec<_> = set.iter().enumerate().map(|(at, instance)| instance.info(at as u64)).collect();
         let mut at_once = view_of(&infos, budget());
@@ -516,7 +541,7 @@ proptest! {
     fn removing_an_instance_moves_its_keys_alone_to_their_second_owners(
         set in instances(20),
         which in any::<prop::sample::Index>(),
-        slots in proptest::collection::vec(any::<u16>(), 50),
+        slots in proptest::collection::vec(0..SLOTS, 50),
     ) {
         let infos: Vec<_> = set.iter().enumerate().map(|(at, instance)| instance.info(at as u64)).collect();
         let gone = Arc::clone(&infos[which.index(infos.len())]);
@@ -542,7 +567,7 @@ proptest! {
         set in instances(20),
         which in any::<prop::sample::Index>(),
         more in 1_u16..900,
-        slots in proptest::collection::vec(any::<u16>(), 50),
+        slots in proptest::collection::vec(0..SLOTS, 50),
     ) {
         let infos: Vec<_> = set.iter().enumerate().map(|(at, instance)| instance.info(at as u64)).collect();
         let light = Arc::clone(&infos[which.index(infos.len())]);
