@@ -267,7 +267,8 @@ fn readers_of_old_and_new_views_on_several_threads_find_what_the_definition_says
                     if now == CHANGES {
                         return;
                     }
-                    let next =
+                    // Another one may have moved it on.
+                    let _ =
                         latest.compare_exchange(now, now + 1, Ordering::Relaxed, Ordering::Relaxed);
                 }
             });
