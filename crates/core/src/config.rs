@@ -41,7 +41,7 @@ pub struct RawSettings {
 }
 
 /// Why settings cannot be.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SettingsError {
     /// A setting is outside its bounds.
@@ -77,6 +77,8 @@ pub enum SettingsError {
         down: Duration,
     },
 }
+
+crate::debug_as_display!(SettingsError);
 
 /// The registry's settings, all within bounds and in relation.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -76,7 +76,7 @@ impl From<Weight> for u16 {
 }
 
 /// Why something cannot be registered as described.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum EntryError {
     /// The weight is out of bounds.
@@ -106,6 +106,8 @@ pub enum EntryError {
         bytes: usize,
     },
 }
+
+crate::debug_as_display!(EntryError);
 
 /// One version of one owner's entry, as it travels: everything but what the owner's identity says already.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -8,13 +8,14 @@ use std::sync::Arc;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::limits::MAX_NAME_BYTES;
+use crate::text::{Escaped, is_hidden};
 
 mod short;
 
 use short::ShortStr;
 
 /// Why a string is not a name.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NameError {
     /// The name has no characters.
@@ -31,8 +32,12 @@ pub enum NameError {
         /// Its length in bytes.
         bytes: usize,
     },
-    /// The name holds a control character, which would garble logs and terminals.
-    #[error("a {kind} must not hold control characters: {name:?}")]
+    /// The name holds a character that garbles logs and terminals, or makes a name look like another: a control character,
+    /// one that turns the direction of text, one without width, or a separator of lines.
+    #[error(
+        "a {kind} must not hold control characters, nor ones that are invisible, turn the direction of text or end a line: \"{}\"",
+        Escaped(name)
+    )]
     ControlCharacter {
         /// What was being named.
         kind: &'static str,
@@ -40,6 +45,8 @@ pub enum NameError {
         name: String,
     },
 }
+
+crate::debug_as_display!(NameError);
 
 fn check_name(kind: &'static str, name: &str) -> Result<(), NameError> {
     if name.is_empty() {
@@ -51,7 +58,7 @@ fn check_name(kind: &'static str, name: &str) -> Result<(), NameError> {
             bytes: name.len(),
         });
     }
-    if name.chars().any(char::is_control) {
+    if name.chars().any(is_hidden) {
         return Err(NameError::ControlCharacter {
             kind,
             name: name.to_owned(),
@@ -67,7 +74,8 @@ macro_rules! name_type {
         pub struct $name($text);
 
         impl $name {
-            /// Parses a name: 1 to [`MAX_NAME_BYTES`] bytes of UTF-8 without control characters.
+            /// Parses a name: 1 to [`MAX_NAME_BYTES`] bytes of UTF-8 without control characters, and without those
+            /// that are invisible, turn the direction of text or end a line.
             pub fn try_new(name: impl AsRef<str>) -> Result<Self, NameError> {
                 let name = name.as_ref();
                 check_name($kind, name)?;
@@ -291,6 +299,36 @@ mod tests {
             ServiceType::try_new("up\nloader"),
             Err(NameError::ControlCharacter { .. })
         ));
+    }
+
+    /// Every kind of name, parsed and decoded.
+    fn kinds(text: &str) -> Vec<(&'static str, bool, bool)> {
+        macro_rules! kinds {
+            ($($kind:ident)*) => {
+                vec![$((
+                    stringify!($kind),
+                    $kind::try_new(text).is_ok(),
+                    postcard::from_bytes::<$kind>(&postcard::to_allocvec(text).unwrap()).is_ok(),
+                )),*]
+            };
+        }
+        kinds!(NodeName ClusterName ServiceType InstanceName Zone Topic)
+    }
+
+    #[test]
+    fn no_kind_of_name_holds_a_character_that_hides() {
+        for hidden in ('\0'..=char::MAX).filter(|c| is_hidden(*c)) {
+            for (kind, parsed, decoded) in kinds(&format!("no{hidden}de")) {
+                assert!(!parsed && !decoded, "a {kind} with {hidden:?}");
+            }
+            let error = NodeName::try_new(format!("no{hidden}de"))
+                .unwrap_err()
+                .to_string();
+            assert!(!error.chars().any(is_hidden), "{error}");
+        }
+        for (kind, parsed, decoded) in kinds("Größe 1/名前-שלום@a:b 😀") {
+            assert!(parsed && decoded, "{kind}");
+        }
     }
 
     #[test]

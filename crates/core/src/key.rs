@@ -5,14 +5,19 @@
 //!
 //! | key | canonical bytes |
 //! |---|---|
-//! | a string | its UTF-8 bytes |
+//! | a string or a character | its UTF-8 bytes |
 //! | bytes, also a UUID | as they are |
 //! | an integer of any width | 16 bytes, little endian, two's complement |
 //! | a tuple | for each part, the length of its canonical bytes as `u32` little endian, and these bytes |
 //! | any other serde value ([`Key::of`]) | its encoding by postcard |
 //!
-//! So `7_u8` and `7_i64` are one key, and so are `"a"` and `b"a"`; `("a", 7)` and what [`Key::of`] makes of that tuple
-//! are two.
+//! So `7_u8` and `7_i64` are one key, and so are `"a"`, `'a'` and `b"a"`. [`Key::of`] and [`Key::from`] make one key of one
+//! value.
+
+mod canonical;
+
+use std::borrow::Cow;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -60,12 +65,14 @@ impl Slot {
 pub struct Key(u64);
 
 /// A value that cannot be a key.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the value cannot be encoded as a key: {cause}")]
 pub struct KeyError {
     /// What the encoder said.
     cause: String,
 }
+
+crate::debug_as_display!(KeyError);
 
 impl Key {
     /// The key with these canonical bytes.
@@ -80,15 +87,27 @@ impl Key {
         Key((slot.index() as u64) << (u64::BITS - SLOT_BITS))
     }
 
-    /// Any serde value as a key, by its encoding in postcard. Maps must have a fixed order (`BTreeMap`, not `HashMap`).
+    /// Any serde value as a key: strings, bytes, integers and tuples as [`Key::from`] takes them, everything else by its
+    /// encoding in postcard. Maps must have a fixed order (`BTreeMap`, not `HashMap`).
+    ///
+    /// A wrapper of one field (`struct UserId(u64)`) is what it wraps. A sequence of `u8`, an array too, is bytes, and so is
+    /// an empty sequence of anything.
+    ///
+    /// ```
+    /// use keydispatch_core::Key;
+    /// #[derive(serde::Serialize)]
+    /// struct UserId(u64);
+    /// assert_eq!(Key::of(&UserId(7))?, Key::from(7));
+    /// assert_eq!(Key::of(&("tenant", 7))?, Key::from(("tenant", 7)));
+    /// # Ok::<(), keydispatch_core::KeyError>(())
+    /// ```
     ///
     /// # Errors
     ///
     /// Where the value cannot be encoded: a sequence without a known length, or an error of its own.
     pub fn of<T: Serialize + ?Sized>(value: &T) -> Result<Self, KeyError> {
-        let bytes = postcard::to_allocvec(value).map_err(|error| KeyError {
-            cause: error.to_string(),
-        })?;
+        let mut bytes = Vec::with_capacity(64);
+        canonical::write(value, &mut bytes)?;
         Ok(Key::from_canonical(&bytes))
     }
 
@@ -137,6 +156,21 @@ by_bytes! {
     &Vec<u8> => |value| value.as_slice();
     Bytes => |value| value.as_ref();
     &Bytes => |value| value.as_ref();
+    &&str => |value| value.as_bytes();
+    Box<str> => |value| value.as_bytes();
+    &Box<str> => |value| value.as_bytes();
+    Arc<str> => |value| value.as_bytes();
+    &Arc<str> => |value| value.as_bytes();
+    Cow<'_, str> => |value| value.as_bytes();
+    &Cow<'_, str> => |value| value.as_bytes();
+    Box<[u8]> => |value| value.as_ref();
+    &Box<[u8]> => |value| value.as_ref();
+    Arc<[u8]> => |value| value.as_ref();
+    &Arc<[u8]> => |value| value.as_ref();
+    Cow<'_, [u8]> => |value| value.as_ref();
+    &Cow<'_, [u8]> => |value| value.as_ref();
+    char => |value| value.encode_utf8(&mut [0; 4]).as_bytes();
+    &char => |value| value.encode_utf8(&mut [0; 4]).as_bytes();
 }
 
 impl<const N: usize> From<[u8; N]> for Key {
@@ -176,6 +210,17 @@ macro_rules! integers {
         impl KeyPart for $type {
             fn write(&self, bytes: &mut Vec<u8>) {
                 bytes.extend_from_slice(&(*self as i128).to_le_bytes());
+            }
+        }
+        impl From<&$type> for Key {
+            #[inline]
+            fn from(value: &$type) -> Key {
+                Key::from(*value)
+            }
+        }
+        impl KeyPart for &$type {
+            fn write(&self, bytes: &mut Vec<u8>) {
+                KeyPart::write(*self, bytes);
             }
         }
     )*};
@@ -224,6 +269,21 @@ impl From<uuid::Uuid> for Key {
 }
 
 #[cfg(feature = "uuid")]
+impl From<&uuid::Uuid> for Key {
+    #[inline]
+    fn from(value: &uuid::Uuid) -> Key {
+        Key::from(*value)
+    }
+}
+
+#[cfg(feature = "uuid")]
+impl KeyPart for &uuid::Uuid {
+    fn write(&self, bytes: &mut Vec<u8>) {
+        KeyPart::write(*self, bytes);
+    }
+}
+
+#[cfg(feature = "uuid")]
 impl KeyPart for uuid::Uuid {
     fn write(&self, bytes: &mut Vec<u8>) {
         bytes.extend_from_slice(self.as_bytes());
@@ -231,34 +291,4 @@ impl KeyPart for uuid::Uuid {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_canonical_bytes_are_those_of_the_specification() {
-        let mut bytes = Vec::new();
-        ("ab", 7_u8).write(&mut bytes);
-        let mut expected = vec![2, 0, 0, 0, b'a', b'b', 16, 0, 0, 0, 7];
-        expected.extend_from_slice(&[0; 15]);
-        assert_eq!(bytes, expected);
-        assert_eq!(Key::from(("ab", 7_u8)), Key::from_canonical(&expected));
-        assert_eq!(Key::from(-1_i8), Key::from_canonical(&[0xff; 16]));
-    }
-
-    #[test]
-    fn the_hash_is_pinned() {
-        assert_eq!(Key::from("").hash(), 0x2d06_8005_38d3_94c2);
-        assert_eq!(Key::from("").slot(), Slot(0x2d068));
-    }
-
-    #[test]
-    fn parts_do_not_run_into_each_other() {
-        assert_ne!(Key::from(("ab", "c")), Key::from(("a", "bc")));
-    }
-
-    #[test]
-    fn any_serde_value_is_a_key() {
-        let key = Key::of(&Some(("tenant", 7_u32))).unwrap();
-        assert_eq!(key, Key::of(&Some(("tenant", 7_u32))).unwrap());
-    }
-}
+mod tests;

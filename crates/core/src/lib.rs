@@ -8,6 +8,7 @@ pub mod cluster;
 pub mod config;
 mod entries;
 mod entry;
+mod error;
 pub mod hello;
 mod id;
 mod key;
@@ -20,6 +21,7 @@ pub mod placement;
 pub mod registry;
 mod replica;
 pub mod silence;
+mod text;
 mod time;
 pub mod tracker;
 mod view;
@@ -41,6 +43,7 @@ pub use membership::{
     MemberEvent, MemberInfo, MemberState, Membership, MembershipConfig, MembershipCounts, Rules,
 };
 pub use registry::{Directory, FoundOwners, Registry, RegistryEvent};
+pub use text::Escaped;
 pub use time::{Instant, earliest};
 pub use tracker::{
     AddError, OwnerStats, Tracker, TrackerConfig, TrackerCounts, TrackerRules, UpdateError,

@@ -50,9 +50,11 @@ impl Address {
     }
 }
 
+/// Escaped: a peer says where it is reached, and its word goes into logs and errors. What is to be dialled is
+/// [`as_str`](Address::as_str).
 impl std::fmt::Display for Address {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
+        std::fmt::Display::fmt(&crate::text::Escaped(&*self.0), f)
     }
 }
 
@@ -403,7 +405,7 @@ pub struct Frame {
 }
 
 /// Why bytes from a peer are not a message.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DecodeError {
     /// The frame is longer than its lane allows.
@@ -431,6 +433,8 @@ pub enum DecodeError {
         bytes: usize,
     },
 }
+
+crate::debug_as_display!(DecodeError);
 
 impl ControlMessage {
     /// The message as a frame.

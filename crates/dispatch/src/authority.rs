@@ -27,7 +27,7 @@ pub const NODE_LIFETIME: Duration = DAY.saturating_mul(365);
 const BACKDATE: Duration = Duration::from_secs(3600);
 
 /// Why a certificate could not be made.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum AuthorityError {
     /// The cluster's or the node's name is none.
@@ -37,6 +37,8 @@ pub enum AuthorityError {
     #[error("the certificate cannot be made: {0}")]
     Certificate(#[from] rcgen::Error),
 }
+
+keydispatch_core::debug_as_display!(AuthorityError);
 
 /// The certificate authority of one cluster.
 ///

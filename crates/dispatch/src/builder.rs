@@ -18,7 +18,7 @@ use crate::tls::{TlsError, TlsFiles};
 pub const DEFAULT_START_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why a node did not start.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
     /// A setting is wrong or missing.
@@ -65,6 +65,8 @@ pub enum StartError {
     #[error("the node stopped while it was starting")]
     Stopped,
 }
+
+keydispatch_core::debug_as_display!(StartError);
 
 fn list(names: &[NodeName]) -> String {
     names

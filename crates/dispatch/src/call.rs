@@ -92,7 +92,7 @@ impl CallOptions {
 
 /// Why a call, a cast or a broadcast to one node failed. [`may_have_run`](Self::may_have_run) says what is known of the
 /// other side.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CallError {
     /// Nothing is online under that type. It did not run.
@@ -189,6 +189,8 @@ pub enum CallError {
     },
 }
 
+keydispatch_core::debug_as_display!(CallError);
+
 impl CallError {
     /// Whether the request may have run. False says that it has not, and will not.
     pub fn may_have_run(&self) -> bool {
@@ -246,7 +248,7 @@ impl From<CallError> for Unsent {
 }
 
 /// A message that was not sent, given back.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{error}")]
 pub struct CastError<M> {
     /// Why.
@@ -254,6 +256,8 @@ pub struct CastError<M> {
     /// The message.
     pub message: M,
 }
+
+keydispatch_core::debug_as_display!(CastError<M>);
 
 /// How a remote service failed a call, as it travels. New variants go to the end: a peer that does not know one reads it as
 /// a call that may have run.

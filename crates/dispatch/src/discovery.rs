@@ -19,7 +19,7 @@ const MAX_ADDRESSES_PER_NAME: usize = 512;
 const MAX_HOST_BYTES: usize = 253;
 
 /// Why a seed is no address.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SeedError {
     /// There is no port.
@@ -53,6 +53,8 @@ pub enum SeedError {
         seed: String,
     },
 }
+
+keydispatch_core::debug_as_display!(SeedError);
 
 /// An address to dial when joining: `host:port`, `[v6]:port` or `v4:port`.
 #[derive(Clone, Debug)]

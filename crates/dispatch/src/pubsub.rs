@@ -40,7 +40,7 @@ pub enum TopicEvent {
 }
 
 /// Why a broadcast was not sent.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum BroadcastError {
     /// The topic, or the node's name, is no name.
@@ -58,6 +58,8 @@ pub enum BroadcastError {
     #[error(transparent)]
     NotSent(#[from] CallError),
 }
+
+keydispatch_core::debug_as_display!(BroadcastError);
 
 /// The topics of a node.
 ///

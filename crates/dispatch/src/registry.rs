@@ -14,7 +14,7 @@ use crate::driver::{Command, Shared};
 use crate::events::Subscription;
 
 /// Why a registry command failed. Nothing was changed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RegistryError {
     /// The service has been added already, or another one of this node has its name.
@@ -40,13 +40,17 @@ pub enum RegistryError {
     NodeStopped,
 }
 
+keydispatch_core::debug_as_display!(RegistryError);
+
 /// No instance owns a key.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[error("no service for key: no instance of {service_type:?} is online")]
 pub struct NoService {
     /// The type that was asked for.
     pub service_type: String,
 }
+
+keydispatch_core::debug_as_display!(NoService);
 
 /// An external endpoint to be registered: an address served by something else, with a share of the keys.
 ///

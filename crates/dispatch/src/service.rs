@@ -151,7 +151,7 @@ pub trait Service: Sized + Send + 'static {
 }
 
 /// Why a service was not started.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum ServeError {
     /// Its `started` failed.
@@ -168,8 +168,10 @@ pub enum ServeError {
     Name(#[from] NameError),
 }
 
+keydispatch_core::debug_as_display!(ServeError, StopError);
+
 /// Why a service was not stopped.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum StopError {
     /// Its own handler asked for it, and would have waited for itself. Nothing was done.

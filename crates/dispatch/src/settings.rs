@@ -138,7 +138,7 @@ impl RegistrySection {
 }
 
 /// Why a configuration cannot be used; the message names the key.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
     /// The file cannot be read.
@@ -191,6 +191,8 @@ pub enum ConfigError {
         setting: &'static str,
     },
 }
+
+keydispatch_core::debug_as_display!(ConfigError);
 
 impl Config {
     /// Reads a configuration from TOML.

@@ -33,7 +33,7 @@ pub(crate) use watch::{LOOK_INTERVAL, watch};
 pub(crate) const TLS_BUFFER_BYTES: usize = 128 * 1024;
 
 /// Why certificates cannot be used.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum TlsError {
     /// A file is missing or unreadable.
@@ -161,6 +161,8 @@ pub enum TlsError {
         why: String,
     },
 }
+
+keydispatch_core::debug_as_display!(TlsError);
 
 fn reason(why: &Option<String>) -> String {
     why.as_ref()

@@ -80,7 +80,7 @@ pub(crate) trait Connection: Send + 'static {
 }
 
 /// Why an address could not be bound.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum BindError {
     /// Something listens there already.
@@ -102,6 +102,8 @@ pub enum BindError {
         source: io::Error,
     },
 }
+
+keydispatch_core::debug_as_display!(BindError);
 
 /// Why a dial failed; the other side may have seen a connection that closed again.
 #[derive(Debug, thiserror::Error)]

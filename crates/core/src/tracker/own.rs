@@ -7,7 +7,7 @@ use crate::id::{InstanceName, NodeId, NodeName, ServiceType};
 use crate::limits::{MAX_INSTANCES_PER_TYPE, MAX_NAME_BYTES, MAX_SERVICES_PER_NODE};
 
 /// Why services cannot be added. None of the batch was.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AddError {
     /// The service, or another one of this name, has been added already.
@@ -42,8 +42,10 @@ pub enum AddError {
     NodeFull,
 }
 
+crate::debug_as_display!(AddError);
+
 /// Why a service cannot be changed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum UpdateError {
     /// This node has no such service (any more).
@@ -53,6 +55,8 @@ pub enum UpdateError {
         sequence: u64,
     },
 }
+
+crate::debug_as_display!(UpdateError);
 
 /// The instance names of this node's services, by type.
 #[derive(Debug)]
