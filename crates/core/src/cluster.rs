@@ -135,6 +135,8 @@ pub struct Cluster {
     rng: StdRng,
     candidates_at: Instant,
     synced: bool,
+    /// There are seeds whose addresses are not known yet.
+    awaits_seeds: bool,
     stopped: bool,
     /// Commands are being collected, to become visible together.
     collecting: bool,
@@ -202,6 +204,7 @@ impl Cluster {
             rng,
             candidates_at: now + CANDIDATE_INTERVAL,
             synced: false,
+            awaits_seeds: false,
             stopped: false,
             collecting: false,
             events: VecDeque::new(),
@@ -357,6 +360,12 @@ impl Cluster {
     /// The addresses of the seeds, looked up again.
     pub fn set_seeds(&mut self, now: Instant, seeds: Vec<Address>) {
         self.links.set_seeds(now, seeds);
+    }
+
+    /// Says whether there are seeds whose addresses are not known yet. While there are, this node does not take itself for the
+    /// first of its cluster, whatever the known ones say.
+    pub fn await_seeds(&mut self, awaited: bool) {
+        self.awaits_seeds = awaited;
     }
 
     /// A connection is open, and its encryption is through.
@@ -595,10 +604,15 @@ impl Cluster {
             return;
         }
         let synced = match self.links.dials().seed_state() {
-            SeedState::None | SeedState::AllRefused => !self.tracker.is_missing_any(),
+            SeedState::None | SeedState::AllRefused if !self.awaits_seeds => {
+                !self.tracker.is_missing_any()
+            }
             SeedState::Trying => false,
             // Where a seed's host is gone for good, the word of whoever dialled this node has to do.
-            SeedState::Unreachable | SeedState::Answered => {
+            SeedState::None
+            | SeedState::AllRefused
+            | SeedState::Unreachable
+            | SeedState::Answered => {
                 self.tracker.has_heard_of_owners() && !self.tracker.is_missing_any()
             }
         };

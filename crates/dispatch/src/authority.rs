@@ -130,7 +130,7 @@ impl Authority {
         let mut params = params(
             &format!("Dispatch CA of {cluster}"),
             now - BACKDATE,
-            now + authority,
+            until(now, authority),
         );
         // Says whose authority it is, in full: the subject is cut short. `dispatch cert` reads it.
         params.subject_alt_names = vec![SanType::DnsName(Ia5String::try_from(cluster_dns_name(
@@ -203,7 +203,7 @@ impl Authority {
     /// A certificate for the node of that name; for `*`, one that can take any name.
     pub fn issue(&self, node: &str) -> Result<Issued, AuthorityError> {
         let now = SystemTime::now();
-        self.issue_with(node, now - BACKDATE, now + self.node_lifetime)
+        self.issue_with(node, now - BACKDATE, until(now, self.node_lifetime))
     }
 
     /// A certificate that is valid in that time only, in whole seconds.
@@ -238,6 +238,16 @@ impl Authority {
     }
 }
 
+/// The end of a time that begins now. Rule: a lifetime that a user gives saturates.
+fn until(now: SystemTime, lifetime: Duration) -> SystemTime {
+    now.checked_add(lifetime).unwrap_or_else(latest)
+}
+
+/// The last second of the year 9999, the latest that a certificate can say (RFC 5280).
+fn latest() -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_799)
+}
+
 fn params(subject: &str, not_before: SystemTime, not_after: SystemTime) -> CertificateParams {
     let mut name = DistinguishedName::new();
     // A common name has at most 64 characters (RFC 5280); it is for people only.
@@ -245,7 +255,8 @@ fn params(subject: &str, not_before: SystemTime, not_after: SystemTime) -> Certi
     name.push(DnType::CommonName, subject);
     let mut params = CertificateParams::default();
     params.distinguished_name = name;
-    params.not_before = not_before.into();
-    params.not_after = not_after.into();
+    let in_bounds = |time: SystemTime| time.clamp(SystemTime::UNIX_EPOCH, latest());
+    params.not_before = in_bounds(not_before).into();
+    params.not_after = in_bounds(not_after).into();
     params
 }

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use keydispatch_core::limits::DEFAULT_MAX_PAYLOAD_BYTES;
-use keydispatch_core::message::{Address, DecodeError};
+use keydispatch_core::message::Address;
 use keydispatch_core::{ClusterName, NameError, NodeName, Settings, SettingsError, Zone};
 
 use crate::discovery::{Seed, SeedError};
 use crate::memory::MemoryNetwork;
 use crate::node::Node;
+use crate::reach::{self, AdvertiseError};
 use crate::settings::{
     Adapter, Config, ConfigError, DEFAULT_POOL_SIZE, LogLevel, MAX_POOL_SIZE, RegistrySection,
 };
@@ -30,9 +31,9 @@ pub enum StartError {
     /// A seed is no address.
     #[error(transparent)]
     Seed(#[from] SeedError),
-    /// The advertised address is unusable.
-    #[error("the advertised address is unusable: {0}")]
-    Advertise(#[from] DecodeError),
+    /// The others cannot reach this node at the advertised address, or none is known that they could.
+    #[error(transparent)]
+    Advertise(#[from] AdvertiseError),
     /// The certificates cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -60,6 +61,19 @@ pub enum StartError {
         waited: Duration,
         /// The owners whose entries are missing.
         missing: Vec<NodeName>,
+    },
+    /// Fewer nodes came than were expected.
+    #[error(
+        "{present} of the {expected} nodes that are expected (node.expect) are here after {waited:?}, this one included: \
+         start the others, or expect fewer"
+    )]
+    TooFew {
+        /// How many were expected, this one included.
+        expected: usize,
+        /// How many were there, this one included.
+        present: usize,
+        /// How long was waited.
+        waited: Duration,
     },
     /// The node stopped while it was starting.
     #[error("the node stopped while it was starting")]
@@ -103,6 +117,7 @@ pub struct NodeBuilder {
     registry: RegistrySection,
     max_payload_bytes: usize,
     start_timeout: Duration,
+    expect: usize,
     /// How far the wall clock is behind, in tests.
     clock_behind: Duration,
 }
@@ -122,10 +137,16 @@ pub(crate) struct Checked {
     pub(crate) log_level: LogLevel,
     pub(crate) max_payload_bytes: usize,
     pub(crate) start_timeout: Duration,
+    pub(crate) expect: usize,
     pub(crate) clock_behind: Duration,
 }
 
 impl Checked {
+    /// True where what is said between hosts can be read on the way.
+    pub(crate) fn is_plaintext(&self) -> bool {
+        matches!(self.network, Some(Network::Plaintext))
+    }
+
     /// False where addresses are no host names: in memory, or without a network.
     pub(crate) fn resolves_names(&self) -> bool {
         matches!(self.network, Some(Network::Tls(_) | Network::Plaintext))
@@ -147,6 +168,7 @@ impl NodeBuilder {
             registry: RegistrySection::default(),
             max_payload_bytes: DEFAULT_MAX_PAYLOAD_BYTES,
             start_timeout: DEFAULT_START_TIMEOUT,
+            expect: 0,
             clock_behind: Duration::ZERO,
         }
     }
@@ -163,8 +185,8 @@ impl NodeBuilder {
         self
     }
 
-    /// The address that others dial, `node.advertise`, where it differs from the bound one (containers); by default the
-    /// bound one.
+    /// The address that others dial, `node.advertise`: `host:port`, `[v6]:port`. By default the bound one; where that is
+    /// `0.0.0.0` or `[::]`, the one by which this machine reaches its seeds.
     pub fn advertise(mut self, address: impl Into<String>) -> Self {
         self.advertise = Some(address.into());
         self
@@ -263,7 +285,17 @@ impl NodeBuilder {
         self
     }
 
-    /// How long [`start`](Self::start) waits to be synced; by default 10 s.
+    /// How many nodes there are to be, this one included, before [`start`](Self::start) returns, `node.expect`; by default it
+    /// waits for nobody. Once they have been there they are never waited for again.
+    ///
+    /// The same number suits every node of a cluster that is started at once. It is bounded by the start timeout.
+    pub fn expect(mut self, members: usize) -> Self {
+        self.expect = members;
+        self
+    }
+
+    /// How long [`start`](Self::start) waits to be synced, for seeds whose names have no address yet, and for the nodes that
+    /// are [expected](Self::expect); by default 10 s.
     pub fn start_timeout(mut self, timeout: Duration) -> Self {
         self.start_timeout = timeout;
         self
@@ -280,13 +312,13 @@ impl NodeBuilder {
 
     /// Starts the node: binds, joins, and returns once the entries of every node that is up have arrived.
     ///
-    /// Where every seed is refused, this is the first node of its cluster, and it keeps trying them. Where seeds are
+    /// A seed whose name has no address yet is looked up again every 200 ms. Where every seed is refused, this is the first node of its cluster, and it keeps trying them. Where seeds are
     /// silent, it starts alone after the start timeout, says so in the log, and keeps trying.
     ///
     /// # Errors
     ///
-    /// A wrong setting, an address that is taken, unusable certificates, a living node of the same name, or
-    /// [`StartError::NotSynced`] with the nodes whose entries did not arrive in time.
+    /// A wrong setting, an address that is taken, unusable certificates, a living node of the same name,
+    /// [`StartError::NotSynced`] with the nodes whose entries did not arrive in time, or [`StartError::TooFew`].
     pub async fn start(self) -> Result<Node, StartError> {
         Node::start(self.check()?).await
     }
@@ -315,11 +347,20 @@ impl NodeBuilder {
             }
             .into());
         }
+        let has_hosts = matches!(network, Some(Network::Tls(_) | Network::Plaintext));
+        let advertise = self
+            .advertise
+            .map(|address| match has_hosts {
+                true => reach::parse(&address),
+                // Elsewhere addresses are any text.
+                false => Ok(Address::try_new(address)?),
+            })
+            .transpose()?;
         Ok(Checked {
             name: NodeName::try_new(self.name)?,
             cluster: ClusterName::try_new(self.cluster)?,
             bind: self.bind,
-            advertise: self.advertise.map(Address::try_new).transpose()?,
+            advertise,
             seeds: self
                 .seeds
                 .iter()
@@ -333,6 +374,7 @@ impl NodeBuilder {
             log_level: self.registry.log_level.unwrap_or_default(),
             max_payload_bytes: self.max_payload_bytes,
             start_timeout: self.start_timeout,
+            expect: self.expect,
             clock_behind: self.clock_behind,
         })
     }
@@ -341,6 +383,14 @@ impl NodeBuilder {
 impl Config {
     /// A builder with everything that the configuration says; `default_name` is used where it names no node.
     pub fn builder(&self, default_name: &str) -> Result<NodeBuilder, ConfigError> {
+        self.describe(default_name)
+            .map_err(|error| match &self.file {
+                Some(path) => crate::settings::in_file(path, error),
+                None => error,
+            })
+    }
+
+    fn describe(&self, default_name: &str) -> Result<NodeBuilder, ConfigError> {
         let node = &self.node;
         let name = node
             .name
@@ -394,6 +444,9 @@ impl Config {
             });
         }
         builder.registry = self.registry.clone();
+        if let Some(members) = node.expect {
+            builder.expect = members;
+        }
         if let Some(bytes) = node.max_payload_bytes {
             builder.max_payload_bytes = bytes;
         }

@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use keydispatch_core::Escaped;
 use keydispatch_core::hello;
 use keydispatch_core::limits::MAX_CONTROL_FRAME_BYTES;
 use keydispatch_core::links::LinkId;
@@ -210,7 +211,7 @@ async fn greet(
         Some(Err(error)) => {
             let peer = connection.peer();
             if complaints.is_news(host(peer), &error.to_string()) {
-                tracing::warn!(peer, %error, "refusing a connection");
+                tracing::warn!(peer = %Escaped(peer), error = %Escaped(error), "refusing a connection");
             }
             return;
         }
@@ -228,7 +229,7 @@ async fn greet(
                 Err(refusal) => {
                     let why = refusal.to_string();
                     if complaints.is_news(host(connection.peer()), &why) {
-                        tracing::warn!(peer = %theirs.node, why, "refusing a data connection");
+                        tracing::warn!(peer = %theirs.node, why = %Escaped(why), "refusing a data connection");
                     }
                     ControlMessage::Refuse(refusal.clone())
                 }

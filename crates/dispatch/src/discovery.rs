@@ -175,10 +175,19 @@ fn is_host_name(host: &str) -> bool {
         && !host.rsplit('.').next().is_some_and(is_number)
 }
 
-/// The addresses of the seeds, each once, in their order; where `names` is false, as they were written.
+/// What is known of the seeds.
+#[derive(Clone, Debug)]
+pub(crate) struct Resolved {
+    /// Their addresses, each once, in their order.
+    pub(crate) addresses: Vec<Address>,
+    /// True where the name of one has no address yet.
+    pub(crate) awaited: bool,
+}
+
+/// The addresses of the seeds; where `names` is false, as they were written.
 ///
 /// A name that is not found is skipped and logged, once until that changes.
-pub(crate) async fn resolve(seeds: &[Seed], names: bool) -> Vec<Address> {
+pub(crate) async fn resolve(seeds: &[Seed], names: bool) -> Resolved {
     let lookups: Vec<_> = seeds
         .iter()
         .map(|seed| {
@@ -188,19 +197,21 @@ pub(crate) async fn resolve(seeds: &[Seed], names: bool) -> Vec<Address> {
         })
         .collect();
     let mut addresses = Vec::with_capacity(seeds.len());
+    let mut awaited = false;
     for (seed, lookup) in seeds.iter().zip(lookups) {
         let found = match lookup {
             None => vec![seed.address.clone()],
             // It is cancelled only where the runtime ends.
             Some(lookup) => lookup.await.unwrap_or_default(),
         };
+        awaited |= found.is_empty();
         for address in found {
             if !addresses.contains(&address) {
                 addresses.push(address);
             }
         }
     }
-    addresses
+    Resolved { addresses, awaited }
 }
 
 #[cfg(test)]
@@ -265,7 +276,8 @@ mod tests {
             seed("[::1]:7400"),
         ];
         let found = resolve(&seeds, true).await;
-        let found: Vec<_> = found.iter().map(Address::as_str).collect();
+        assert!(found.awaited);
+        let found: Vec<_> = found.addresses.iter().map(Address::as_str).collect();
         assert_eq!(found[0], "10.0.0.1:7400");
         assert!(found.contains(&"127.0.0.1:7400") || found.contains(&"[::1]:7400"));
         assert!(found.iter().all(|address| !address.contains("invalid")));
@@ -278,7 +290,8 @@ mod tests {
     async fn without_names_every_seed_passes_as_it_is() {
         let seeds = [seed("far:1"), seed("near:1"), seed("far:1")];
         let found = resolve(&seeds, false).await;
-        let found: Vec<_> = found.iter().map(Address::as_str).collect();
+        assert!(!found.awaited);
+        let found: Vec<_> = found.addresses.iter().map(Address::as_str).collect();
         assert_eq!(found, ["far:1", "near:1"]);
     }
 }

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use keydispatch_core::Escaped;
 use keydispatch_core::links::{DialFailure, LinkId, Origin, Output};
 use keydispatch_core::message::{Address, Frame, Hello};
 use keydispatch_core::{
@@ -67,7 +68,11 @@ pub(crate) enum Command {
     Missing {
         reply: oneshot::Sender<Vec<NodeName>>,
     },
-    Seeds(Vec<Address>),
+    Seeds {
+        addresses: Vec<Address>,
+        /// The name of one has no address yet.
+        awaited: bool,
+    },
     Leave {
         reply: oneshot::Sender<()>,
     },
@@ -351,7 +356,10 @@ impl Driver {
                 }
                 Command::Stats { reply } => answers.push(Answer::Stats(reply)),
                 Command::Missing { reply } => answers.push(Answer::Missing(reply)),
-                Command::Seeds(seeds) => self.cluster.set_seeds(now, seeds),
+                Command::Seeds { addresses, awaited } => {
+                    self.cluster.set_seeds(now, addresses);
+                    self.cluster.await_seeds(awaited);
+                }
                 Command::Leave { reply } => leave = Some(reply),
             }
         }
@@ -424,7 +432,7 @@ impl Driver {
             }
             Input::Closed { link, why } => {
                 if self.links.open.remove(&link).is_some() {
-                    tracing::debug!(link = link.0, why, "a control connection is gone");
+                    tracing::debug!(link = link.0, why = %Escaped(&why), "a control connection is gone");
                     self.cluster.handle_broken(now, link, &why);
                 }
             }

@@ -1,6 +1,6 @@
 //! What the registry logs of what it sees, by `registry.log_level`.
 
-use keydispatch_core::{ClusterEvent, NodeName};
+use keydispatch_core::{ClusterEvent, Escaped, NodeName};
 use tracing::Level;
 
 use crate::complaints::Complaints;
@@ -59,7 +59,7 @@ impl Journal {
             }
             // A peer that does the same wrong thing on every connection is logged once.
             ClusterEvent::Warning { message } if self.complaints.is_news("", message) => {
-                tracing::warn!(target: "keydispatch::registry", %node, "{message}");
+                tracing::warn!(target: "keydispatch::registry", %node, "{}", Escaped(message));
             }
             _ => {}
         }

@@ -51,6 +51,7 @@ mod call;
 mod complaints;
 mod control;
 mod data;
+mod deadline;
 mod discovery;
 mod driver;
 mod events;
@@ -58,12 +59,14 @@ mod events;
 #[doc(hidden)]
 pub mod fuzzing;
 mod handle;
+mod join;
 mod journal;
 mod mailbox;
 mod members;
 mod memory;
 mod node;
 mod pubsub;
+mod reach;
 mod registry;
 mod service;
 mod settings;
@@ -87,6 +90,7 @@ pub use mailbox::ReplyTo;
 pub use members::{Member, MemberChange, MemberChanges};
 pub use node::{Node, NodeStats, StopCause};
 pub use pubsub::{BroadcastError, PubSub, TopicEvent, TopicMessage, TopicSubscription};
+pub use reach::AdvertiseError;
 pub use registry::{NewService, NoService, Registration, Registry, RegistryError, ServiceUpdate};
 pub use service::{
     BoxError, Context, DEFAULT_MAILBOX, Ended, Message, Protocol, ServeError, ServeOptions, Served,

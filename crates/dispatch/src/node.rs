@@ -9,13 +9,16 @@ use keydispatch_core::message::{Address, Offers};
 use keydispatch_core::{Cluster, ClusterConfig, ClusterName, ClusterStats, NodeName};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use crate::builder::{Checked, Network, NodeBuilder, StartError};
 use crate::control;
 use crate::data::{DataConfig, DataPlane, DataStats};
-use crate::discovery::{self, Seed};
+use crate::deadline;
+use crate::discovery::Seed;
 use crate::driver::{Clock, Command, Driver, Links, Phase, QUEUE, Shared};
 use crate::handle::ServiceHandle;
+use crate::join;
 use crate::journal::Journal;
 use crate::members::{Member, MemberChanges};
 use crate::pubsub::PubSub;
@@ -25,12 +28,6 @@ use crate::supervise::{SuperviseOptions, Supervised};
 use crate::tls::{self, Tls};
 use crate::transport::Transport;
 use crate::transport::tcp::TcpTransport;
-
-/// How often the seeds' names are looked up again.
-const RESOLVE_INTERVAL: Duration = Duration::from_secs(5);
-
-/// The address of a node without a network.
-const LOCAL_ADDRESS: &str = "local";
 
 /// A member of a cluster: serves services, finds and calls those of the others.
 ///
@@ -50,6 +47,8 @@ struct Inner {
     data: Arc<DataPlane>,
     pubsub: PubSub,
     phase: watch::Receiver<Phase>,
+    /// True for a network between hosts without encryption.
+    plaintext: bool,
     /// None without encryption.
     tls: Option<Arc<Tls>>,
     /// Dropped last: tells the driver to stop.
@@ -76,6 +75,8 @@ pub struct NodeStats {
     pub data: DataStats,
     /// The nodes, living and recently dead.
     pub members: Vec<Member>,
+    /// True where this node does without encryption, so that whoever reaches its address can join, call and read.
+    pub plaintext: bool,
     /// When this node's certificate ends, or one of its intermediates where that is sooner; none without encryption. It is
     /// warned about from 30 days before, or from the last third of its life, whichever is shorter.
     pub certificate_not_after: Option<SystemTime>,
@@ -102,20 +103,21 @@ impl Node {
 
     pub(crate) async fn start(checked: Checked) -> Result<Node, StartError> {
         let (transport, tls) = bind(&checked).await?;
-        let address = match (&checked.advertise, &transport) {
-            (Some(address), _) => address.clone(),
-            (None, Some(transport)) => transport.local_address(),
-            (None, None) => Address::try_new(LOCAL_ADDRESS)?,
-        };
+        let until = deadline::after(checked.start_timeout);
+        let listening = transport
+            .as_ref()
+            .map(|transport| transport.local_address());
+        let (seeds, address) = join::meet(&checked, listening, until).await?;
         let max_payload_bytes = checked.max_payload_bytes.min(MAX_PAYLOAD_BYTES);
+        let plaintext = checked.is_plaintext();
         let nonce = rand::random();
         let clock = Clock::start();
-        let cluster = Cluster::new(
+        let mut cluster = Cluster::new(
             ClusterConfig {
                 cluster: checked.cluster.clone(),
                 name: checked.name.clone(),
                 address: address.clone(),
-                seeds: discovery::resolve(&checked.seeds, checked.resolves_names()).await,
+                seeds: seeds.addresses,
                 settings: checked.settings.clone(),
                 wall_clock_micros: wall_clock_micros(checked.clock_behind),
                 nonce,
@@ -127,6 +129,7 @@ impl Node {
             },
             clock.now(),
         );
+        cluster.await_seeds(seeds.awaited);
         let hello = Arc::new(ArcSwap::from_pointee(cluster.hello().clone()));
         let (commands, command_receiver) = mpsc::channel(QUEUE);
         let (inputs, input_receiver) = mpsc::channel(QUEUE);
@@ -174,7 +177,10 @@ impl Node {
                 hello,
             )));
             if checked.resolves_names() && checked.seeds.iter().any(Seed::is_name) {
-                tasks.push(tokio::spawn(resolve_again(checked.seeds.clone(), commands)));
+                let seeds = (checked.seeds.clone(), seeds.awaited);
+                tasks.push(tokio::spawn(join::resolve_again(
+                    seeds.0, seeds.1, until, commands,
+                )));
             }
         }
         tokio::spawn(driver.run());
@@ -188,13 +194,23 @@ impl Node {
                 data,
                 pubsub,
                 phase,
+                plaintext,
                 tls,
                 shutdown,
                 tasks,
             }),
         };
-        node.wait_synced(checked.start_timeout).await?;
+        node.wait_synced(checked.start_timeout, until).await?;
+        let shared = &node.inner.shared;
+        join::expect(shared, checked.expect, checked.start_timeout, until).await?;
         Ok(node)
+    }
+
+    /// Whether this node has the entries of every node that is up, and has had as many members as it
+    /// [expects](NodeBuilder::expect). False after a start whose seeds were all silent, until one of them answers; false
+    /// again once the node has stopped.
+    pub fn is_ready(&self) -> bool {
+        *self.inner.phase.borrow() == Phase::Synced
     }
 
     /// Its name.
@@ -273,6 +289,7 @@ impl Node {
             cluster: answer.await.ok()?,
             data: self.inner.data.stats(),
             members: self.members(),
+            plaintext: self.inner.plaintext,
             certificate_not_after: self.inner.tls.as_ref().map(|tls| tls.not_after()),
         })
     }
@@ -311,14 +328,14 @@ impl Node {
         }
     }
 
-    async fn wait_synced(&self, timeout: Duration) -> Result<(), StartError> {
+    async fn wait_synced(&self, timeout: Duration, until: Instant) -> Result<(), StartError> {
         let mut phase = self.inner.phase.clone();
         // The phase is cloned, not borrowed: a borrow across the waits below would keep `start` from being spawned.
         let joined = async {
             let reached = phase.wait_for(|phase| *phase != Phase::Joining).await;
             reached.map(|phase| phase.clone())
         };
-        match tokio::time::timeout(timeout, joined).await {
+        match tokio::time::timeout_at(until, joined).await {
             Ok(Ok(phase)) => match phase {
                 Phase::Synced | Phase::Joining => Ok(()),
                 Phase::NameTaken(by) => Err(StartError::NameTaken {
@@ -329,9 +346,8 @@ impl Node {
             },
             Ok(Err(_)) => Err(StartError::Stopped),
             Err(_) => {
-                let (reply, answer) = oneshot::channel();
-                self.command(Command::Missing { reply }).await;
-                let missing = answer.await.map_err(|_| StartError::Stopped)?;
+                let missing = join::missing(&self.inner.shared).await;
+                let missing = missing.ok_or(StartError::Stopped)?;
                 if missing.is_empty() {
                     tracing::warn!(node = %self.name(), waited = ?timeout, "no seed answered: starting alone, and still trying");
                     return Ok(());
@@ -396,19 +412,10 @@ async fn bind(checked: &Checked) -> Result<Bound, StartError> {
     })
 }
 
-async fn resolve_again(seeds: Vec<Seed>, commands: mpsc::Sender<Command>) {
-    loop {
-        tokio::time::sleep(RESOLVE_INTERVAL).await;
-        let addresses = discovery::resolve(&seeds, true).await;
-        if commands.send(Command::Seeds(addresses)).await.is_err() {
-            return;
-        }
-    }
-}
-
 fn wall_clock_micros(behind: Duration) -> u64 {
-    (SystemTime::now() - behind)
-        .duration_since(UNIX_EPOCH)
+    SystemTime::now()
+        .checked_sub(behind)
+        .and_then(|now| now.duration_since(UNIX_EPOCH).ok())
         .map_or(0, |since| {
             u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
         })

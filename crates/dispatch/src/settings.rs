@@ -85,6 +85,9 @@ pub struct Config {
     pub(crate) node: NodeSection,
     pub(crate) pubsub: PubSubSection,
     pub(crate) registry: RegistrySection,
+    /// Where it was read from, for errors.
+    #[serde(skip)]
+    pub(crate) file: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -94,6 +97,7 @@ pub(crate) struct NodeSection {
     pub(crate) bind: Option<String>,
     pub(crate) advertise: Option<String>,
     pub(crate) seeds: Vec<String>,
+    pub(crate) expect: Option<usize>,
     pub(crate) zone: Option<Zone>,
     pub(crate) ca: Option<PathBuf>,
     pub(crate) cert: Option<PathBuf>,
@@ -142,12 +146,20 @@ impl RegistrySection {
 #[non_exhaustive]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("cannot read the configuration {path}: {source}")]
+    #[error("cannot read the configuration {}: {source}", path.display())]
     Read {
         /// Its path.
         path: PathBuf,
         /// Why.
         source: std::io::Error,
+    },
+    /// What the file says is no use.
+    #[error("{}: {error}", path.display())]
+    InFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        error: Box<ConfigError>,
     },
     /// The text is not TOML, or a key is unknown or ill-typed.
     #[error("the configuration is wrong: {message}")]
@@ -204,14 +216,34 @@ impl Config {
         Ok(config)
     }
 
-    /// Reads a configuration from a file.
+    /// Reads a configuration from a file. The paths in it are relative to the file.
+    ///
+    /// # Errors
+    ///
+    /// All of them name the file, also those of [`builder`](Self::builder).
     pub fn read(path: impl AsRef<Path>) -> Result<Config, ConfigError> {
         let path = path.as_ref();
         let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
             path: path.to_owned(),
             source,
         })?;
-        Config::parse(&text)
+        let mut config = Config::parse(&text).map_err(|error| in_file(path, error))?;
+        config.file = Some(path.to_owned());
+        let node = &mut config.node;
+        for named in [&mut node.ca, &mut node.cert, &mut node.key, &mut node.crl] {
+            // Rule: a file means the same from wherever the process is started. An absolute path stays what it is.
+            if let (Some(named), Some(directory)) = (named, path.parent()) {
+                *named = directory.join(&*named);
+            }
+        }
+        Ok(config)
+    }
+}
+
+pub(crate) fn in_file(path: &Path, error: ConfigError) -> ConfigError {
+    ConfigError::InFile {
+        path: path.to_owned(),
+        error: Box::new(error),
     }
 }
 
@@ -318,6 +350,36 @@ mod tests {
             config.registry.raw().permdown_period,
             Some(Duration::from_secs(120))
         );
+    }
+
+    #[test]
+    fn a_file_is_named_by_its_errors_and_its_paths_are_relative_to_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("node.toml");
+        let read = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            Config::read(&path)
+        };
+        for text in [
+            "[node]\nnmae = 1",
+            "nonsense",
+            "[registry]\ndown_period = 1",
+            "[node]\nca = \"ca.pem\"",
+            "[pubsub]\npool_size = 0",
+            "[node]\nplaintext = true\nca = \"a\"\ncert = \"b\"\nkey = \"c\"",
+        ] {
+            let error = read(text)
+                .and_then(|config| config.builder("a"))
+                .unwrap_err();
+            assert!(error.to_string().contains("node.toml: "), "{text}: {error}");
+        }
+        let named =
+            "[node]\nca = \"ca.pem\"\ncert = \"/etc/a.pem\"\nkey = \"../a.key\"\ncrl = \"crl.pem\"";
+        let node = read(named).unwrap().node;
+        assert_eq!(node.ca, Some(directory.path().join("ca.pem")));
+        assert_eq!(node.cert, Some(PathBuf::from("/etc/a.pem")));
+        assert_eq!(node.key, Some(directory.path().join("../a.key")));
+        assert_eq!(node.crl, Some(directory.path().join("crl.pem")));
     }
 
     #[test]

@@ -13,6 +13,9 @@ use crate::data::DataPlane;
 use crate::registry::Registry;
 use crate::service::{Ended, ServeError, ServeOptions, Served, Service, StopError, serve};
 
+/// Most restarts that are remembered, 1 MiB of them. Whoever allows more is never given up.
+const MAX_REMEMBERED: usize = 65_536;
+
 /// How a service is restarted; see [`Node::supervise`](crate::Node::supervise).
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[must_use]
@@ -48,7 +51,8 @@ impl SuperviseOptions {
         self
     }
 
-    /// Gives up where the service would be restarted more than so many times within that time.
+    /// Gives up where the service would be restarted more than so many times within that time. More than 65,536 times is
+    /// never.
     pub fn intensity(mut self, max_restarts: usize, within: Duration) -> Self {
         self.max_restarts = max_restarts;
         self.within = within;
@@ -215,8 +219,11 @@ impl Supervisor {
         let doublings = u32::try_from(self.restarts.len())
             .unwrap_or(u32::MAX)
             .min(20);
+        if self.restarts.len() >= MAX_REMEMBERED {
+            self.restarts.pop_front();
+        }
         self.restarts.push_back(now);
-        let pause = self.options.first_pause * 2_u32.pow(doublings);
+        let pause = self.options.first_pause.saturating_mul(1 << doublings);
         Some(pause.min(self.options.longest_pause))
     }
 }

@@ -11,6 +11,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use keydispatch_core::Escaped;
 use keydispatch_core::hello::Credentials;
 use keydispatch_core::message::{Address, DecodeError, Frame};
 
@@ -158,7 +159,7 @@ impl ConnectionError {
     /// Logs what is the peer's fault, and not the network's.
     pub(crate) fn complain(&self, peer: &str) {
         if let ConnectionError::Decode(error) = self {
-            tracing::warn!(peer, %error, "closing a connection: the peer sent what is no frame");
+            tracing::warn!(peer = %Escaped(peer), error = %Escaped(error), "closing a connection: the peer sent what is no frame");
         }
     }
 }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use keydispatch_core::Escaped;
 use keydispatch_core::NodeName;
 use keydispatch_core::message::Frame;
 use serde::Serialize;
@@ -127,7 +128,7 @@ pub(super) async fn serve(
     .await;
     caller.outbox.close();
     if let Err(why) = ended {
-        tracing::debug!(%peer, why, "a data connection from a peer is gone");
+        tracing::debug!(%peer, why = %Escaped(why), "a data connection from a peer is gone");
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use keydispatch_core::Escaped;
 use keydispatch_core::hello;
 use keydispatch_core::message::{Address, ControlMessage, Frame, Hello, Lane as LaneName};
 use keydispatch_core::silence::{PING_AFTER, Silence, SilenceWatch};
@@ -389,7 +390,7 @@ impl Lane {
                 Ordering::SeqCst,
             );
         }
-        tracing::debug!(peer = %self.peer.name, why, "no data connection");
+        tracing::debug!(peer = %self.peer.name, why = %Escaped(why), "no data connection");
         self.fail_queued(why);
         self.fail_sent();
     }

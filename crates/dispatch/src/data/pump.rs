@@ -4,6 +4,7 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::task::Poll;
 
+use keydispatch_core::Escaped;
 use keydispatch_core::message::Frame;
 
 use super::Heard;
@@ -87,8 +88,8 @@ pub(super) async fn pump(
                             if let Err(why) = on_frame(frame) {
                                 let peer = connection.peer();
                                 tracing::warn!(
-                                    peer,
-                                    why,
+                                    peer = %Escaped(peer),
+                                    why = %Escaped(&why),
                                     "closing a data connection: the peer sent a frame that does not decode"
                                 );
                                 return Poll::Ready(Err(why));

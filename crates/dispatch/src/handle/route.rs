@@ -91,7 +91,7 @@ impl<P: Protocol> ServiceHandle<P> {
             if self.channel.data.is_closed() {
                 return Err(failed.error);
             }
-            let owners = self.owners(key, 1 + self.options.fallback);
+            let owners = self.owners(key, self.options.fallback.saturating_add(1));
             let next = owners.iter().find(|info| !asked.contains(&Tried::of(info)));
             if let Some(by) = next {
                 if may_have_run && !self.withdraw() {

@@ -8,6 +8,7 @@ use keydispatch_core::ServiceId;
 use tokio::time::Instant;
 
 use super::{Protocol, Service, StopReason};
+use crate::deadline;
 
 /// Where a service finds itself, and how it sends messages to itself.
 pub struct Context<S: Service> {
@@ -75,11 +76,11 @@ impl<S: Service> Context<S> {
         self.own.push_back(message);
     }
 
-    /// Sends a message to this service itself after a while. Timers end with the service.
+    /// Sends a message to this service itself after a while, of thirty years at most. Timers end with the service.
     pub fn cast_after(&mut self, after: Duration, message: CastOf<S>) -> Timer {
         self.last_timer += 1;
         self.timers.push(Due {
-            at: Instant::now() + after,
+            at: deadline::after(after),
             number: self.last_timer,
             message,
         });

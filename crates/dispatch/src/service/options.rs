@@ -5,6 +5,9 @@ use keydispatch_core::{InstanceName, Metadata, NewEntry, ServiceState, ServiceTy
 use super::Protocol;
 use crate::registry::RegistryError;
 
+/// Most messages that a channel can count, which takes more memory than there is.
+const MAX_MAILBOX: usize = tokio::sync::Semaphore::MAX_PERMITS;
+
 /// How a service is started; see [`Node::serve_with`](crate::Node::serve_with).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[must_use]
@@ -54,10 +57,10 @@ impl ServeOptions {
         self
     }
 
-    /// How many messages may wait, at least 1; more are refused as
+    /// How many messages may wait, at least 1 and at most what a channel can count; more are refused as
     /// [`CallError::Overloaded`](crate::CallError::Overloaded).
     pub fn mailbox(mut self, messages: usize) -> Self {
-        self.mailbox = Some(messages.max(1));
+        self.mailbox = Some(messages.clamp(1, MAX_MAILBOX));
         self
     }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use keydispatch_core::Escaped;
 use keydispatch_core::ServiceId;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -237,7 +238,7 @@ impl Ending {
         let counters = &self.runner.data.counters;
         let times = counters.undecodable.fetch_add(1, Ordering::Relaxed) + 1;
         if times.is_power_of_two() {
-            tracing::warn!(service = %self.id, cause, times, "a message does not decode");
+            tracing::warn!(service = %self.id, cause = %Escaped(cause), times, "a message does not decode");
         }
     }
 }

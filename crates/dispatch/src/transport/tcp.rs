@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use keydispatch_core::Escaped;
 use keydispatch_core::hello::Credentials;
 use keydispatch_core::message::{Address, Frame};
 use tokio::io::{AsyncRead, AsyncWrite, BufReader};
@@ -281,9 +282,9 @@ async fn shake_hands(
 
 fn complain(complaints: &Complaints, peer: SocketAddr, why: &str) {
     if complaints.is_news(&peer.ip().to_string(), why) {
-        tracing::warn!(%peer, "refusing a connection: {why}");
+        tracing::warn!(%peer, "refusing a connection: {}", Escaped(why));
     } else {
-        tracing::debug!(%peer, why, "refusing a connection");
+        tracing::debug!(%peer, why = %Escaped(why), "refusing a connection");
     }
 }
 
