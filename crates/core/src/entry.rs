@@ -8,8 +8,10 @@ use serde::{Deserialize, Serialize};
 use crate::id::{Generation, InstanceName, NodeName, Reference, ServiceId, ServiceType};
 use crate::limits::{DEFAULT_WEIGHT, MAX_ADDRESS_BYTES, MAX_METADATA_BYTES, WEIGHT_RANGE};
 
+mod accepts;
 mod metadata;
 
+pub use accepts::{Accepts, Codec};
 pub use metadata::Metadata;
 use metadata::Packed;
 
@@ -104,6 +106,12 @@ pub enum EntryError {
     MetadataTooLarge {
         /// Their size in bytes.
         bytes: usize,
+    },
+    /// The key of a tag is one that the library uses itself.
+    #[error("the tag {key} is the library's own: choose another key")]
+    ReservedTag {
+        /// The key.
+        key: &'static str,
     },
 }
 
@@ -251,6 +259,13 @@ impl ServiceInfo {
     /// The version of the messages it understands; none for an external endpoint, which cannot be called.
     pub fn protocol_version(&self) -> Option<u32> {
         self.protocol_version
+    }
+
+    /// Which messages it takes; none for an external endpoint, which cannot be called.
+    #[inline]
+    pub fn accepts(&self) -> Option<Accepts> {
+        let version = self.protocol_version?;
+        Some(self.metadata.accepts().unwrap_or(Accepts::only(version)))
     }
 
     /// True for an address served by something else.

@@ -29,8 +29,8 @@ mod view;
 pub use cluster::{Cluster, ClusterConfig, ClusterEvent, ClusterStats};
 pub use config::{RawSettings, Settings, SettingsError};
 pub use entry::{
-    EntryChange, EntryError, EntryUpdate, Metadata, NewEntry, Record, ServiceInfo, ServiceState,
-    Weight,
+    Accepts, Codec, EntryChange, EntryError, EntryUpdate, Metadata, NewEntry, Record, ServiceInfo,
+    ServiceState, Weight,
 };
 pub use id::{
     ClusterName, Generation, InstanceName, NameError, NodeId, NodeName, Reference, ServiceId,

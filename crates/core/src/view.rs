@@ -11,10 +11,12 @@ use crate::key::{Key, Slot};
 use crate::placement::{Candidate, draw, prefer, salt};
 
 mod list;
+mod narrow;
 mod seats;
 mod table;
 
 use list::{Edits, online, place_of};
+use narrow::{Narrowed, is_mixed};
 use seats::Seats;
 pub(crate) use table::TableBudget;
 use table::{Cells, KEPT, LOST, Locked, NOBODY, Page, RANKED, Ranked, Table};
@@ -50,6 +52,10 @@ pub struct View {
     /// The only seat that is taken; [`NOBODY`] where none is.
     sole: Option<u16>,
     table: Table,
+    /// Those that own keys do not all take the same messages.
+    mixed: bool,
+    /// Where they do not: who takes which, as far as it was asked for.
+    narrowed: Narrowed,
 }
 
 impl View {
@@ -62,6 +68,8 @@ impl View {
             seats: Seats::default(),
             sole: Some(NOBODY),
             table: Table::new(TableBudget::new(0), 0),
+            mixed: false,
+            narrowed: Narrowed::default(),
         }
     }
 
@@ -375,6 +383,8 @@ impl View {
         let mut next = View {
             service_type: self.service_type.clone(),
             version,
+            mixed: is_mixed(self, &services, changes),
+            narrowed: Narrowed::default(),
             services,
             sole: seats.sole(),
             table: Table::new(self.table.budget(), seats.hashes().len()),

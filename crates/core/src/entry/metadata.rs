@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use thin_vec::ThinVec;
 
 use super::EntryError;
+use super::accepts::{ACCEPTS_TAG, Accepts};
 use crate::id::Zone;
 use crate::limits::{MAX_ADDRESS_BYTES, MAX_METADATA_BYTES};
 
@@ -17,6 +18,9 @@ pub struct Metadata {
     zone: Option<Zone>,
     address: Option<Box<str>>,
     tags: BTreeMap<Box<str>, Box<str>>,
+    /// Which messages it takes, where that is more than the one version in postcard. It travels as a tag, as older
+    /// nodes have no other place for it.
+    accepts: Option<Accepts>,
 }
 
 #[derive(Default, Serialize, Deserialize)]
@@ -29,17 +33,24 @@ struct RawMetadata {
 impl TryFrom<RawMetadata> for Metadata {
     type Error = EntryError;
 
-    fn try_from(raw: RawMetadata) -> Result<Self, EntryError> {
-        Metadata::try_new(raw.zone, raw.address, raw.tags)
+    fn try_from(mut raw: RawMetadata) -> Result<Self, EntryError> {
+        let accepts = raw.tags.remove(ACCEPTS_TAG);
+        let mut metadata = Metadata::try_new(raw.zone, raw.address, raw.tags)?;
+        metadata.accepts = accepts.map(|label| Accepts::of_label(&label));
+        Ok(metadata)
     }
 }
 
 impl From<Metadata> for RawMetadata {
     fn from(metadata: Metadata) -> Self {
+        let mut tags = metadata.tags;
+        if let Some(accepts) = metadata.accepts {
+            tags.insert(ACCEPTS_TAG.into(), accepts.to_label());
+        }
         RawMetadata {
             zone: metadata.zone,
             address: metadata.address,
-            tags: metadata.tags,
+            tags,
         }
     }
 }
@@ -66,11 +77,27 @@ impl Metadata {
         if bytes > MAX_METADATA_BYTES {
             return Err(EntryError::MetadataTooLarge { bytes });
         }
+        if tags.contains_key(ACCEPTS_TAG) {
+            return Err(EntryError::ReservedTag { key: ACCEPTS_TAG });
+        }
         Ok(Metadata {
             zone,
             address,
             tags,
+            accepts: None,
         })
+    }
+
+    /// The same, of a service that takes these messages.
+    #[must_use]
+    pub fn with_accepts(mut self, accepts: Option<Accepts>) -> Self {
+        self.accepts = accepts;
+        self
+    }
+
+    /// Which messages it takes, where that is more than one version in postcard.
+    pub fn accepts(&self) -> Option<Accepts> {
+        self.accepts
     }
 
     /// The failure domain of the instance.
@@ -93,26 +120,38 @@ impl Metadata {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.zone.is_none() && self.address.is_none() && self.tags.is_empty()
+        self.zone.is_none()
+            && self.address.is_none()
+            && self.tags.is_empty()
+            && self.accepts.is_none()
     }
 }
 
 /// The same as an entry holds it: one piece of memory, where a map and its texts would take ten.
 ///
-/// It is what travels: the encoding of zone, address, the number of tags, and each key with its value. Empty where there
-/// is nothing.
+/// It is the encoding of what messages it takes, zone, address, the number of tags, and each key with its value. Empty
+/// where there is nothing.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub(crate) struct Packed(ThinVec<u8>);
 
-/// Zone, address and the number of tags.
-type Head<'a> = (Option<&'a str>, Option<&'a str>, usize);
+/// See [`Accepts::to_parts`].
+type Parts = Option<(u32, u32, u32)>;
+
+/// What messages it takes, zone, address and the number of tags.
+type Head<'a> = (Parts, Option<&'a str>, Option<&'a str>, usize);
 
 impl Packed {
     pub(crate) fn new(metadata: Metadata) -> Self {
         if metadata.is_empty() {
             return Packed::default();
         }
-        let bytes = postcard::to_allocvec(&RawMetadata::from(metadata))
+        let parts: Parts = metadata.accepts.map(Accepts::to_parts);
+        let raw = RawMetadata {
+            zone: metadata.zone,
+            address: metadata.address,
+            tags: metadata.tags,
+        };
+        let bytes = postcard::to_allocvec(&(parts, raw))
             .expect("texts are plain data, which postcard can hold");
         let mut packed = ThinVec::with_capacity(bytes.len());
         packed.extend_from_slice(&bytes);
@@ -120,29 +159,40 @@ impl Packed {
     }
 
     pub(crate) fn unpack(&self) -> Metadata {
+        let (parts, raw): (Parts, RawMetadata) = postcard::from_bytes(&self.0).unwrap_or_default();
         let RawMetadata {
             zone,
             address,
             tags,
-        } = postcard::from_bytes(&self.0).unwrap_or_default();
+        } = raw;
         Metadata {
             zone,
             address,
             tags,
+            accepts: parts.map(Accepts::of_parts),
         }
     }
 
+    /// What comes first, as it is asked for with every call.
+    pub(crate) fn accepts(&self) -> Option<Accepts> {
+        if self.0.is_empty() {
+            return None;
+        }
+        let (parts, _) = postcard::take_from_bytes::<Parts>(&self.0).ok()?;
+        parts.map(Accepts::of_parts)
+    }
+
     pub(crate) fn zone(&self) -> Option<&str> {
-        self.open().0.0
+        self.open().0.1
     }
 
     pub(crate) fn address(&self) -> Option<&str> {
-        self.open().0.1
+        self.open().0.2
     }
 
     /// By key.
     pub(crate) fn tags(&self) -> impl Iterator<Item = (&str, &str)> {
-        let ((_, _, count), mut rest) = self.open();
+        let ((_, _, _, count), mut rest) = self.open();
         (0..count).map_while(move |_| {
             let (tag, behind) = postcard::take_from_bytes(rest).ok()?;
             rest = behind;
@@ -167,6 +217,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::entry::Codec;
 
     fn text() -> impl Strategy<Value = Box<str>> {
         "\\PC{0,200}".prop_map(Into::into)
@@ -178,9 +229,11 @@ mod tests {
             zone in proptest::option::of("[a-z0-9-]{1,200}"),
             address in proptest::option::of(text()),
             tags in proptest::collection::btree_map(text(), text(), 0..4),
+            accepts in proptest::option::of((any::<u32>(), any::<u32>())),
         ) {
             let zone = zone.map(|zone| Zone::try_new(zone).unwrap());
-            let metadata = Metadata { zone, address, tags };
+            let accepts = accepts.map(|(first, last)| Accepts::new(first..=last, Codec::Json));
+            let metadata = Metadata { zone, address, tags, accepts };
             let packed = Packed::new(metadata.clone());
             prop_assert_eq!(packed.0.is_empty(), metadata.is_empty());
             prop_assert_eq!(packed.0.len(), packed.0.capacity());
@@ -188,8 +241,43 @@ mod tests {
             prop_assert_eq!(packed.address(), metadata.address());
             let tags = metadata.tags().iter().map(|(key, value)| (&**key, &**value));
             prop_assert!(packed.tags().eq(tags));
-            prop_assert_eq!(packed.unpack(), metadata);
+            prop_assert_eq!(packed.accepts(), metadata.accepts());
+            prop_assert_eq!(packed.unpack(), metadata.clone());
+            let travelled = postcard::to_allocvec(&metadata).unwrap();
+            prop_assert_eq!(postcard::from_bytes::<Metadata>(&travelled).unwrap(), metadata);
         }
+    }
+
+    /// What a node of the first version holds of the same.
+    #[derive(Deserialize)]
+    struct Older {
+        zone: Option<Zone>,
+        address: Option<Box<str>>,
+        tags: BTreeMap<Box<str>, Box<str>>,
+    }
+
+    #[test]
+    fn a_node_that_does_not_know_what_messages_are_taken_reads_the_rest_and_shows_a_tag() {
+        let tags = BTreeMap::from([("disk".into(), "ssd".into())]);
+        let metadata = Metadata::try_new(None, None, tags).unwrap();
+        let accepts = Accepts::new(1..=2, Codec::MessagePack);
+        let metadata = metadata.with_accepts(Some(accepts));
+        let travelled = postcard::to_allocvec(&metadata).unwrap();
+        let (older, rest): (Older, _) = postcard::take_from_bytes(&travelled).unwrap();
+        assert!(older.zone.is_none() && older.address.is_none() && rest.is_empty());
+        let tags: Vec<_> = older
+            .tags
+            .iter()
+            .map(|(key, value)| (&**key, &**value))
+            .collect();
+        assert_eq!(tags, [("disk", "ssd"), (ACCEPTS_TAG, "messagepack 1-2")]);
+    }
+
+    #[test]
+    fn the_tag_that_says_what_messages_are_taken_is_nobody_elses() {
+        let tags = BTreeMap::from([(ACCEPTS_TAG.into(), "mine".into())]);
+        let error = Metadata::try_new(None, None, tags).unwrap_err();
+        assert_eq!(error, EntryError::ReservedTag { key: ACCEPTS_TAG });
     }
 
     #[test]

@@ -265,7 +265,9 @@ pub(super) fn updated_info(
         record.weight = weight;
     }
     if let Some(metadata) = update.metadata {
-        record.metadata = Some(Box::new(metadata));
+        // Which messages it takes is the service's own, and no change of its labels takes it away.
+        let accepts = record.metadata.as_ref().and_then(|own| own.accepts());
+        record.metadata = Some(Box::new(metadata.with_accepts(accepts)));
     }
     ServiceInfo::from_record(&me.name, me.generation, nonce, record)
 }

@@ -44,6 +44,11 @@ impl Seats {
         self.primaries.get(usize::from(seat))?.as_ref()
     }
 
+    /// Somebody who owns keys, if anybody does.
+    pub(super) fn first(&self) -> Option<&Arc<ServiceInfo>> {
+        self.primaries.iter().flatten().next()
+    }
+
     /// The hash of the name that has a seat.
     #[inline]
     pub(super) fn hash(&self, seat: u16) -> u64 {

@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::entry::{Metadata, Record, ServiceState, Weight};
+use crate::entry::{Accepts, Codec, Metadata, Record, ServiceState, Weight};
 use crate::id::{Generation, NodeName, Zone};
 use crate::key::SLOTS;
 use crate::placement::name_hash;
@@ -16,6 +16,7 @@ pub(super) struct Instance {
     pub(super) weight: u16,
     zone: Option<String>,
     state: ServiceState,
+    accepts: Option<Accepts>,
 }
 
 impl Instance {
@@ -26,6 +27,7 @@ impl Instance {
             weight: 100,
             zone: None,
             state: ServiceState::Online,
+            accepts: None,
         }
     }
 
@@ -39,9 +41,11 @@ impl Instance {
             name: InstanceName::try_new(&self.name).unwrap(),
             state: self.state,
             weight: Weight::try_new(self.weight).unwrap(),
-            protocol_version: None,
+            protocol_version: self.accepts.map(|accepts| *accepts.versions().end()),
             metadata: Some(Box::new(
-                Metadata::try_new(zone, None, BTreeMap::new()).unwrap(),
+                Metadata::try_new(zone, None, BTreeMap::new())
+                    .unwrap()
+                    .with_accepts(self.accepts),
             )),
         };
         let node = NodeName::try_new(&self.node).unwrap();
@@ -385,6 +389,7 @@ fn instances(most: usize) -> impl Strategy<Value = Vec<Instance>> {
     .prop_map(|set| {
         set.into_iter()
             .map(|((name, node), (weight, online))| Instance {
+                accepts: None,
                 node,
                 name,
                 weight,
@@ -593,4 +598,89 @@ fn by_primaries(view: &View, slot: Slot) -> Vec<String> {
     }
     let primaries: Vec<_> = seen.values().map(|info| Arc::clone(info)).collect();
     by_definition(&view_of(&primaries, TableBudget::new(0)), slot)
+}
+
+/// What an instance of each kind takes; none for an external endpoint.
+const KINDS: [Option<Accepts>; 5] = [
+    None,
+    Some(Accepts::only(1)),
+    Some(Accepts::new(1..=2, Codec::Postcard)),
+    Some(Accepts::new(2..=3, Codec::Postcard)),
+    Some(Accepts::new(1..=3, Codec::Json)),
+];
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn keys_are_placed_among_those_alone_that_take_the_callers_messages_through_any_changes(
+        steps in proptest::collection::vec(
+            proptest::collection::vec((0_usize..6, 0_usize..7, any::<bool>()), 1..4),
+            1..12,
+        ),
+    ) {
+        let budget = budget();
+        let mut view = View::with_budget(service_type(), Arc::clone(&budget));
+        let mut now: BTreeMap<usize, Arc<ServiceInfo>> = BTreeMap::new();
+        for (version, step) in (1..).zip(steps) {
+            let mut changes = Vec::new();
+            for (who, kind, online) in step {
+                let before = now.remove(&who);
+                let after = KINDS.get(kind).map(|accepts| {
+                    let mut instance = Instance::new(&format!("i{who}"));
+                    instance.accepts = *accepts;
+                    if !online {
+                        instance.state = ServiceState::Draining;
+                    }
+                    instance.info(who as u64)
+                });
+                if let Some(after) = &after {
+                    now.insert(who, Arc::clone(after));
+                }
+                changes.push((before, after));
+            }
+            view = view.changed(version, &changes);
+            for (wanted, codec) in [(1, Codec::Postcard), (2, Codec::Postcard), (3, Codec::Json)] {
+                let takes = |info: &&Arc<ServiceInfo>| {
+                    info.accepts().is_some_and(|accepts| accepts.takes(wanted, codec))
+                };
+                let online = || now.values().filter(|info| info.is_online());
+                let those: Vec<_> = online().filter(takes).cloned().collect();
+                // Where nobody takes them, whoever would own the key says so.
+                let expected = if those.is_empty() {
+                    online().cloned().collect()
+                } else {
+                    those
+                };
+                let expected = view_of(&expected, Arc::clone(&budget));
+                let found = view.accepting(wanted, codec);
+                for key in 0_u64..50 {
+                    prop_assert_eq!(found.owner(key), expected.owner(key));
+                    prop_assert_eq!(found.owners(key, 9), expected.owners(key, 9));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_view_whose_instances_take_the_same_messages_is_not_narrowed() {
+    let mut instances = [Instance::new("a"), Instance::new("b"), Instance::new("c")];
+    for instance in &mut instances {
+        instance.accepts = Some(Accepts::new(1..=2, Codec::Postcard));
+    }
+    // One of another version that owns nothing changes nothing.
+    instances[2].accepts = Some(Accepts::only(1));
+    instances[2].state = ServiceState::Offline;
+    let infos: Vec<_> = (0..)
+        .zip(&instances)
+        .map(|(at, one)| one.info(at))
+        .collect();
+    let view = view_of(&infos, budget());
+    for version in [1, 2, 9] {
+        assert!(std::ptr::eq(
+            view.accepting(version, Codec::Postcard),
+            &view
+        ));
+    }
 }
