@@ -116,6 +116,7 @@ pub struct NodeBuilder {
     pool_size: usize,
     registry: RegistrySection,
     max_payload_bytes: usize,
+    check_messages: Option<bool>,
     start_timeout: Duration,
     expect: usize,
     /// How far the wall clock is behind, in tests.
@@ -136,6 +137,7 @@ pub(crate) struct Checked {
     pub(crate) settings: Settings,
     pub(crate) log_level: LogLevel,
     pub(crate) max_payload_bytes: usize,
+    pub(crate) checks_messages: bool,
     pub(crate) start_timeout: Duration,
     pub(crate) expect: usize,
     pub(crate) clock_behind: Duration,
@@ -167,6 +169,7 @@ impl NodeBuilder {
             pool_size: DEFAULT_POOL_SIZE,
             registry: RegistrySection::default(),
             max_payload_bytes: DEFAULT_MAX_PAYLOAD_BYTES,
+            check_messages: None,
             start_timeout: DEFAULT_START_TIMEOUT,
             expect: 0,
             clock_behind: Duration::ZERO,
@@ -294,6 +297,14 @@ impl NodeBuilder {
         self
     }
 
+    /// Whether calls, casts and replies within this node are encoded and decoded as those to other nodes are, so that a
+    /// message which cannot cross fails here, too; by default in debug builds, and on a
+    /// [`MemoryNetwork`](crate::testkit::MemoryNetwork). It costs what encoding costs.
+    pub fn check_messages(mut self, check: bool) -> Self {
+        self.check_messages = Some(check);
+        self
+    }
+
     /// How long [`start`](Self::start) waits to be synced, for seeds whose names have no address yet, and for the nodes that
     /// are [expected](Self::expect); by default 10 s.
     pub fn start_timeout(mut self, timeout: Duration) -> Self {
@@ -347,6 +358,7 @@ impl NodeBuilder {
             }
             .into());
         }
+        let in_memory = matches!(network, Some(Network::Memory(_)));
         let has_hosts = matches!(network, Some(Network::Tls(_) | Network::Plaintext));
         let advertise = self
             .advertise
@@ -373,6 +385,9 @@ impl NodeBuilder {
                 .map_err(|error: SettingsError| ConfigError::from(error))?,
             log_level: self.registry.log_level.unwrap_or_default(),
             max_payload_bytes: self.max_payload_bytes,
+            checks_messages: self
+                .check_messages
+                .unwrap_or(cfg!(debug_assertions) || in_memory),
             start_timeout: self.start_timeout,
             expect: self.expect,
             clock_behind: self.clock_behind,

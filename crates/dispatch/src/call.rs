@@ -155,14 +155,12 @@ pub enum CallError {
     /// The handler dropped the chance to reply. It ran.
     #[error("the service did not reply to the call")]
     NoReply,
-    /// The service understands other messages. It did not run.
-    #[error(
-        "the service speaks version {theirs} of its protocol, this caller version {ours}: run the same version on both"
-    )]
+    /// No instance takes messages of this version in this codec, or this one does not. It did not run.
+    #[error("{}", incompatible(*ours, *theirs))]
     Incompatible {
         /// The caller's version.
         ours: u32,
-        /// The service's version; 0 for an external endpoint, or for other messages of the same version.
+        /// The service's version; 0 for an external endpoint, or for other messages or another codec of the same version.
         theirs: u32,
     },
     /// The service could not decode the message, so it did not run; or the caller could not decode the reply.
@@ -190,6 +188,19 @@ pub enum CallError {
 }
 
 keydispatch_core::debug_as_display!(CallError);
+
+fn incompatible(ours: u32, theirs: u32) -> String {
+    if theirs == 0 {
+        return format!(
+            "the service takes no messages of this protocol's version {ours} as this caller encodes them: it is an external \
+             endpoint, or has another codec or other types; use the same Protocol on both sides"
+        );
+    }
+    format!(
+        "the service speaks version {theirs} of its protocol, this caller version {ours}: run the same version on both, or \
+         let the service accept both (Protocol::ACCEPTS)"
+    )
+}
 
 impl CallError {
     /// Whether the request may have run. False says that it has not, and will not.

@@ -42,6 +42,7 @@ pub(crate) struct DataConfig {
     pub(crate) hello: Arc<ArcSwap<Hello>>,
     pub(crate) pool_size: usize,
     pub(crate) max_payload_bytes: usize,
+    pub(crate) checks_messages: bool,
 }
 
 /// Counters of the data lane, from the node's start.
@@ -172,6 +173,7 @@ pub(crate) struct DataPlane {
     hello: Arc<ArcSwap<Hello>>,
     pool_size: usize,
     max_payload_bytes: usize,
+    checks_messages: bool,
     peers: papaya::HashMap<NodeName, Arc<Peer>>,
     local: papaya::HashMap<u64, Local>,
     pub(crate) topics: Topics,
@@ -198,6 +200,7 @@ impl DataPlane {
             hello: config.hello,
             pool_size: config.pool_size,
             max_payload_bytes: config.max_payload_bytes.min(MAX_PAYLOAD_BYTES),
+            checks_messages: config.checks_messages,
             peers: papaya::HashMap::new(),
             local: papaya::HashMap::new(),
             topics: Topics::default(),
@@ -212,6 +215,11 @@ impl DataPlane {
 
     pub(crate) fn max_payload_bytes(&self) -> usize {
         self.max_payload_bytes
+    }
+
+    /// The limit by which local messages are encoded and decoded as remote ones are; none where they move as they are.
+    pub(crate) fn checked_limit(&self) -> Option<usize> {
+        self.checks_messages.then_some(self.max_payload_bytes)
     }
 
     fn transport(&self) -> Option<Arc<dyn Transport>> {
@@ -405,9 +413,10 @@ impl DataPlane {
         // Rule: a reply may be as long as both sides take; over that it fails its call alone.
         let contact = Contact::default();
         contact.offers(&theirs.offers);
-        let caller = Caller::new(contact.max_payload_bytes(self.max_payload_bytes));
+        let limit = contact.max_payload_bytes(self.max_payload_bytes);
+        let caller = Caller::new(theirs.node.name, limit);
         self.spawn(async move {
-            inbound::serve(connection, caller, theirs.node.name, plane).await;
+            inbound::serve(connection, caller, plane).await;
             drop(counted);
         });
     }

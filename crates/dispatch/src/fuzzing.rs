@@ -4,16 +4,26 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
-use keydispatch_core::Topic;
+use keydispatch_core::{Codec, Topic};
 use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::call::Failure;
+use crate::codec;
 use crate::data::wire::{self, CallHeader, CastHeader};
 use crate::discovery::Seed;
 use crate::transport::framing::Framed;
 
-/// Decodes the body of a data frame as every kind of them.
+/// A message that can contain itself.
+#[derive(serde::Deserialize)]
+#[expect(dead_code, reason = "it is read, and dropped")]
+enum Tree {
+    Leaf(String),
+    Named { next: Option<Box<Tree>> },
+    Many(Vec<Tree>),
+}
+
+/// Decodes the body of a data frame as every kind of them, and as a message in every codec.
 pub fn data_frame(body: &[u8]) {
     let body = Bytes::copy_from_slice(body);
     let _ = wire::split::<CallHeader>(&body);
@@ -21,6 +31,10 @@ pub fn data_frame(body: &[u8]) {
     let _ = wire::split::<Topic>(&body);
     if let Ok((_, rest)) = wire::split::<u64>(&body) {
         let _ = postcard::from_bytes::<Failure>(&rest);
+    }
+    for codec in [Codec::Postcard, Codec::MessagePack, Codec::Json] {
+        let _ = codec::decode::<Tree>(codec, &body);
+        let _ = codec::decode::<serde_json::Value>(codec, &body);
     }
 }
 

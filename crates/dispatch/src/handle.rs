@@ -7,8 +7,8 @@ use keydispatch_core::{Key, NameError, ServiceId, ServiceInfo, ServiceType, View
 use crate::call::{CallError, CallOptions, CastError};
 use crate::data::DataPlane;
 use crate::events::Subscription;
+use crate::protocol::Protocol;
 use crate::registry::{NoService, Registry};
-use crate::service::Protocol;
 
 mod budget;
 mod instance;
@@ -85,15 +85,20 @@ impl<P: Protocol> ServiceHandle<P> {
         }
     }
 
-    /// The view at this moment, to look many keys up in.
+    /// The view at this moment, to look many keys up in: of the instances that take this caller's version; of all where
+    /// none does.
     pub fn view(&self) -> Arc<View> {
-        self.channel.registry.view(P::NAME).unwrap_or_else(|| {
-            let service_type = ServiceType::try_new(P::NAME).unwrap_or_else(|_| nameless());
-            Arc::new(View::empty(service_type))
-        })
+        match self.channel.registry.view(P::NAME) {
+            Some(view) => view.accepting_shared(P::VERSION, P::CODEC),
+            None => {
+                let service_type = ServiceType::try_new(P::NAME).unwrap_or_else(|_| nameless());
+                Arc::new(View::empty(service_type))
+            }
+        }
     }
 
-    /// The owner of a key.
+    /// The owner of a key, among the instances that take this caller's version. Where none does, the one that would own
+    /// the key: calls to it are [`CallError::Incompatible`].
     pub fn find(&self, key: impl Into<Key>) -> Result<Arc<ServiceInfo>, NoService> {
         self.look(|view| view.owner(key).cloned())
             .ok_or_else(|| NoService {
@@ -190,11 +195,12 @@ impl<P: Protocol> ServiceHandle<P> {
         }
     }
 
-    /// Waits until at least so many instances are online here.
+    /// Waits until at least so many instances are online here, of whatever version.
     pub async fn wait_online(&self, instances: usize) -> Result<(), NameError> {
         let mut events = self.subscribe()?;
         loop {
-            if self.look(|view| Some(view.online_count())).unwrap_or(0) >= instances {
+            let online = self.look_at_all(|view| Some(view.online_count()));
+            if online.unwrap_or(0) >= instances {
                 return Ok(());
             }
             if events.next().await.is_none() {
@@ -209,8 +215,13 @@ impl<P: Protocol> ServiceHandle<P> {
         self.channel.registry.subscribe(P::NAME)
     }
 
-    /// Reads the current view without a reference count.
+    /// Reads the current view of those that take our messages, without a reference count.
     fn look<T>(&self, read: impl FnOnce(&View) -> Option<T>) -> Option<T> {
+        self.look_at_all(|view| read(view.accepting(P::VERSION, P::CODEC)))
+    }
+
+    /// The same of all, whatever they take.
+    fn look_at_all<T>(&self, read: impl FnOnce(&View) -> Option<T>) -> Option<T> {
         let directory = self.channel.registry.directory();
         directory.read(P::NAME, |view| read(view))?
     }

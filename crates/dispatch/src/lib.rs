@@ -48,6 +48,7 @@
 mod authority;
 mod builder;
 mod call;
+mod codec;
 mod complaints;
 mod control;
 mod data;
@@ -65,6 +66,7 @@ mod mailbox;
 mod members;
 mod memory;
 mod node;
+mod protocol;
 mod pubsub;
 mod reach;
 mod registry;
@@ -81,20 +83,21 @@ pub use discovery::SeedError;
 pub use events::{ServiceEvent, Subscription};
 pub use handle::{Answer, InstanceHandle, ServiceHandle};
 pub use keydispatch_core::{
-    AddError, ClusterName, ClusterStats, EntryError, FoundOwners, Generation, InstanceName, Key,
-    KeyError, KeyPart, MemberState, NameError, NodeId, NodeName, OwnerStats, Owners, Reference,
-    ServiceId, ServiceInfo, ServiceState, ServiceType, SettingsError, Slot, Spread, Topic,
-    UpdateError, View, Weight, Zone, config, limits, message::Address, placement,
+    Accepts, AddError, ClusterName, ClusterStats, Codec, EntryError, FoundOwners, Generation,
+    InstanceName, Key, KeyError, KeyPart, MemberState, NameError, NodeId, NodeName, OwnerStats,
+    Owners, Reference, ServiceId, ServiceInfo, ServiceState, ServiceType, SettingsError, Slot,
+    Spread, Topic, UpdateError, View, Weight, Zone, config, limits, message::Address, placement,
 };
 pub use mailbox::ReplyTo;
 pub use members::{Member, MemberChange, MemberChanges};
 pub use node::{Node, NodeStats, StopCause};
+pub use protocol::{Message, Protocol};
 pub use pubsub::{BroadcastError, PubSub, TopicEvent, TopicMessage, TopicSubscription};
 pub use reach::AdvertiseError;
 pub use registry::{NewService, NoService, Registration, Registry, RegistryError, ServiceUpdate};
 pub use service::{
-    BoxError, Context, DEFAULT_MAILBOX, Ended, Message, Protocol, ServeError, ServeOptions, Served,
-    Service, StopError, StopReason, Timer,
+    BoxError, Context, DEFAULT_MAILBOX, Ended, HandleInfo, InfoError, InfoSender, ServeError,
+    ServeOptions, Served, Service, StopError, StopReason, Timer,
 };
 pub use settings::{Adapter, Config, ConfigError, LogLevel, MAX_POOL_SIZE};
 pub use supervise::{SuperviseOptions, Supervised, SupervisedEnd};

@@ -4,15 +4,17 @@ use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use bytes::Bytes;
-use keydispatch_core::NodeName;
-use serde::Serialize;
+use bytes::{Bytes, BytesMut};
+use keydispatch_core::{Accepts, NodeName};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::call::{CallError, Failure};
+use crate::codec::{self, CrossError, DecodeError, EncodeError};
 use crate::data::inbound::Caller;
-use crate::service::{Protocol, StopReason};
+use crate::data::wire::{Format, max_frame_bytes};
+use crate::protocol::{self, Message, Protocol};
+use crate::service::StopReason;
 
 /// A message as it came.
 pub(crate) enum Payload<M> {
@@ -33,7 +35,12 @@ pub(crate) enum Unanswered {
 /// Where the reply to a call goes.
 pub(crate) enum Route<R> {
     Local(oneshot::Sender<Result<R, Unanswered>>),
-    Remote { caller: Arc<Caller>, number: u64 },
+    /// To a caller on this node whose protocol is another type, of another version that the service takes: encoded.
+    Here(oneshot::Sender<Result<Bytes, Failure>>),
+    Remote {
+        caller: Arc<Caller>,
+        number: u64,
+    },
 }
 
 impl<R> Route<R> {
@@ -41,7 +48,29 @@ impl<R> Route<R> {
     pub(crate) fn is_abandoned(&self) -> bool {
         match self {
             Route::Local(sender) => sender.is_closed(),
+            Route::Here(sender) => sender.is_closed(),
             Route::Remote { caller, number } => caller.has_cancelled(*number),
+        }
+    }
+
+    /// Whoever waits for the reply on another node.
+    pub(crate) fn caller(&self) -> Option<&Arc<Caller>> {
+        match self {
+            Route::Local(_) | Route::Here(_) => None,
+            Route::Remote { caller, .. } => Some(caller),
+        }
+    }
+
+    /// Fails an encoded call, whose caller knows its version and where it sent it.
+    fn refuse(self, failure: Failure) {
+        match self {
+            // Never encoded: dropping the route says that it was not answered.
+            Route::Local(_) => {}
+            Route::Here(sender) => {
+                // The caller may have gone.
+                let _ = sender.send(Err(failure));
+            }
+            Route::Remote { caller, number } => caller.fail(number, &failure),
         }
     }
 
@@ -51,7 +80,7 @@ impl<R> Route<R> {
                 // The caller may have gone.
                 let _ = sender.send(Err(Unanswered::Failed(failure.into_error(ours, node))));
             }
-            Route::Remote { caller, number } => caller.fail(number, &failure),
+            other => other.refuse(failure),
         }
     }
 }
@@ -65,6 +94,8 @@ pub(crate) struct WaitingCall<P: Protocol> {
     /// None once it was opened.
     call: Option<(Payload<P::Call>, Route<P::Reply>)>,
     pub(crate) deadline: Instant,
+    /// The version that the message is of.
+    pub(crate) version: u32,
 }
 
 impl<P: Protocol> WaitingCall<P> {
@@ -72,10 +103,12 @@ impl<P: Protocol> WaitingCall<P> {
         message: Payload<P::Call>,
         route: Route<P::Reply>,
         deadline: Instant,
+        version: u32,
     ) -> Self {
         WaitingCall {
             call: Some((message, route)),
             deadline,
+            version,
         }
     }
 
@@ -103,6 +136,9 @@ impl<P: Protocol> Drop for WaitingCall<P> {
                 };
                 // The caller may have gone.
                 let _ = sender.send(Err(Unanswered::NotStarted(back)));
+            }
+            Some((_, Route::Here(sender))) => {
+                let _ = sender.send(Err(Failure::Gone));
             }
             Some((_, Route::Remote { caller, number })) => caller.fail(number, &Failure::Gone),
             None => {}
@@ -139,7 +175,13 @@ impl Failure {
 /// What waits in a mailbox.
 pub(crate) enum Envelope<P: Protocol> {
     Call(WaitingCall<P>),
-    Cast { message: Payload<P::Cast> },
+    Cast {
+        message: Payload<P::Cast>,
+        /// The version that the message is of.
+        version: u32,
+        /// None for one of this node.
+        caller: Option<Arc<Caller>>,
+    },
     Stop(StopReason),
 }
 
@@ -158,38 +200,80 @@ impl<P: Protocol> Clone for Mailbox<P> {
 
 /// A mailbox whose types are not known: what a connection delivers to.
 pub(crate) trait AnyMailbox: Send + Sync {
-    fn call(&self, body: Bytes, version: u32, deadline: Instant, caller: Arc<Caller>, number: u64);
-    /// Returns whether it was taken.
-    fn cast(&self, body: Bytes, version: u32) -> bool;
+    fn call(
+        &self,
+        body: Bytes,
+        format: Format,
+        deadline: Instant,
+        caller: Arc<Caller>,
+        number: u64,
+    );
+    /// A call of this node, by a caller whose protocol is another type.
+    fn call_here(
+        &self,
+        body: Bytes,
+        format: Format,
+        deadline: Instant,
+        sender: oneshot::Sender<Result<Bytes, Failure>>,
+    );
+    /// Returns whether it was taken. The caller is none for one of this node.
+    fn cast(&self, body: Bytes, format: Format, caller: Option<Arc<Caller>>) -> bool;
     fn stop(&self, reason: StopReason);
     fn as_any(&self) -> &dyn Any;
 }
 
-impl<P: Protocol> AnyMailbox for Mailbox<P> {
-    fn call(&self, body: Bytes, version: u32, deadline: Instant, caller: Arc<Caller>, number: u64) {
-        if version != P::VERSION {
-            return caller.fail(number, &Failure::Incompatible { theirs: P::VERSION });
+impl<P: Protocol> Mailbox<P> {
+    /// Takes an encoded call, or fails it.
+    fn put(&self, body: Bytes, format: Format, deadline: Instant, route: Route<P::Reply>) {
+        let accepts = protocol::accepts::<P>();
+        if !format.is_taken(&accepts) {
+            let theirs = theirs(P::VERSION, &accepts, format.version());
+            return route.refuse(Failure::Incompatible { theirs });
         }
-        let route = Route::Remote { caller, number };
-        let call = WaitingCall::new(Payload::Encoded(body), route, deadline);
+        let call = WaitingCall::new(Payload::Encoded(body), route, deadline, format.version());
         match self.sender.try_send(Envelope::Call(call)) {
             // One that comes too late is dropped unopened.
             Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => {}
             Err(mpsc::error::TrySendError::Full(envelope)) => {
                 if let Envelope::Call(mut call) = envelope
-                    && let Some((_, Route::Remote { caller, number })) = call.open()
+                    && let Some((_, route)) = call.open()
                 {
-                    caller.fail(number, &Failure::Overloaded);
+                    route.refuse(Failure::Overloaded);
                 }
             }
         }
     }
+}
 
-    fn cast(&self, body: Bytes, version: u32) -> bool {
+impl<P: Protocol> AnyMailbox for Mailbox<P> {
+    fn call(
+        &self,
+        body: Bytes,
+        format: Format,
+        deadline: Instant,
+        caller: Arc<Caller>,
+        number: u64,
+    ) {
+        self.put(body, format, deadline, Route::Remote { caller, number });
+    }
+
+    fn call_here(
+        &self,
+        body: Bytes,
+        format: Format,
+        deadline: Instant,
+        sender: oneshot::Sender<Result<Bytes, Failure>>,
+    ) {
+        self.put(body, format, deadline, Route::Here(sender));
+    }
+
+    fn cast(&self, body: Bytes, format: Format, caller: Option<Arc<Caller>>) -> bool {
         let envelope = Envelope::Cast {
             message: Payload::Encoded(body),
+            version: format.version(),
+            caller,
         };
-        version == P::VERSION && self.sender.try_send(envelope).is_ok()
+        format.is_taken(&protocol::accepts::<P>()) && self.sender.try_send(envelope).is_ok()
     }
 
     fn stop(&self, reason: StopReason) {
@@ -209,6 +293,15 @@ impl<P: Protocol> AnyMailbox for Mailbox<P> {
     }
 }
 
+/// What a caller of another version or codec is told: the version of the service, or 0 where that is not the difference.
+pub(crate) fn theirs(version: u32, accepts: &Accepts, wanted: u32) -> u32 {
+    if accepts.versions().contains(&wanted) {
+        0
+    } else {
+        version
+    }
+}
+
 /// The chance to reply to one call: now, or later from anywhere, or never.
 ///
 /// Dropping it gives the caller [`CallError::NoReply`], or [`CallError::Stopped`] where the service has ended.
@@ -217,28 +310,80 @@ pub struct ReplyTo<R> {
     route: Option<Route<R>>,
     /// True once the service has ended.
     ended: Arc<AtomicBool>,
-    encode: fn(&Caller, u64, R),
+    /// The limit by which a local reply is encoded and decoded as a remote one is; none where it moves as it is.
+    checked: Option<usize>,
+    encode: fn(Route<R>, R, Option<usize>),
 }
 
-impl<R: Serialize + 'static> ReplyTo<R> {
-    pub(crate) fn new(route: Route<R>, ended: Arc<AtomicBool>) -> Self {
+impl<R> ReplyTo<R> {
+    pub(crate) fn new<P: Protocol<Reply = R>>(
+        route: Route<R>,
+        ended: Arc<AtomicBool>,
+        checked: Option<usize>,
+    ) -> Self {
         ReplyTo {
             route: Some(route),
             ended,
-            encode: |caller, number, reply| caller.reply(number, &reply),
+            checked,
+            encode: encode::<P>,
         }
     }
+}
+
+/// Answers as a remote caller is answered.
+fn encode<P: Protocol>(route: Route<P::Reply>, reply: P::Reply, limit: Option<usize>) {
+    match route {
+        Route::Local(sender) => {
+            let reply = match limit {
+                Some(limit) => crossed::<P, _>(&reply, limit, true),
+                None => Ok(reply),
+            };
+            // The caller may have gone.
+            let _ = sender.send(reply.map_err(Unanswered::Failed));
+        }
+        Route::Here(sender) => {
+            let limit = limit.unwrap_or(usize::MAX);
+            let room = max_frame_bytes(limit);
+            let bytes = codec::append(P::CODEC, &reply, BytesMut::new(), room);
+            let answer = bytes.map(BytesMut::freeze).map_err(|error| match error {
+                EncodeError::TooLarge => Failure::ReplyTooLarge {
+                    limit: limit as u64,
+                },
+                EncodeError::Unfit(cause) => Failure::ReplyEncode { cause },
+            });
+            let _ = sender.send(answer);
+        }
+        Route::Remote { caller, number } => caller.reply(number, P::CODEC, &reply),
+    }
+}
+
+/// What another node would read of a message.
+///
+/// Rule: what cannot cross the wire fails in one process, too, so that it is not found out on the day of the second node.
+pub(crate) fn crossed<P: Protocol, M: Message>(
+    message: &M,
+    limit: usize,
+    reply: bool,
+) -> Result<M, CallError> {
+    let room = max_frame_bytes(limit);
+    codec::cross(P::CODEC, message, room).map_err(|error| match error {
+        CrossError::Encode(EncodeError::TooLarge) => CallError::TooLarge { limit, reply },
+        CrossError::Encode(EncodeError::Unfit(cause)) if !reply => CallError::Encode { cause },
+        CrossError::Encode(EncodeError::Unfit(cause)) | CrossError::Decode(DecodeError(cause)) => {
+            CallError::Decode { cause, reply }
+        }
+    })
 }
 
 impl<R> ReplyTo<R> {
     /// Answers the call.
     pub fn reply(mut self, reply: R) {
         match self.route.take() {
-            Some(Route::Local(sender)) => {
+            Some(Route::Local(sender)) if self.checked.is_none() => {
                 // The caller may have gone.
                 let _ = sender.send(Ok(reply));
             }
-            Some(Route::Remote { caller, number }) => (self.encode)(&caller, number, reply),
+            Some(route) => (self.encode)(route, reply, self.checked),
             None => {}
         }
     }
@@ -267,7 +412,7 @@ impl<R> Drop for ReplyTo<R> {
                 };
                 let _ = sender.send(Err(Unanswered::Failed(error)));
             }
-            Route::Remote { caller, number } => caller.fail(number, &failure),
+            other => other.refuse(failure),
         }
     }
 }
@@ -301,7 +446,7 @@ mod tests {
             let route = Route::Local(sender);
             let deadline = Instant::now();
             (
-                WaitingCall::<Numbers>::new(message, route, deadline),
+                WaitingCall::<Numbers>::new(message, route, deadline, 1),
                 receiver,
             )
         };
@@ -325,7 +470,7 @@ mod tests {
         drop(opened);
         assert!(receiver.try_recv().is_err());
         let ended = Arc::new(AtomicBool::new(true));
-        drop(ReplyTo::new(route, ended));
+        drop(ReplyTo::new::<Numbers>(route, ended, None));
         let answer = receiver.try_recv();
         assert!(
             matches!(&answer, Ok(Err(Unanswered::Failed(CallError::Stopped)))),

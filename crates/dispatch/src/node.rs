@@ -21,9 +21,10 @@ use crate::handle::ServiceHandle;
 use crate::join;
 use crate::journal::Journal;
 use crate::members::{Member, MemberChanges};
+use crate::protocol::Protocol;
 use crate::pubsub::PubSub;
 use crate::registry::Registry;
-use crate::service::{Protocol, ServeError, ServeOptions, Served, Service};
+use crate::service::{ServeError, ServeOptions, Served, Service};
 use crate::supervise::{SuperviseOptions, Supervised};
 use crate::tls::{self, Tls};
 use crate::transport::Transport;
@@ -148,6 +149,7 @@ impl Node {
             hello: Arc::clone(&hello),
             pool_size: checked.pool_size,
             max_payload_bytes,
+            checks_messages: checked.checks_messages,
         });
         let driver = Driver {
             cluster,

@@ -5,59 +5,28 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use keydispatch_core::{NameError, ServiceId, ServiceInfo};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 
 use crate::data::DataPlane;
 use crate::mailbox::{AnyMailbox, Mailbox, ReplyTo};
+use crate::protocol::Protocol;
 use crate::registry::{Registration, Registry, RegistryError};
 
 mod context;
 pub(crate) mod current;
+mod info;
 mod options;
 mod runner;
 
 pub use context::{Context, Timer};
 pub(crate) use current::Current;
+pub use info::{HandleInfo, InfoError, InfoSender};
 pub use options::ServeOptions;
 use runner::Runner;
 
 /// Messages that wait for a service unless [`ServeOptions::mailbox`] says otherwise.
 pub const DEFAULT_MAILBOX: usize = 1_024;
-
-/// What can be sent to a service and back: anything that serde encodes.
-pub trait Message: Serialize + DeserializeOwned + Send + 'static {}
-
-impl<T: Serialize + DeserializeOwned + Send + 'static> Message for T {}
-
-/// The messages of a service type, shared by those who serve it and those who call it.
-///
-/// ```
-/// # use serde::{Serialize, Deserialize};
-/// struct Uploads;
-///
-/// impl keydispatch::Protocol for Uploads {
-///     const NAME: &'static str = "uploader";
-///     type Call = String;           // a file's name
-///     type Reply = Option<Vec<u8>>; // its contents
-///     type Cast = (String, Vec<u8>);
-/// }
-/// ```
-pub trait Protocol: Send + Sync + 'static {
-    /// The service type, 1 to 255 bytes.
-    const NAME: &'static str;
-    /// The version of the messages. A service of another version answers
-    /// [`CallError::Incompatible`](crate::CallError::Incompatible), never a misread message.
-    const VERSION: u32 = 1;
-    /// What is called.
-    type Call: Message;
-    /// What a call is answered with.
-    type Reply: Message;
-    /// What is cast: sent without an answer. `()` where nothing is.
-    type Cast: Message;
-}
 
 /// What a handler or a factory may fail with.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -107,6 +76,8 @@ pub enum Ended {
 ///     }
 /// }
 /// ```
+///
+/// What a service's own tasks have to tell it is a private message: see [`HandleInfo`].
 ///
 /// A handler that panics ends this instance alone: its entry leaves the registry at once, and its callers get
 /// [`CallError::Stopped`](crate::CallError::Stopped). With `panic = "abort"` it ends the process, as any panic does.

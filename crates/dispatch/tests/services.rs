@@ -604,7 +604,7 @@ async fn a_cut_peer_fails_calls_fast_and_typed_and_keeps_its_keys() {
             .map_err(|error| error.to_string())
     })
     .await;
-    assert_eq!(reply, []);
+    assert!(reply.is_empty());
 }
 
 #[tokio::test]

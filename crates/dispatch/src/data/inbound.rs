@@ -6,16 +6,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use keydispatch_core::Escaped;
-use keydispatch_core::NodeName;
 use keydispatch_core::message::Frame;
+use keydispatch_core::{Codec, NodeName};
 use serde::Serialize;
 use tokio::time::Instant;
 
 use super::outbox::{Outbox, Rejected};
 use super::pump::{self, Reading, Terms};
-use super::wire::{self, CallHeader, CastHeader, EncodeError, Outgoing, kind};
+use super::wire::{self, CallHeader, CastHeader, Outgoing, kind};
 use super::{DataPlane, Heard};
 use crate::call::Failure;
+use crate::codec::EncodeError;
 use crate::transport::Connection;
 
 /// Replies that a peer may leave unread before its connection is closed.
@@ -32,6 +33,8 @@ const MAX_TIMEOUT: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Whoever is on the other side of a connection that it opened.
 #[derive(Debug)]
 pub(crate) struct Caller {
+    /// The node, as its connection has proven it.
+    peer: NodeName,
     outbox: Outbox,
     /// The longest reply, in bytes.
     max_payload_bytes: usize,
@@ -41,8 +44,9 @@ pub(crate) struct Caller {
 }
 
 impl Caller {
-    pub(crate) fn new(max_payload_bytes: usize) -> Arc<Self> {
+    pub(crate) fn new(peer: NodeName, max_payload_bytes: usize) -> Arc<Self> {
         Arc::new(Caller {
+            peer,
             outbox: Outbox::new(MAX_REPLIES, MAX_REPLY_BYTES),
             max_payload_bytes,
             cancelled: Mutex::default(),
@@ -50,8 +54,13 @@ impl Caller {
         })
     }
 
-    pub(crate) fn reply<R: Serialize + 'static>(&self, number: u64, reply: &R) {
-        match wire::encode(kind::REPLY, &number, reply, self.max_payload_bytes) {
+    /// The node that it is on.
+    pub(crate) fn peer(&self) -> &NodeName {
+        &self.peer
+    }
+
+    pub(crate) fn reply<R: Serialize + 'static>(&self, number: u64, codec: Codec, reply: &R) {
+        match wire::encode(kind::REPLY, &number, codec, reply, self.max_payload_bytes) {
             Ok(frame) => self.push(frame),
             Err(EncodeError::TooLarge) => self.fail(
                 number,
@@ -59,7 +68,7 @@ impl Caller {
                     limit: self.max_payload_bytes as u64,
                 },
             ),
-            Err(EncodeError::Other(cause)) => self.fail(number, &Failure::ReplyEncode { cause }),
+            Err(EncodeError::Unfit(cause)) => self.fail(number, &Failure::ReplyEncode { cause }),
         }
     }
 
@@ -108,7 +117,6 @@ impl Caller {
 pub(super) async fn serve(
     mut connection: Box<dyn Connection>,
     caller: Arc<Caller>,
-    peer: NodeName,
     plane: Arc<DataPlane>,
 ) {
     connection.set_frame_limit(wire::max_frame_bytes(plane.max_payload_bytes));
@@ -121,23 +129,19 @@ pub(super) async fn serve(
             reading: Reading::WhileAnswersGo,
             frame_limit: wire::max_frame_bytes(caller.max_payload_bytes),
         },
-        |frame| handle(frame, &caller, &peer, &plane),
+        |frame| handle(frame, &caller, &plane),
         // Replies are encoded with that limit, and everything else is short.
         |_| {},
     )
     .await;
     caller.outbox.close();
     if let Err(why) = ended {
+        let peer = &caller.peer;
         tracing::debug!(%peer, why = %Escaped(why), "a data connection from a peer is gone");
     }
 }
 
-fn handle(
-    frame: Frame,
-    caller: &Arc<Caller>,
-    peer: &NodeName,
-    plane: &DataPlane,
-) -> Result<(), String> {
+fn handle(frame: Frame, caller: &Arc<Caller>, plane: &DataPlane) -> Result<(), String> {
     match frame.kind {
         kind::CALL => {
             let (header, message) = wire::split::<CallHeader>(&frame.body)?;
@@ -149,7 +153,7 @@ fn handle(
             match plane.local(header.sequence) {
                 Some(mailbox) => mailbox.call(
                     message,
-                    header.version,
+                    header.format,
                     Instant::now() + timeout,
                     Arc::clone(caller),
                     header.number,
@@ -164,11 +168,11 @@ fn handle(
                 .counters
                 .casts_received
                 .fetch_add(1, Ordering::Relaxed);
-            let taken = plane
-                .local(header.sequence)
-                .is_some_and(|mailbox| mailbox.cast(message, header.version));
+            let taken = plane.local(header.sequence).is_some_and(|mailbox| {
+                mailbox.cast(message, header.format, Some(Arc::clone(caller)))
+            });
             if !taken {
-                plane.count_dropped_cast(peer);
+                plane.count_dropped_cast(&caller.peer);
             }
         }
         kind::CANCEL => {
@@ -176,7 +180,7 @@ fn handle(
             caller.cancel(number);
         }
         kind::PING => caller.push(wire::empty(kind::PONG)),
-        kind::BROADCAST => plane.deliver(peer, &frame.body)?,
+        kind::BROADCAST => plane.deliver(&caller.peer, &frame.body)?,
         // Of a later minor version.
         _ => {}
     }

@@ -1,17 +1,20 @@
 //! The frames of the data lane.
 //!
-//! A call is a header (number, service, deadline, version: 6 to 12 bytes) and the message in postcard; a reply is the
-//! number and the reply. With the frames' own 5 bytes each, a call and its reply cost about 20 bytes beyond their payload.
+//! A call is a header (number, service, deadline, version: 6 to 12 bytes in postcard) and the message in its protocol's
+//! codec; a reply is the number and the reply. With the frames' own 5 bytes each, a call and its reply cost about 20 bytes
+//! beyond their payload.
 
 use std::any::Any;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use keydispatch_core::message::{FIRST_DATA_KIND, Frame};
-use postcard::ser_flavors::Flavor;
+use keydispatch_core::{Accepts, Codec};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::call::Failure;
+use crate::codec::{self, EncodeError};
+use crate::protocol::Protocol;
 
 /// The kinds of frames on the data lane.
 pub(crate) mod kind {
@@ -45,53 +48,42 @@ pub(crate) struct CallHeader {
     pub(crate) sequence: u64,
     /// What is left of the caller's time, in milliseconds.
     pub(crate) timeout_ms: u32,
-    /// The version of the protocol that the message is of.
-    pub(crate) version: u32,
+    /// What the message is.
+    pub(crate) format: Format,
 }
 
 /// What comes before the message of a cast.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct CastHeader {
     pub(crate) sequence: u64,
-    pub(crate) version: u32,
+    pub(crate) format: Format,
 }
 
-/// Why a message was not encoded.
-#[derive(Debug)]
-pub(crate) enum EncodeError {
-    TooLarge,
-    Other(String),
-}
+/// The version of the protocol that a message is of, and above it the number of its codec.
+///
+/// Rule: one number, in which nobody can read the version without the codec. Nodes that know of no codecs sent the version
+/// alone, which is postcard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Format(u64);
 
-/// Writes into `BytesMut`, up to a limit.
-struct Limited {
-    bytes: BytesMut,
-    limit: usize,
-}
+impl Format {
+    /// Of what is no message of any protocol.
+    pub(crate) const NONE: Format = Format(0);
 
-impl Flavor for Limited {
-    type Output = BytesMut;
-
-    #[inline]
-    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
-        if self.bytes.len() >= self.limit {
-            return Err(postcard::Error::SerializeBufferFull);
-        }
-        self.bytes.put_u8(byte);
-        Ok(())
+    /// What this program sends.
+    pub(crate) const fn of<P: Protocol>() -> Self {
+        Format((P::CODEC.number() as u64) << 32 | P::VERSION as u64)
     }
 
-    #[inline]
-    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
-        if self.bytes.len() + bytes.len() > self.limit {
-            return Err(postcard::Error::SerializeBufferFull);
-        }
-        self.bytes.extend_from_slice(bytes);
-        Ok(())
+    pub(crate) const fn version(self) -> u32 {
+        self.0 as u32
     }
 
-    fn finalize(self) -> postcard::Result<BytesMut> {
-        Ok(self.bytes)
+    pub(crate) fn is_taken(self, accepts: &Accepts) -> bool {
+        let codec = accepts.codec();
+        codec.is_some_and(|codec| {
+            u64::from(codec.number()) == self.0 >> 32 && accepts.takes(self.version(), codec)
+        })
     }
 }
 
@@ -123,74 +115,39 @@ const BORROWED_BYTES: usize = 8 * 1024;
 pub(crate) fn encode<H: Serialize, M: Serialize + 'static>(
     kind: u8,
     header: &H,
+    codec: Codec,
     message: &M,
     limit: usize,
 ) -> Result<Outgoing, EncodeError> {
     let any: &dyn Any = message;
     match any.downcast_ref::<Bytes>() {
         // As serde has it: the length, then the bytes.
-        Some(bytes) if bytes.len() > BORROWED_BYTES => {
+        Some(bytes) if codec == Codec::Postcard && bytes.len() > BORROWED_BYTES => {
             let room = limit
                 .checked_sub(bytes.len())
                 .ok_or(EncodeError::TooLarge)?;
-            let frame = encode_whole(kind, header, &bytes.len(), room)?;
+            let frame = encode_whole(kind, header, codec, &bytes.len(), room)?;
             let rest = bytes.clone();
             Ok(Outgoing { frame, rest })
         }
-        _ => encode_whole(kind, header, message, limit).map(Outgoing::from),
+        _ => encode_whole(kind, header, codec, message, limit).map(Outgoing::from),
     }
 }
 
-/// A header and a message of at most `limit` bytes, as one frame.
+/// A header and a message of at most `limit` bytes, as one frame. The header is in postcard, whatever the message is in.
 pub(crate) fn encode_whole<H: Serialize, M: Serialize>(
     kind: u8,
     header: &H,
+    codec: Codec,
     message: &M,
     limit: usize,
 ) -> Result<Frame, EncodeError> {
-    let flavor = Limited {
-        bytes: BytesMut::with_capacity(128),
-        // Without the kind.
-        limit: max_frame_bytes(limit) - 1,
-    };
-    match postcard::serialize_with_flavor(&(header, message), flavor) {
-        Ok(bytes) => Ok(Frame {
-            kind,
-            body: bytes.freeze(),
-        }),
-        Err(postcard::Error::SerializeBufferFull) => Err(EncodeError::TooLarge),
-        Err(error) => Err(EncodeError::Other(error.to_string())),
-    }
-}
-
-/// Messages that are bytes and longer than this are not copied out of their frame, which they keep alive: shorter ones
-/// could keep a buffer that is many times larger.
-const SHARED_BYTES: usize = 64 * 1024;
-
-/// A message, and nothing after it: what is left over shows that it is a message of another type.
-pub(crate) fn decode<M: DeserializeOwned + 'static>(body: &Bytes) -> Result<M, String> {
-    if body.len() > SHARED_BYTES
-        && let Some(message) = share(body)
-    {
-        return Ok(message);
-    }
-    match postcard::take_from_bytes(body) {
-        Ok((message, [])) => Ok(message),
-        Ok((_, rest)) => Err(format!("{} bytes are left over", rest.len())),
-        Err(error) => Err(error.to_string()),
-    }
-}
-
-/// A message that is [`Bytes`], as a part of its frame; none where it is something else, or garbled.
-fn share<M: 'static>(body: &Bytes) -> Option<M> {
-    let mut message = None::<M>;
-    let place: &mut dyn Any = &mut message;
-    let bytes = place.downcast_mut::<Option<Bytes>>()?;
-    let (length, rest) = postcard::take_from_bytes::<usize>(body).ok()?;
-    if rest.len() == length {
-        *bytes = Some(body.slice(body.len() - length..));
-    }
-    message
+    let whole = max_frame_bytes(limit) - 1; // Without the kind.
+    let body = BytesMut::with_capacity(128);
+    let body = codec::append(Codec::Postcard, header, body, whole)?;
+    let room = whole - body.len();
+    let body = codec::append(codec, message, body, room)?.freeze();
+    Ok(Frame { kind, body })
 }
 
 /// A header and the bytes that follow it.
@@ -204,8 +161,10 @@ pub(crate) fn split<H: DeserializeOwned>(body: &Bytes) -> Result<(H, Bytes), Str
 /// Rule: a failure fits into a frame of whoever takes no payload at all. What is too long to say is cut: without it,
 /// the caller would not learn how its call failed.
 pub(crate) fn failure(number: u64, failure: &Failure) -> Frame {
-    encode_whole(kind::FAILURE, &number, failure, 0)
-        .or_else(|_| encode_whole(kind::FAILURE, &number, &failure.shortened(), 0))
+    let encode =
+        |failure: &Failure| encode_whole(kind::FAILURE, &number, Codec::Postcard, failure, 0);
+    encode(failure)
+        .or_else(|_| encode(&failure.shortened()))
         .unwrap_or_else(|_| number_only(kind::FAILURE, number))
 }
 
@@ -235,12 +194,13 @@ mod tests {
             number: 1 << 20,
             sequence: 1_000,
             timeout_ms: 5_000,
-            version: 1,
+            format: Format(1),
         };
         let payload = [7_u8; 64];
         let call = encode(
             kind::CALL,
             &header,
+            Codec::Postcard,
             &Bytes::copy_from_slice(&payload),
             1 << 20,
         )
@@ -248,6 +208,7 @@ mod tests {
         let reply = encode(
             kind::REPLY,
             &header.number,
+            Codec::Postcard,
             &Bytes::copy_from_slice(&payload),
             1 << 20,
         )
@@ -260,7 +221,7 @@ mod tests {
     fn a_message_over_the_limit_is_not_encoded() {
         let message = vec![0_u8; 2_000];
         assert!(matches!(
-            encode(kind::CAST, &0_u8, &message, 1_000),
+            encode(kind::CAST, &0_u8, Codec::Postcard, &message, 1_000),
             Err(EncodeError::TooLarge)
         ));
     }
@@ -283,12 +244,18 @@ mod tests {
     fn no_frame_is_longer_than_its_limit_says() {
         for limit in [0, 1, 1_000] {
             for length in limit..limit + 2 * MAX_HEADER_BYTES {
-                if let Ok(frame) = encode(kind::CALL, &9_u64, &vec![7_u8; length], limit) {
+                if let Ok(frame) = encode(
+                    kind::CALL,
+                    &9_u64,
+                    Codec::Postcard,
+                    &vec![7_u8; length],
+                    limit,
+                ) {
                     // With its kind.
                     assert!(frame.bytes() < max_frame_bytes(limit));
                 }
                 let bytes = Bytes::from(vec![7; length]);
-                if let Ok(frame) = encode(kind::CALL, &9_u64, &bytes, limit) {
+                if let Ok(frame) = encode(kind::CALL, &9_u64, Codec::Postcard, &bytes, limit) {
                     assert!(frame.bytes() < max_frame_bytes(limit));
                 }
             }
@@ -297,7 +264,7 @@ mod tests {
 
     #[test]
     fn what_follows_a_header_is_shared_and_not_copied() {
-        let frame = encode_whole(kind::REPLY, &7_u64, &"hello", 100).unwrap();
+        let frame = encode_whole(kind::REPLY, &7_u64, Codec::Postcard, &"hello", 100).unwrap();
         let (number, rest) = split::<u64>(&frame.body).unwrap();
         assert_eq!(number, 7);
         assert_eq!(postcard::from_bytes::<&str>(&rest).unwrap(), "hello");
@@ -306,31 +273,44 @@ mod tests {
 
     #[test]
     fn long_bytes_are_shared_with_their_frame_and_decode_as_others_do() {
-        for length in [0, SHARED_BYTES - 3, SHARED_BYTES, 100_000] {
+        for length in [0, codec::SHARED_BYTES - 3, codec::SHARED_BYTES, 100_000] {
             let message = Bytes::from(vec![7; length]);
-            let frame = encode_whole(kind::REPLY, &(), &message, 1 << 20).unwrap();
-            assert_eq!(decode::<Bytes>(&frame.body).unwrap(), message);
+            let frame = encode_whole(kind::REPLY, &(), Codec::Postcard, &message, 1 << 20).unwrap();
+            assert_eq!(
+                codec::decode::<Bytes>(Codec::Postcard, &frame.body).unwrap(),
+                message
+            );
             let cut = frame.body.slice(..frame.body.len() - 1);
-            assert!(decode::<Bytes>(&cut).is_err());
+            assert!(codec::decode::<Bytes>(Codec::Postcard, &cut).is_err());
         }
         let text = "x".repeat(100_000);
-        let frame = encode_whole(kind::REPLY, &(), &text, 1 << 20).unwrap();
-        assert_eq!(decode::<String>(&frame.body).unwrap(), text);
+        let frame = encode_whole(kind::REPLY, &(), Codec::Postcard, &text, 1 << 20).unwrap();
+        assert_eq!(
+            codec::decode::<String>(Codec::Postcard, &frame.body).unwrap(),
+            text
+        );
     }
 
     #[test]
     fn long_bytes_are_sent_from_where_they_are_and_read_the_same() {
         for length in [1, BORROWED_BYTES, BORROWED_BYTES + 1, 100_000] {
             let message = Bytes::from(vec![7; length]);
-            let sent = encode(kind::CALL, &9_u64, &message, length).unwrap();
+            let sent = encode(kind::CALL, &9_u64, Codec::Postcard, &message, length).unwrap();
             let shared = sent.rest.as_ptr() == message.as_ptr();
             assert_eq!(shared, length > BORROWED_BYTES);
             let body = [&sent.frame.body[..], &sent.rest].concat();
-            let whole = encode_whole(kind::CALL, &9_u64, &message, length).unwrap();
+            let whole =
+                encode_whole(kind::CALL, &9_u64, Codec::Postcard, &message, length).unwrap();
             assert_eq!(body, whole.body);
         }
         let message = Bytes::from(vec![7; 2 * BORROWED_BYTES]);
-        let over = encode(kind::CALL, &9_u64, &message, message.len() - 1);
+        let over = encode(
+            kind::CALL,
+            &9_u64,
+            Codec::Postcard,
+            &message,
+            message.len() - 1,
+        );
         assert!(matches!(over, Err(EncodeError::TooLarge)));
     }
 }

@@ -7,7 +7,7 @@ use keydispatch_core::{NameError, ServiceId, ServiceInfo};
 use super::ServiceHandle;
 use crate::call::{CallError, CastError};
 use crate::events::ServiceEvent;
-use crate::service::Protocol;
+use crate::protocol::Protocol;
 
 /// One particular instance; see [`ServiceHandle::at`].
 pub struct InstanceHandle<P: Protocol> {
@@ -42,7 +42,8 @@ impl<P: Protocol> InstanceHandle<P> {
 
     /// Its entry, as long as there is one.
     pub fn info(&self) -> Option<Arc<ServiceInfo>> {
-        self.services.look(|view| view.service(&self.id).cloned())
+        self.services
+            .look_at_all(|view| view.service(&self.id).cloned())
     }
 
     /// Calls it, in whatever state it is. The call is never sent to another instance: where this one has ended it fails, and

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::send::{Deadline, Failed, Tried};
 use super::{Answer, ServiceHandle};
 use crate::call::{CallError, CastError};
-use crate::service::Protocol;
+use crate::protocol::Protocol;
 
 /// First and longest pause before the same instance is asked again.
 const RETRY_PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));

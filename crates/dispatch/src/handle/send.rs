@@ -9,19 +9,20 @@ use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use keydispatch_core::ServiceInfo;
-use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use crate::call::{CallError, CastError, Unsent};
+use crate::call::{CallError, CastError, Failure, Unsent};
+use crate::codec::{self, DecodeError, EncodeError};
 use crate::data::DataPlane;
 use crate::data::lane::{Outcome, PendingCall};
-use crate::data::wire::{self, CallHeader, CastHeader, EncodeError, kind};
-use crate::mailbox::{Envelope, Mailbox, Payload, Route, Unanswered, WaitingCall};
+use crate::data::wire::{self, CallHeader, CastHeader, Format, kind};
+use crate::mailbox::{self, Envelope, Mailbox, Payload, Route, Unanswered, WaitingCall};
+use crate::protocol::{Message, Protocol};
 use crate::registry::Registry;
-use crate::service::{Protocol, current};
+use crate::service::current;
 
 /// Which instance a call went to: unique in the cluster, and never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +56,11 @@ pub(super) struct Failed<M> {
 pub(super) enum Started<R> {
     Local {
         receiver: oneshot::Receiver<Result<R, Unanswered>>,
+        tried: Tried,
+    },
+    /// In this process, and encoded.
+    Here {
+        receiver: oneshot::Receiver<Result<Bytes, Failure>>,
         tried: Tried,
     },
     Remote {
@@ -99,7 +105,7 @@ impl<P: Protocol> Channel<P> {
         keep: bool,
         deadline: Deadline,
     ) -> Result<P::Reply, Failed<P::Call>> {
-        if self.is_local(info) && !keep {
+        if self.is_local(info) && !keep && !is_another_type::<P>(info) {
             let started = self.start_with(info, message, deadline)?;
             return self.finish(started, deadline).await;
         }
@@ -116,10 +122,33 @@ impl<P: Protocol> Channel<P> {
     /// Hands a value to a service in this process.
     pub(super) fn start_with(
         &self,
-        info: &ServiceInfo,
+        info: &Arc<ServiceInfo>,
         message: P::Call,
         deadline: Deadline,
     ) -> Result<Started<P::Reply>, Failed<P::Call>> {
+        // Of another type, or encoded all the same: what cannot cross the wire fails here, too.
+        if is_another_type::<P>(info) {
+            return self
+                .start(info, &message, deadline)
+                .map_err(|failed| Failed {
+                    message: Some(message),
+                    ..failed
+                });
+        }
+        let message = match self.data.checked_limit() {
+            Some(limit) => match mailbox::crossed::<P, _>(&message, limit, false) {
+                Ok(message) => message,
+                Err(error) => {
+                    return Err(Failed {
+                        error,
+                        message: Some(message),
+                        settling: false,
+                        tried: Some(Tried::of(info)),
+                    });
+                }
+            },
+            None => message,
+        };
         let mut message = Some(message);
         let result = self.put_call(info, deadline, || message.take().map(Payload::Value));
         result.map_err(|(error, back)| Failed {
@@ -149,8 +178,13 @@ impl<P: Protocol> Channel<P> {
         if !self.is_local(info) {
             return self.send_call(info, message, deadline).map_err(failed);
         }
-        let bytes = encode_alone(message, self.data.max_payload_bytes())
+        let bytes = encode_alone::<P, _>(message, self.data.max_payload_bytes())
             .map_err(|error| failed(error.into()))?;
+        if is_another_type::<P>(info) {
+            return self
+                .put_encoded(info, bytes, deadline)
+                .map_err(|error| failed(error.into()));
+        }
         self.put_call(info, deadline, || Some(Payload::Encoded(bytes)))
             .map_err(|(error, _)| failed(error.into()))
     }
@@ -162,7 +196,7 @@ impl<P: Protocol> Channel<P> {
         deadline: Deadline,
         make: impl FnOnce() -> Option<Payload<P::Call>>,
     ) -> Result<Started<P::Reply>, (CallError, Option<Payload<P::Call>>)> {
-        self.check_version(info).map_err(|error| (error, None))?;
+        check_version::<P>(info).map_err(|error| (error, None))?;
         // Rule: nobody waits for its own handler to end.
         if current::is(info.id()) {
             let id = info.id().clone();
@@ -171,7 +205,7 @@ impl<P: Protocol> Channel<P> {
         let put = self.with_mailbox(info, |mailbox| {
             let message = make()?;
             let (sender, receiver) = oneshot::channel();
-            let call = WaitingCall::new(message, Route::Local(sender), deadline.at);
+            let call = WaitingCall::new(message, Route::Local(sender), deadline.at, P::VERSION);
             Some((receiver, mailbox.sender.try_send(Envelope::Call(call))))
         });
         let (envelope, error) = match put {
@@ -195,13 +229,48 @@ impl<P: Protocol> Channel<P> {
         Err((error, back))
     }
 
+    /// Puts a call into a mailbox of this process whose protocol is another type, of a version that takes ours.
+    fn put_encoded(
+        &self,
+        info: &ServiceInfo,
+        bytes: Bytes,
+        deadline: Deadline,
+    ) -> Result<Started<P::Reply>, CallError> {
+        check_version::<P>(info)?;
+        if current::is(info.id()) {
+            let id = info.id().clone();
+            return Err(CallError::CallsItself { id });
+        }
+        let (sender, receiver) = oneshot::channel();
+        self.data
+            .with_local(info.id().sequence, |mailbox| {
+                mailbox.call_here(bytes, Format::of::<P>(), deadline.at, sender);
+            })
+            .ok_or_else(|| gone(info))?;
+        let tried = Tried::of(info);
+        Ok(Started::Here { receiver, tried })
+    }
+
+    fn cast_encoded(&self, info: &ServiceInfo, message: &P::Cast) -> Result<(), CallError> {
+        check_version::<P>(info)?;
+        let bytes = encode_alone::<P, _>(message, self.data.max_payload_bytes())?;
+        let taken = self.data.with_local(info.id().sequence, |mailbox| {
+            mailbox.cast(bytes, Format::of::<P>(), None)
+        });
+        match taken {
+            Some(true) => Ok(()),
+            Some(false) => Err(self.overloaded(info)),
+            None => Err(gone(info)),
+        }
+    }
+
     fn send_call(
         &self,
         info: &Arc<ServiceInfo>,
         message: &P::Call,
         deadline: Deadline,
     ) -> Result<Started<P::Reply>, Unsent> {
-        self.check_version(info)?;
+        check_version::<P>(info)?;
         let lane = self.data.lane(info)?;
         let limit = lane.max_payload_bytes(&self.data);
         let left = deadline.at.saturating_duration_since(Instant::now());
@@ -210,9 +279,9 @@ impl<P: Protocol> Channel<P> {
                 number,
                 sequence: info.id().sequence,
                 timeout_ms: u32::try_from(left.as_millis()).unwrap_or(u32::MAX),
-                version: P::VERSION,
+                format: Format::of::<P>(),
             };
-            wire::encode(kind::CALL, &header, message, limit)
+            wire::encode(kind::CALL, &header, P::CODEC, message, limit)
                 .map_err(|error| encode_error(error, limit))
         })?;
         self.data
@@ -233,6 +302,15 @@ impl<P: Protocol> Channel<P> {
             Started::Local { receiver, tried } => {
                 self.finish_local(receiver, tried, deadline).await
             }
+            Started::Here { receiver, tried } => self
+                .finish_here(receiver, deadline)
+                .await
+                .map_err(|error| Failed {
+                    error,
+                    message: None,
+                    settling: false,
+                    tried: Some(tried),
+                }),
             Started::Remote { call, tried } => {
                 self.finish_remote(call, deadline)
                     .await
@@ -275,6 +353,19 @@ impl<P: Protocol> Channel<P> {
         })
     }
 
+    async fn finish_here(
+        &self,
+        receiver: oneshot::Receiver<Result<Bytes, Failure>>,
+        deadline: Deadline,
+    ) -> Result<P::Reply, CallError> {
+        let answer = tokio::time::timeout_at(deadline.at, receiver).await;
+        match answer.map_err(|_| deadline.passed())? {
+            Ok(Ok(bytes)) => decode_reply::<P>(&bytes),
+            Ok(Err(failure)) => Err(failure.into_error(P::VERSION, self.registry.node())),
+            Err(_) => Err(CallError::Stopped),
+        }
+    }
+
     async fn finish_remote(
         &self,
         mut call: PendingCall,
@@ -285,9 +376,7 @@ impl<P: Protocol> Channel<P> {
             .map_err(|_| deadline.passed())?;
         let node = call.node();
         match outcome {
-            Outcome::Reply(bytes) => {
-                wire::decode(&bytes).map_err(|cause| CallError::Decode { cause, reply: true })
-            }
+            Outcome::Reply(bytes) => decode_reply::<P>(&bytes),
             Outcome::Failed(failure) => Err(failure.into_error(P::VERSION, node)),
             Outcome::Lost => Err(CallError::Disconnected { node: node.clone() }),
             Outcome::NotSent(why) => Err(CallError::NotSent {
@@ -313,15 +402,28 @@ impl<P: Protocol> Channel<P> {
                 Err(error) => Err(CastError { error, message }),
             };
         }
-        if let Err(error) = self.check_version(info) {
+        if is_another_type::<P>(info) {
+            let sent = self.cast_encoded(info, &message);
+            return sent.map_err(|error| CastError { error, message });
+        }
+        if let Err(error) = check_version::<P>(info) {
             return Err(CastError { error, message });
         }
+        let message = match self.data.checked_limit() {
+            Some(limit) => match mailbox::crossed::<P, _>(&message, limit, false) {
+                Ok(message) => message,
+                Err(error) => return Err(CastError { error, message }),
+            },
+            None => message,
+        };
         // The message has to come back where there is no such mailbox.
         let mut message = Some(message);
         let taken = self.with_mailbox(info, |mailbox| {
             message.take().map_or(Ok(()), |message| {
                 mailbox.sender.try_send(Envelope::Cast {
                     message: Payload::Value(message),
+                    version: P::VERSION,
+                    caller: None,
                 })
             })
         });
@@ -334,6 +436,7 @@ impl<P: Protocol> Channel<P> {
         let back = back.and_then(|envelope| match envelope {
             Envelope::Cast {
                 message: Payload::Value(message),
+                ..
             } => Some(message),
             _ => None,
         });
@@ -352,9 +455,16 @@ impl<P: Protocol> Channel<P> {
         if !self.is_local(info) {
             return self.send_cast(info, message);
         }
-        self.check_version(info)?;
-        let message = Payload::Encoded(encode_alone(message, self.data.max_payload_bytes())?);
-        let envelope = Envelope::Cast { message };
+        if is_another_type::<P>(info) {
+            return self.cast_encoded(info, message);
+        }
+        check_version::<P>(info)?;
+        let bytes = encode_alone::<P, _>(message, self.data.max_payload_bytes())?;
+        let envelope = Envelope::Cast {
+            message: Payload::Encoded(bytes),
+            version: P::VERSION,
+            caller: None,
+        };
         match self.with_mailbox(info, |mailbox| mailbox.sender.try_send(envelope))? {
             Ok(()) => Ok(()),
             Err(mpsc::error::TrySendError::Full(_)) => Err(self.overloaded(info)),
@@ -363,14 +473,14 @@ impl<P: Protocol> Channel<P> {
     }
 
     fn send_cast(&self, info: &Arc<ServiceInfo>, message: &P::Cast) -> Result<(), CallError> {
-        self.check_version(info)?;
+        check_version::<P>(info)?;
         let header = CastHeader {
             sequence: info.id().sequence,
-            version: P::VERSION,
+            format: Format::of::<P>(),
         };
         let lane = self.data.lane(info).map_err(|unsent| unsent.error)?;
         let limit = lane.max_payload_bytes(&self.data);
-        let frame = wire::encode(kind::CAST, &header, message, limit)
+        let frame = wire::encode(kind::CAST, &header, P::CODEC, message, limit)
             .map_err(|error| encode_error(error, limit))?;
         lane.send(&self.data, frame)
             .map_err(|unsent| unsent.error)?;
@@ -379,16 +489,6 @@ impl<P: Protocol> Channel<P> {
             .casts_sent
             .fetch_add(1, Ordering::Relaxed);
         Ok(())
-    }
-
-    fn check_version(&self, info: &ServiceInfo) -> Result<(), CallError> {
-        match info.protocol_version() {
-            Some(theirs) if theirs == P::VERSION => Ok(()),
-            theirs => Err(CallError::Incompatible {
-                ours: P::VERSION,
-                theirs: theirs.unwrap_or(0),
-            }),
-        }
     }
 
     /// Looks at the mailbox of a service in this process.
@@ -466,10 +566,38 @@ fn gone(info: &ServiceInfo) -> CallError {
     }
 }
 
-fn encode_alone<M: Serialize>(message: &M, limit: usize) -> Result<Bytes, CallError> {
-    wire::encode_whole(kind::CALL, &(), message, limit)
-        .map(|frame| frame.body)
-        .map_err(|error| encode_error(error, limit))
+fn check_version<P: Protocol>(info: &ServiceInfo) -> Result<(), CallError> {
+    let accepts = info.accepts();
+    if accepts.is_some_and(|accepts| accepts.takes(P::VERSION, P::CODEC)) {
+        return Ok(());
+    }
+    let theirs = info.protocol_version().zip(accepts);
+    let theirs = theirs.map(|(version, accepts)| mailbox::theirs(version, &accepts, P::VERSION));
+    Err(CallError::Incompatible {
+        ours: P::VERSION,
+        theirs: theirs.unwrap_or(0),
+    })
+}
+
+/// A service whose own version is another one: in this process, its protocol is another type, to which messages go encoded.
+fn is_another_type<P: Protocol>(info: &ServiceInfo) -> bool {
+    info.protocol_version() != Some(P::VERSION)
+}
+
+fn decode_reply<P: Protocol>(bytes: &Bytes) -> Result<P::Reply, CallError> {
+    codec::decode(P::CODEC, bytes)
+        .map_err(|DecodeError(cause)| CallError::Decode { cause, reply: true })
+}
+
+fn encode_alone<P: Protocol, M: Message>(message: &M, limit: usize) -> Result<Bytes, CallError> {
+    codec::append(
+        P::CODEC,
+        message,
+        BytesMut::new(),
+        wire::max_frame_bytes(limit),
+    )
+    .map(BytesMut::freeze)
+    .map_err(|error| encode_error(error, limit))
 }
 
 fn encode_error(error: EncodeError, limit: usize) -> CallError {
@@ -478,6 +606,6 @@ fn encode_error(error: EncodeError, limit: usize) -> CallError {
             limit,
             reply: false,
         },
-        EncodeError::Other(cause) => CallError::Encode { cause },
+        EncodeError::Unfit(cause) => CallError::Encode { cause },
     }
 }

@@ -2,26 +2,49 @@
 
 use std::collections::{BinaryHeap, VecDeque};
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
-use keydispatch_core::ServiceId;
+use keydispatch_core::{NodeName, ServiceId};
 use tokio::time::Instant;
 
-use super::{Protocol, Service, StopReason};
+use super::info::{HandleInfo, InfoSender, Infos, Turn, turn};
+use super::{Service, StopReason};
+use crate::data::inbound::Caller;
 use crate::deadline;
+use crate::protocol::Protocol;
 
 /// Where a service finds itself, and how it sends messages to itself.
 pub struct Context<S: Service> {
     pub(super) id: ServiceId,
-    pub(super) own: VecDeque<CastOf<S>>,
+    pub(super) own: VecDeque<Own<S>>,
+    /// None until a handle to send some was asked for: most services never do.
+    pub(super) infos: Option<Infos<S>>,
+    /// Messages that may wait in each of its mailboxes.
+    capacity: usize,
     timers: BinaryHeap<Due<S>>,
     /// Numbers timers, so that those of one instant fire in order.
     last_timer: u64,
     cancelled: Vec<u64>,
     pub(super) stop: Option<StopReason>,
+    /// Of the call or cast that is being handled.
+    pub(super) from: Option<Origin>,
 }
 
-pub(super) type CastOf<S> = <<S as Service>::Protocol as Protocol>::Cast;
+/// Where a message came from.
+pub(super) struct Origin {
+    pub(super) version: u32,
+    /// None for this node.
+    pub(super) caller: Option<Arc<Caller>>,
+}
+
+type CastOf<S> = <<S as Service>::Protocol as Protocol>::Cast;
+
+/// What a service tells itself, or its tasks tell it.
+pub(super) enum Own<S: Service> {
+    Cast(CastOf<S>),
+    Info(Box<dyn Turn<S>>),
+}
 
 /// A timer of a service; see [`Context::cast_after`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +53,7 @@ pub struct Timer(u64);
 struct Due<S: Service> {
     at: Instant,
     number: u64,
-    message: CastOf<S>,
+    message: Own<S>,
 }
 
 impl<S: Service> PartialEq for Due<S> {
@@ -55,14 +78,17 @@ impl<S: Service> Ord for Due<S> {
 }
 
 impl<S: Service> Context<S> {
-    pub(super) fn new(id: ServiceId) -> Self {
+    pub(super) fn new(id: ServiceId, capacity: usize) -> Self {
         Context {
             id,
             own: VecDeque::new(),
+            infos: None,
+            capacity,
             timers: BinaryHeap::new(),
             last_timer: 0,
             cancelled: Vec::new(),
             stop: None,
+            from: None,
         }
     }
 
@@ -71,13 +97,64 @@ impl<S: Service> Context<S> {
         &self.id
     }
 
+    /// The node that sent the call or cast that is being handled, as its connection has proven it: with certificates, a
+    /// name that its certificate speaks for. This node itself for what was sent here; none for what the service sent to
+    /// itself, and outside of a call or cast.
+    pub fn caller(&self) -> Option<&NodeName> {
+        let from = self.from.as_ref()?;
+        Some(match &from.caller {
+            Some(caller) => caller.peer(),
+            None => &self.id.node,
+        })
+    }
+
+    /// The version of the protocol that the call or cast is of which is being handled, one of
+    /// [`Protocol::ACCEPTS`]; the service's own version for everything else.
+    pub fn version(&self) -> u32 {
+        match &self.from {
+            Some(from) => from.version,
+            None => S::Protocol::VERSION,
+        }
+    }
+
     /// Sends a message to this service itself. It is handled after this one, in turn with what waits in the mailbox.
     pub fn cast(&mut self, message: CastOf<S>) {
-        self.own.push_back(message);
+        self.own.push_back(Own::Cast(message));
+    }
+
+    /// Sends a private message to this service itself, as [`cast`](Self::cast) does.
+    pub fn info(&mut self, info: S::Info)
+    where
+        S: HandleInfo,
+    {
+        self.own.push_back(Own::Info(turn(info)));
+    }
+
+    /// Sends a private message to this service itself after a while, as [`cast_after`](Self::cast_after) does.
+    pub fn info_after(&mut self, after: Duration, info: S::Info) -> Timer
+    where
+        S: HandleInfo,
+    {
+        self.after(after, Own::Info(turn(info)))
+    }
+
+    /// How the tasks that this service spawns send it private messages; as many may wait as its mailbox holds.
+    pub fn info_sender(&mut self) -> InfoSender<S>
+    where
+        S: HandleInfo,
+    {
+        let capacity = self.capacity;
+        self.infos
+            .get_or_insert_with(|| Infos::new(capacity))
+            .sender()
     }
 
     /// Sends a message to this service itself after a while, of thirty years at most. Timers end with the service.
     pub fn cast_after(&mut self, after: Duration, message: CastOf<S>) -> Timer {
+        self.after(after, Own::Cast(message))
+    }
+
+    fn after(&mut self, after: Duration, message: Own<S>) -> Timer {
         self.last_timer += 1;
         self.timers.push(Due {
             at: deadline::after(after),
@@ -114,7 +191,7 @@ impl<S: Service> Context<S> {
         }
     }
 
-    pub(super) fn due(&mut self) -> Option<CastOf<S>> {
+    pub(super) fn due(&mut self) -> Option<Own<S>> {
         let at = self.next_timer()?;
         if at > Instant::now() {
             return None;

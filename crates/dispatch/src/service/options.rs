@@ -2,7 +2,7 @@
 
 use keydispatch_core::{InstanceName, Metadata, NewEntry, ServiceState, ServiceType, Weight, Zone};
 
-use super::Protocol;
+use crate::protocol::{self, Protocol};
 use crate::registry::RegistryError;
 
 /// Most messages that a channel can count, which takes more memory than there is.
@@ -84,7 +84,8 @@ impl ServeOptions {
             },
             weight: self.weight.map_or(Ok(Weight::default()), Weight::try_new)?,
             protocol_version: Some(P::VERSION),
-            metadata: Metadata::try_new(zone, None, self.tags)?,
+            metadata: Metadata::try_new(zone, None, self.tags)?
+                .with_accepts(protocol::accepts_to_say::<P>()),
         })
     }
 }

@@ -8,11 +8,14 @@ use keydispatch_core::ServiceId;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
-use super::context::CastOf;
-use super::{BoxError, Context, Ended, Protocol, Service, StopReason};
+use super::context::{Origin, Own};
+use super::info::{Infos, Turn as InfoTurn};
+use super::{BoxError, Context, Ended, Service, StopReason};
 use crate::call::Failure;
-use crate::data::{DataPlane, wire};
+use crate::codec::{self, DecodeError};
+use crate::data::DataPlane;
 use crate::mailbox::{Envelope, Payload, ReplyTo};
+use crate::protocol::Protocol;
 use crate::registry::Registry;
 
 /// How often an ending mailbox lets other threads go first that are about to put something in: one of them may be a task
@@ -94,7 +97,7 @@ impl Runner {
             id: id.clone(),
             how: None,
         };
-        let mut cx = Context::<S>::new(id);
+        let mut cx = Context::<S>::new(id, inbox.receiver.max_capacity());
         let outcome = service.started(&mut cx).await;
         let failed = outcome.is_err();
         if started.send(outcome).is_err() || failed {
@@ -114,7 +117,27 @@ impl Runner {
 
 enum Turn<S: Service> {
     Envelope(Option<Envelope<S::Protocol>>),
-    Own(CastOf<S>),
+    Own(Own<S>),
+}
+
+/// Whose turn it is.
+#[derive(Clone, Copy)]
+enum Source {
+    Mailbox,
+    Own,
+    Infos,
+}
+
+impl Source {
+    const COUNT: usize = 3;
+
+    fn next(self) -> Self {
+        match self {
+            Source::Mailbox => Source::Own,
+            Source::Own => Source::Infos,
+            Source::Infos => Source::Mailbox,
+        }
+    }
 }
 
 impl Ending {
@@ -125,15 +148,20 @@ impl Ending {
         inbox: &mut Inbox<S::Protocol>,
         flag: &Arc<AtomicBool>,
     ) -> StopReason {
-        let mut own_turn = true;
+        let mut first = Source::Infos;
         loop {
             if let Some(reason) = cx.stop {
                 return reason;
             }
-            own_turn = !own_turn;
-            let envelope = match self.next(cx, inbox, own_turn).await {
-                Turn::Own(message) => {
+            first = first.next();
+            cx.from = None;
+            let envelope = match self.next(cx, inbox, first).await {
+                Turn::Own(Own::Cast(message)) => {
                     service.handle_cast(message, cx).await;
+                    continue;
+                }
+                Turn::Own(Own::Info(info)) => {
+                    info.handle(service, cx).await;
                     continue;
                 }
                 Turn::Envelope(Some(envelope)) => envelope,
@@ -142,8 +170,13 @@ impl Ending {
             };
             match envelope {
                 Envelope::Stop(reason) => return reason,
-                Envelope::Cast { message } => {
+                Envelope::Cast {
+                    message,
+                    version,
+                    caller,
+                } => {
                     if let Some(message) = self.decode(message, inbox) {
+                        cx.from = Some(Origin { version, caller });
                         service.handle_cast(message, cx).await;
                     }
                 }
@@ -161,72 +194,82 @@ impl Ending {
                         route.fail(Failure::Expired, version, &inbox.id.node);
                         continue;
                     }
-                    match message {
-                        Payload::Value(call) => {
-                            let reply_to = ReplyTo::new(route, Arc::clone(flag));
-                            service.handle_call(call, reply_to, cx).await;
+                    let call = match message {
+                        Payload::Value(call) => call,
+                        Payload::Encoded(bytes) => {
+                            match codec::decode(<S::Protocol as Protocol>::CODEC, &bytes) {
+                                Ok(call) => call,
+                                Err(DecodeError(cause)) => {
+                                    self.count_undecodable(&cause);
+                                    let failure = Failure::Decode { cause };
+                                    route.fail(failure, version, &inbox.id.node);
+                                    continue;
+                                }
+                            }
                         }
-                        Payload::Encoded(bytes) => match wire::decode(&bytes) {
-                            Ok(call) => {
-                                let reply_to = ReplyTo::new(route, Arc::clone(flag));
-                                service.handle_call(call, reply_to, cx).await;
-                            }
-                            Err(cause) => {
-                                self.count_undecodable(&cause);
-                                route.fail(Failure::Decode { cause }, version, &inbox.id.node);
-                            }
-                        },
-                    }
+                    };
+                    cx.from = Some(Origin {
+                        version: waiting.version,
+                        caller: route.caller().map(Arc::clone),
+                    });
+                    let checked = self.runner.data.checked_limit();
+                    let reply_to = ReplyTo::new::<S::Protocol>(route, Arc::clone(flag), checked);
+                    service.handle_call(call, reply_to, cx).await;
                 }
             }
         }
     }
 
-    /// The service's own messages and what is in the mailbox take turns, so that neither starves the other.
+    /// The mailbox, what the service tells itself, and what its tasks tell it take turns, so that none starves another.
     async fn next<S: Service>(
         &self,
         cx: &mut Context<S>,
         inbox: &mut Inbox<S::Protocol>,
-        own_turn: bool,
+        first: Source,
     ) -> Turn<S> {
-        if let Some(message) = cx.due() {
-            cx.own.push_back(message);
-        }
-        if !cx.own.is_empty() {
-            let waiting = if own_turn {
-                None
-            } else {
-                inbox.receiver.try_recv().ok()
-            };
-            return match (waiting, cx.own.pop_front()) {
-                (Some(envelope), Some(message)) => {
-                    cx.own.push_front(message);
-                    Turn::Envelope(Some(envelope))
+        loop {
+            if let Some(message) = cx.due() {
+                cx.own.push_back(message);
+            }
+            if !cx.own.is_empty() || cx.infos.is_some() {
+                let mut source = first;
+                for _ in 0..Source::COUNT {
+                    let found = match source {
+                        Source::Mailbox => {
+                            inbox.receiver.try_recv().ok().map(Some).map(Turn::Envelope)
+                        }
+                        Source::Own => cx.own.pop_front().map(Turn::Own),
+                        Source::Infos => {
+                            let infos = cx.infos.as_mut();
+                            let info = infos.and_then(|infos| infos.receiver.try_recv().ok());
+                            info.map(|info| Turn::Own(Own::Info(info)))
+                        }
+                    };
+                    if let Some(found) = found {
+                        return found;
+                    }
+                    source = source.next();
                 }
-                (Some(envelope), None) => Turn::Envelope(Some(envelope)),
-                (None, Some(message)) => Turn::Own(message),
-                (None, None) => Turn::Envelope(inbox.receiver.recv().await),
-            };
-        }
-        let Some(at) = cx.next_timer() else {
-            return Turn::Envelope(inbox.receiver.recv().await);
-        };
-        tokio::select! {
-            biased;
-            envelope = inbox.receiver.recv() => Turn::Envelope(envelope),
-            () = tokio::time::sleep_until(at) => match cx.due() {
-                Some(message) => Turn::Own(message),
-                None => Turn::Envelope(inbox.receiver.recv().await),
-            },
+            }
+            let at = cx.next_timer();
+            if at.is_none() && cx.infos.is_none() {
+                return Turn::Envelope(inbox.receiver.recv().await);
+            }
+            tokio::select! {
+                biased;
+                envelope = inbox.receiver.recv() => return Turn::Envelope(envelope),
+                info = told(&mut cx.infos) => return Turn::Own(Own::Info(info)),
+                () = until(at) => {}
+            }
         }
     }
 
     fn decode<P: Protocol>(&self, message: Payload<P::Cast>, _: &Inbox<P>) -> Option<P::Cast> {
         match message {
             Payload::Value(message) => Some(message),
-            Payload::Encoded(bytes) => match wire::decode(&bytes) {
+            Payload::Encoded(bytes) => match codec::decode(P::CODEC, &bytes) {
                 Ok(message) => Some(message),
-                Err(cause) => {
+                Err(DecodeError(cause)) => {
                     self.count_undecodable(&cause);
                     None
                 }
@@ -240,5 +283,23 @@ impl Ending {
         if times.is_power_of_two() {
             tracing::warn!(service = %self.id, cause = %Escaped(cause), times, "a message does not decode");
         }
+    }
+}
+
+/// The next private message; never where nobody can send one.
+async fn told<S: Service>(infos: &mut Option<Infos<S>>) -> Box<dyn InfoTurn<S>> {
+    if let Some(infos) = infos
+        && let Some(info) = infos.receiver.recv().await
+    {
+        return info;
+    }
+    std::future::pending().await
+}
+
+/// Waits until then; for ever where there is no then.
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }

@@ -9,7 +9,7 @@ use keydispatch_core::message::Frame;
 
 use super::{CONNECT_TIMEOUT, Lane};
 use crate::data::DataPlane;
-use crate::data::wire::{self, CallHeader, kind};
+use crate::data::wire::{self, CallHeader, Format, kind};
 use crate::transport::{BoxFuture, Connection};
 
 /// How long the peer may take to have taken what the old connection carries.
@@ -124,7 +124,7 @@ fn mark() -> Frame {
         number,
         sequence,
         timeout_ms: 0,
-        version: 0,
+        format: Format::NONE,
     };
     Frame {
         kind: kind::CALL,
