@@ -1,11 +1,12 @@
 //! What the registry holds of one service.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{Generation, InstanceName, NodeName, Reference, ServiceId, ServiceType};
+use crate::id::{Generation, InstanceName, NodeName, Reference, ServiceId, ServiceType, Zone};
 use crate::limits::{DEFAULT_WEIGHT, MAX_ADDRESS_BYTES, MAX_METADATA_BYTES, WEIGHT_RANGE};
 
 mod accepts;
@@ -328,15 +329,44 @@ pub struct NewEntry {
     pub metadata: Metadata,
 }
 
-/// What of an entry is to change; `None` leaves it as it is.
+/// What of an entry is to change; `None`, and a tag that is not named, leaves it as it is.
+///
+/// Rule: an update says what changes and never what stays, and is merged where the entry is owned. An update that
+/// carried the whole entry, as its sender saw it, would undo whatever another one changed meanwhile.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EntryUpdate {
     /// Whether it owns keys.
     pub state: Option<ServiceState>,
     /// Its share of them.
     pub weight: Option<Weight>,
-    /// Zone, address and tags, replaced as a whole.
-    pub metadata: Option<Metadata>,
+    /// Its failure domain.
+    pub zone: Option<Zone>,
+    /// Where an external endpoint is reached.
+    pub address: Option<Box<str>>,
+    /// Tags by key: a new value, or none where the tag goes.
+    pub tags: BTreeMap<Box<str>, Option<Box<str>>>,
+}
+
+impl EntryUpdate {
+    /// The next version of `before`, whose own version the caller sets; an error where zone, address and tags would be
+    /// too large together.
+    pub(crate) fn merge(self, before: &ServiceInfo) -> Result<Record, EntryError> {
+        let mut record = before.to_record();
+        record.previous = Some(before.reference());
+        if let Some(state) = self.state {
+            record.state = state;
+        }
+        if let Some(weight) = self.weight {
+            record.weight = weight;
+        }
+        if self.zone.is_some() || self.address.is_some() || !self.tags.is_empty() {
+            let metadata = record.metadata.take().map(|metadata| *metadata);
+            let metadata = metadata.unwrap_or_default();
+            let metadata = metadata.changed(self.zone, self.address, self.tags)?;
+            record.metadata = (!metadata.is_empty()).then(|| Box::new(metadata));
+        }
+        Ok(record)
+    }
 }
 
 /// What became of one entry in the eyes of this node: a join, a leave, or an update in one step.
@@ -350,10 +380,7 @@ pub struct EntryChange {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
-    use crate::id::Zone;
 
     #[test]
     fn an_address_that_is_the_name_is_held_once_and_travels_as_before() {
@@ -392,5 +419,62 @@ mod tests {
         // With the two counts of its `Arc` and the allocator's own word.
         const COUNTS: usize = 2 * size_of::<usize>();
         assert_eq!(size_of::<ServiceInfo>() + COUNTS + size_of::<usize>(), 144);
+    }
+    #[test]
+    fn updates_of_different_fields_all_hold_and_what_does_not_fit_changes_nothing() {
+        let record = Record {
+            sequence: 1,
+            version: 1,
+            previous: None,
+            service_type: ServiceType::try_new("uploader").unwrap(),
+            name: InstanceName::try_new("10.0.0.9:8443").unwrap(),
+            state: ServiceState::Online,
+            weight: Weight::default(),
+            protocol_version: None,
+            metadata: None,
+        };
+        let owner = NodeName::try_new("a").unwrap();
+        let read = |record| ServiceInfo::from_record(&owner, Generation::default(), 1, record);
+        let tag = |key: &str, value: Option<&str>| EntryUpdate {
+            tags: [(key.into(), value.map(Into::into))].into(),
+            ..EntryUpdate::default()
+        };
+        let updates = [
+            tag("disk", Some("ssd")),
+            EntryUpdate {
+                weight: Weight::try_new(7).ok(),
+                ..EntryUpdate::default()
+            },
+            tag("rack", Some("17")),
+            EntryUpdate {
+                zone: Zone::try_new("eu-1").ok(),
+                ..EntryUpdate::default()
+            },
+            EntryUpdate {
+                state: Some(ServiceState::Draining),
+                ..EntryUpdate::default()
+            },
+            tag("disk", None),
+            EntryUpdate {
+                address: Some("10.0.0.10:8443".into()),
+                ..EntryUpdate::default()
+            },
+        ];
+        let mut info = read(record);
+        for update in updates {
+            let before = info.reference();
+            info = read(update.merge(&info).unwrap());
+            assert_eq!(info.previous(), Some(before));
+        }
+        assert_eq!(info.weight().value(), 7);
+        assert_eq!(info.zone(), Some("eu-1"));
+        assert_eq!(info.state(), ServiceState::Draining);
+        assert_eq!(info.address(), Some("10.0.0.10:8443"));
+        assert!(info.tags().eq([("rack", "17")]));
+        let too_large = tag("more", Some(&"x".repeat(MAX_METADATA_BYTES)));
+        assert!(matches!(
+            too_large.merge(&info),
+            Err(EntryError::MetadataTooLarge { .. })
+        ));
     }
 }

@@ -374,7 +374,8 @@ impl Tracker {
         Ok(added)
     }
 
-    /// Changes one of this node's own services; an update that says nothing changes nothing.
+    /// Changes one of this node's own services; an update that says nothing changes nothing. What it says is merged into
+    /// the entry as it is now, so that of two updates of different fields both hold, whoever sent them when.
     pub fn update(
         &mut self,
         now: Instant,
@@ -389,9 +390,11 @@ impl Tracker {
         if update == EntryUpdate::default() {
             return Ok(before);
         }
+        let mut record = update.merge(&before)?;
         let (me, nonce) = (self.me.clone(), self.nonce);
         let (_, after) = self.log.put(sequence, |version| {
-            own::updated_info(&me, nonce, version, &before, update)
+            record.version = version;
+            ServiceInfo::from_record(&me.name, me.generation, nonce, record)
         });
         self.changes.push(EntryChange {
             before: Some(before),

@@ -22,7 +22,7 @@ pub enum RegistryError {
     Add(#[from] AddError),
     /// There is no such service on this node.
     #[error(transparent)]
-    Update(#[from] UpdateError),
+    Update(UpdateError),
     /// Only the node that registered a service can change it.
     #[error("the service {id} belongs to the node {}, and only that node can change it", id.node)]
     NotOurs {
@@ -41,6 +41,15 @@ pub enum RegistryError {
 }
 
 keydispatch_core::debug_as_display!(RegistryError);
+
+impl From<UpdateError> for RegistryError {
+    fn from(error: UpdateError) -> Self {
+        match error {
+            UpdateError::Entry(error) => RegistryError::Entry(error),
+            error => RegistryError::Update(error),
+        }
+    }
+}
 
 /// No instance owns a key.
 #[derive(Clone, PartialEq, Eq, thiserror::Error)]
@@ -187,27 +196,14 @@ impl ServiceUpdate {
         self
     }
 
-    fn into_update(self, of: &ServiceInfo) -> Result<EntryUpdate, RegistryError> {
-        let mut tags: BTreeMap<Box<str>, Box<str>> = of
-            .tags()
-            .map(|(key, value)| (key.into(), value.into()))
-            .collect();
-        for (key, value) in self.tags {
-            match value {
-                Some(value) => tags.insert(key, value),
-                None => tags.remove(&key),
-            };
-        }
-        let zone = self.zone.or_else(|| of.zone().map(Into::into));
-        let zone = zone.map(Zone::try_new).transpose()?;
-        let address = self
-            .address
-            .map(Into::into)
-            .or_else(|| of.address().map(Into::into));
+    /// What is out of bounds whatever the entry holds is an error here; whether all of it fits is known where it is merged.
+    fn into_update(self) -> Result<EntryUpdate, RegistryError> {
         Ok(EntryUpdate {
             state: None,
             weight: self.weight.map(Weight::try_new).transpose()?,
-            metadata: Some(Metadata::try_new(zone, address, tags)?),
+            zone: self.zone.map(Zone::try_new).transpose()?,
+            address: self.address.map(Into::into),
+            tags: self.tags,
         })
     }
 }
@@ -267,13 +263,15 @@ impl Registry {
     }
 
     /// Changes weight, zone, address or tags, in one step for every reader.
+    ///
+    /// What the update does not name stays as it is at that moment: updates of different fields, or of different tags,
+    /// all hold, however many are under way at once. An update that names nothing returns the reference as it is.
     pub async fn update_service(
         &self,
         id: &ServiceId,
         update: ServiceUpdate,
     ) -> Result<Reference, RegistryError> {
-        let info = self.own(id).await?;
-        let update = update.into_update(&info)?;
+        let update = update.into_update()?;
         Ok(self.update_entry(id, update).await?.reference())
     }
 
@@ -422,11 +420,6 @@ impl Registry {
             ..EntryUpdate::default()
         };
         Ok(self.update_entry(id, update).await?.reference())
-    }
-
-    async fn own(&self, id: &ServiceId) -> Result<Arc<ServiceInfo>, RegistryError> {
-        // An update that says nothing returns the entry as it is.
-        self.update_entry(id, EntryUpdate::default()).await
     }
 
     fn check_ours(&self, id: &ServiceId) -> Result<(), RegistryError> {

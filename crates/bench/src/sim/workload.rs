@@ -128,7 +128,10 @@ impl World {
                 let weight = self.rng.random_range(1..=1000);
                 update.weight = Weight::try_new(weight).ok();
             }
-            _ => update.metadata = Some(self.metadata()),
+            _ => {
+                let tag = self.metadata().tags().get("tag").cloned();
+                update.tags.insert("tag".into(), tag);
+            }
         }
         let state = &mut self.processes[process];
         let local = state.local(self.now);

@@ -115,6 +115,25 @@ impl Metadata {
         &self.tags
     }
 
+    /// The same with what is given changed, and checked again.
+    pub(super) fn changed(
+        self,
+        zone: Option<Zone>,
+        address: Option<Box<str>>,
+        changes: BTreeMap<Box<str>, Option<Box<str>>>,
+    ) -> Result<Self, EntryError> {
+        let mut tags = self.tags;
+        for (key, value) in changes {
+            match value {
+                Some(value) => tags.insert(key, value),
+                None => tags.remove(&key),
+            };
+        }
+        let changed = Metadata::try_new(zone.or(self.zone), address.or(self.address), tags)?;
+        // Which messages it takes is the service's own, and no change of its labels takes it away.
+        Ok(changed.with_accepts(self.accepts))
+    }
+
     pub(crate) fn set_address(&mut self, address: Option<Box<str>>) {
         self.address = address;
     }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use crate::entry::{EntryUpdate, NewEntry, Record, ServiceInfo};
+use crate::entry::{EntryError, NewEntry, Record, ServiceInfo};
 use crate::id::{InstanceName, NodeId, NodeName, ServiceType};
 use crate::limits::{MAX_INSTANCES_PER_TYPE, MAX_NAME_BYTES, MAX_SERVICES_PER_NODE};
 
@@ -44,7 +44,7 @@ pub enum AddError {
 
 crate::debug_as_display!(AddError);
 
-/// Why a service cannot be changed.
+/// Why a service cannot be changed. Nothing of it was.
 #[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum UpdateError {
@@ -54,6 +54,9 @@ pub enum UpdateError {
         /// Its number within the process.
         sequence: u64,
     },
+    /// What is to change does not fit with what is there.
+    #[error(transparent)]
+    Entry(#[from] EntryError),
 }
 
 crate::debug_as_display!(UpdateError);
@@ -245,30 +248,6 @@ pub(super) fn new_info(
         protocol_version: entry.protocol_version,
         metadata: Some(Box::new(entry.metadata)),
     };
-    ServiceInfo::from_record(&me.name, me.generation, nonce, record)
-}
-
-pub(super) fn updated_info(
-    me: &NodeId,
-    nonce: u64,
-    version: u64,
-    before: &ServiceInfo,
-    update: EntryUpdate,
-) -> ServiceInfo {
-    let mut record = before.to_record();
-    record.version = version;
-    record.previous = Some(before.reference());
-    if let Some(state) = update.state {
-        record.state = state;
-    }
-    if let Some(weight) = update.weight {
-        record.weight = weight;
-    }
-    if let Some(metadata) = update.metadata {
-        // Which messages it takes is the service's own, and no change of its labels takes it away.
-        let accepts = record.metadata.as_ref().and_then(|own| own.accepts());
-        record.metadata = Some(Box::new(metadata.with_accepts(accepts)));
-    }
     ServiceInfo::from_record(&me.name, me.generation, nonce, record)
 }
 
