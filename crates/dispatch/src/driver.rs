@@ -18,6 +18,7 @@ use keydispatch_core::{
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
+use crate::claim::{Claim, Life};
 use crate::control::{self, Outgoing};
 use crate::data::DataPlane;
 use crate::events::Watchers;
@@ -51,6 +52,8 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 pub(crate) enum Command {
     Add {
         entries: Vec<NewEntry>,
+        /// Of the service that runs behind the entry; none for endpoints.
+        life: Option<Life>,
         reply: oneshot::Sender<Added>,
     },
     Update {
@@ -78,7 +81,7 @@ pub(crate) enum Command {
     },
 }
 
-type Added = Result<Vec<Arc<ServiceInfo>>, AddError>;
+type Added = Result<Claim, AddError>;
 type Changed = Result<Arc<ServiceInfo>, UpdateError>;
 
 /// What a command came to, until it is visible.
@@ -136,7 +139,7 @@ pub(crate) struct Shared {
     pub(crate) roster: ArcSwap<Vec<Member>>,
     pub(crate) member_changes: MemberWatchers,
     sequences: AtomicU64,
-    /// Services that ended where nobody could wait for the driver.
+    /// Services that ended, and entries that were given up, where nobody could wait for the driver.
     ended: Mutex<Vec<u64>>,
     ended_signal: tokio::sync::Notify,
 }
@@ -168,12 +171,12 @@ impl Shared {
         self.sequences.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Bounded by the services of this process, each of which ends once.
-    pub(crate) fn remove_soon(&self, sequence: u64) {
+    /// Bounded by the services of this process, each of which ends once, and by the additions under way.
+    pub(crate) fn remove_soon(&self, sequences: impl IntoIterator<Item = u64>) {
         self.ended
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .push(sequence);
+            .extend(sequences);
         self.ended_signal.notify_one();
     }
 }
@@ -338,10 +341,17 @@ impl Driver {
         let mut answers = Vec::with_capacity(commands.len());
         let mut leave = None;
         self.cluster.begin();
+        // Rule: removals that wait are done first. What follows may take the name of a service that was seen to end.
+        self.take_ended(now);
         for command in commands.drain(..) {
             match command {
-                Command::Add { entries, reply } => {
-                    answers.push(Answer::Added(reply, self.cluster.add(now, entries)));
+                Command::Add {
+                    entries,
+                    life,
+                    reply,
+                } => {
+                    let added = self.add(now, entries, life.as_ref());
+                    answers.push(Answer::Added(reply, added));
                 }
                 Command::Update {
                     sequence,
@@ -376,8 +386,26 @@ impl Driver {
         leave
     }
 
+    fn add(&mut self, now: Instant, entries: Vec<NewEntry>, life: Option<&Life>) -> Added {
+        let added = self.cluster.add(now, entries)?;
+        // Rule: a service that has ended meanwhile is not listed. Its removal may have come, and found nothing.
+        if life.is_some_and(Life::is_over) {
+            for info in &added {
+                // It was added above.
+                let _ = self.cluster.remove(now, info.id().sequence);
+            }
+        }
+        Ok(Claim::new(added, &self.shared))
+    }
+
     fn remove_ended(&mut self) {
         let now = self.clock.now();
+        self.cluster.begin();
+        self.take_ended(now);
+        self.cluster.commit(now);
+    }
+
+    fn take_ended(&mut self, now: Instant) {
         let ended = std::mem::take(
             &mut *self
                 .shared
@@ -385,12 +413,10 @@ impl Driver {
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner),
         );
-        self.cluster.begin();
         for sequence in ended {
-            // It may have been removed by hand already.
+            // It may have been removed by hand already, or never been added.
             let _ = self.cluster.remove(now, sequence);
         }
-        self.cluster.commit(now);
     }
 
     fn handle_input(&mut self, now: Instant, input: Input) {

@@ -48,6 +48,7 @@
 mod authority;
 mod builder;
 mod call;
+mod claim;
 mod codec;
 mod complaints;
 mod control;

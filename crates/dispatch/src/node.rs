@@ -233,7 +233,8 @@ impl Node {
     /// Starts a service on this node and registers it under its protocol's name, with the defaults of [`ServeOptions`].
     ///
     /// Found locally when this returns, and on the other nodes within milliseconds. It lives until it stops, panics, or
-    /// the node ends; it leaves the registry by itself.
+    /// the node ends; it leaves the registry by itself. Whoever drops the future before it is done has started nothing
+    /// that lasts: the service ends, and its entry goes, wherever the start had got to.
     pub async fn serve<S: Service>(&self, service: S) -> Result<Served<S::Protocol>, ServeError> {
         self.serve_with(ServeOptions::new(), service).await
     }

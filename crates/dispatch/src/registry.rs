@@ -10,6 +10,7 @@ use keydispatch_core::{
 };
 use tokio::sync::oneshot;
 
+use crate::claim::Life;
 use crate::driver::{Command, Shared};
 use crate::events::Subscription;
 
@@ -231,7 +232,8 @@ impl Registry {
         added.pop().ok_or(RegistryError::NodeStopped)
     }
 
-    /// Registers a batch, all or none, as one change for the other nodes.
+    /// Registers a batch, all or none, as one change for the other nodes. Whoever drops the future before it is done
+    /// has registered nothing.
     pub async fn add_services(
         &self,
         services: impl IntoIterator<Item = NewService>,
@@ -240,7 +242,7 @@ impl Registry {
             .into_iter()
             .map(|service| service.into_entry(self.next_sequence(), self.shared.zone.as_ref()))
             .collect::<Result<Vec<_>, _>>()?;
-        let added = self.add_entries(entries).await?;
+        let added = self.add_entries(entries, None).await?;
         Ok(added
             .into_iter()
             .map(|info| Registration::new(self.clone(), &info))
@@ -372,21 +374,31 @@ impl Registry {
         self.shared.next_sequence()
     }
 
+    /// Registers a service that runs, unless its life is over by the time it would be listed.
     pub(crate) async fn add_entry(
         &self,
         entry: NewEntry,
+        life: &Life,
     ) -> Result<Arc<ServiceInfo>, RegistryError> {
-        let mut added = self.add_entries(vec![entry]).await?;
+        let mut added = self.add_entries(vec![entry], Some(life.clone())).await?;
         added.pop().ok_or(RegistryError::NodeStopped)
     }
 
-    pub(crate) async fn add_entries(
+    /// Dropped half-way, it leaves nothing behind: what was added goes with the answer that nobody took.
+    async fn add_entries(
         &self,
         entries: Vec<NewEntry>,
+        life: Option<Life>,
     ) -> Result<Vec<Arc<ServiceInfo>>, RegistryError> {
         let (reply, answer) = oneshot::channel();
-        self.command(Command::Add { entries, reply }).await?;
-        Ok(answer.await.map_err(|_| RegistryError::NodeStopped)??)
+        let command = Command::Add {
+            entries,
+            life,
+            reply,
+        };
+        self.command(command).await?;
+        let claim = answer.await.map_err(|_| RegistryError::NodeStopped)??;
+        Ok(claim.take())
     }
 
     pub(crate) async fn update_entry(
@@ -407,7 +419,7 @@ impl Registry {
 
     /// Removes a service from where nothing can be awaited; its reader has gone already.
     pub(crate) fn remove_soon(&self, id: &ServiceId) {
-        self.shared.remove_soon(id.sequence);
+        self.shared.remove_soon([id.sequence]);
     }
 
     async fn set_state(

@@ -8,6 +8,7 @@ use keydispatch_core::{NameError, ServiceId, ServiceInfo};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 
+use crate::claim::Life;
 use crate::data::DataPlane;
 use crate::mailbox::{AnyMailbox, Mailbox, ReplyTo};
 use crate::protocol::Protocol;
@@ -222,7 +223,7 @@ impl<P: Protocol> fmt::Debug for Served<P> {
     }
 }
 
-/// Starts a service and registers it.
+/// Starts a service and registers it. Dropped half-way, neither runs nor is listed what it started.
 pub(crate) async fn serve<S: Service>(
     registry: &Registry,
     data: &Arc<DataPlane>,
@@ -242,14 +243,17 @@ pub(crate) async fn serve<S: Service>(
     let (started, start) = oneshot::channel();
     let (ended_sender, ended) = watch::channel(None);
     let flag = Arc::new(AtomicBool::new(false));
+    let life = Life::default();
     let runner = Runner {
         registry: registry.clone(),
         data: Arc::clone(data),
         flag: Arc::clone(&flag),
+        life: life.clone(),
         ended: ended_sender,
     };
-    let running = runner.run(service, id.clone(), receiver, started);
-    let task = data.spawn_service(current::turns(Current::of(&id), running));
+    let current = Current::of(&id);
+    let running = runner.run(service, id, receiver, started);
+    let task = data.spawn_service(current::turns(current, running));
     let unfinished = AbortUnlessDone(Some(task.clone()));
     match start.await {
         Ok(Ok(())) => {}
@@ -257,13 +261,13 @@ pub(crate) async fn serve<S: Service>(
         Err(_) => return Err(ServeError::EndedEarly),
     }
     data.add_local(sequence, Arc::new(mailbox.clone()), task, flag);
-    let info = registry.add_entry(entry).await?;
-    unfinished.done();
-    if ended.borrow().is_some() {
-        // It ended before it was registered.
+    if life.is_over() {
+        // It ended before it was put in, and found nothing to take out.
         data.remove_local(sequence);
-        registry.remove_soon(&id);
     }
+    // It may end while this waits, and whoever serves it may give up: see `claim` for what keeps the order.
+    let info = registry.add_entry(entry, &life).await?;
+    unfinished.done();
     Ok(Served {
         info,
         registry: registry.clone(),

@@ -12,6 +12,7 @@ use super::context::{Origin, Own};
 use super::info::{Infos, Turn as InfoTurn};
 use super::{BoxError, Context, Ended, Service, StopReason};
 use crate::call::Failure;
+use crate::claim::Life;
 use crate::codec::{self, DecodeError};
 use crate::data::DataPlane;
 use crate::mailbox::{Envelope, Payload, ReplyTo};
@@ -27,6 +28,8 @@ pub(super) struct Runner {
     pub(super) data: Arc<DataPlane>,
     /// True once the service has ended, for the replies that it still owes.
     pub(super) flag: Arc<AtomicBool>,
+    /// Over before anything of it is taken out.
+    pub(super) life: Life,
     pub(super) ended: watch::Sender<Option<Ended>>,
 }
 
@@ -65,6 +68,7 @@ struct Ending {
 impl Drop for Ending {
     fn drop(&mut self) {
         self.runner.flag.store(true, Ordering::Release);
+        self.runner.life.end();
         self.runner.data.remove_local(self.id.sequence);
         self.runner.registry.remove_soon(&self.id);
         let how = self.how.unwrap_or(if std::thread::panicking() {
@@ -107,6 +111,7 @@ impl Runner {
             .handle_all(&mut service, &mut cx, &mut inbox, &flag)
             .await;
         // The entry goes first, so that nobody finds a service that is stopping.
+        ending.runner.life.end();
         ending.runner.data.remove_local(ending.id.sequence);
         // It may have been removed by hand already.
         let _ = ending.runner.registry.remove_service(&ending.id).await;
