@@ -9,6 +9,7 @@ use keydispatch_core::{ClusterName, NameError, NodeName, Settings, SettingsError
 use crate::discovery::{Seed, SeedError};
 use crate::memory::MemoryNetwork;
 use crate::node::Node;
+use crate::pubsub::DEFAULT_TOPIC_BYTES;
 use crate::reach::{self, AdvertiseError};
 use crate::settings::{
     Adapter, Config, ConfigError, DEFAULT_POOL_SIZE, LogLevel, MAX_POOL_SIZE, RegistrySection,
@@ -117,6 +118,7 @@ pub struct NodeBuilder {
     registry: RegistrySection,
     max_payload_bytes: usize,
     check_messages: Option<bool>,
+    topic_bytes: usize,
     start_timeout: Duration,
     expect: usize,
     /// How far the wall clock is behind, in tests.
@@ -138,6 +140,7 @@ pub(crate) struct Checked {
     pub(crate) log_level: LogLevel,
     pub(crate) max_payload_bytes: usize,
     pub(crate) checks_messages: bool,
+    pub(crate) topic_bytes: usize,
     pub(crate) start_timeout: Duration,
     pub(crate) expect: usize,
     pub(crate) clock_behind: Duration,
@@ -170,6 +173,7 @@ impl NodeBuilder {
             registry: RegistrySection::default(),
             max_payload_bytes: DEFAULT_MAX_PAYLOAD_BYTES,
             check_messages: None,
+            topic_bytes: DEFAULT_TOPIC_BYTES,
             start_timeout: DEFAULT_START_TIMEOUT,
             expect: 0,
             clock_behind: Duration::ZERO,
@@ -288,6 +292,13 @@ impl NodeBuilder {
         self
     }
 
+    /// Bytes of payloads that may wait for one subscription to a topic, `pubsub.topic_bytes`; by default 64 MiB. Beyond
+    /// them, and beyond 1,024 messages, it loses the oldest and is told. One message may wait whatever its size.
+    pub fn topic_bytes(mut self, bytes: usize) -> Self {
+        self.topic_bytes = bytes;
+        self
+    }
+
     /// How many nodes there are to be, this one included, before [`start`](Self::start) returns, `node.expect`; by default it
     /// waits for nobody. Once they have been there they are never waited for again.
     ///
@@ -388,6 +399,7 @@ impl NodeBuilder {
             checks_messages: self
                 .check_messages
                 .unwrap_or(cfg!(debug_assertions) || in_memory),
+            topic_bytes: self.topic_bytes,
             start_timeout: self.start_timeout,
             expect: self.expect,
             clock_behind: self.clock_behind,
@@ -464,6 +476,9 @@ impl Config {
         }
         if let Some(bytes) = node.max_payload_bytes {
             builder.max_payload_bytes = bytes;
+        }
+        if let Some(bytes) = self.pubsub.topic_bytes {
+            builder.topic_bytes = bytes;
         }
         Ok(builder)
     }

@@ -43,6 +43,7 @@ pub(crate) struct DataConfig {
     pub(crate) pool_size: usize,
     pub(crate) max_payload_bytes: usize,
     pub(crate) checks_messages: bool,
+    pub(crate) topic_bytes: usize,
 }
 
 /// Counters of the data lane, from the node's start.
@@ -203,7 +204,7 @@ impl DataPlane {
             checks_messages: config.checks_messages,
             peers: papaya::HashMap::new(),
             local: papaya::HashMap::new(),
-            topics: Topics::default(),
+            topics: Topics::new(config.topic_bytes),
             counters: Counters::default(),
             stopping: watch::channel(false).0,
             closed: AtomicBool::new(false),

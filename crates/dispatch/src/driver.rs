@@ -160,7 +160,7 @@ impl Shared {
             commands,
             watchers: Watchers::default(),
             roster: ArcSwap::default(),
-            member_changes: MemberWatchers::new(QUEUE),
+            member_changes: MemberWatchers::default(),
             sequences: AtomicU64::new(1),
             ended: Mutex::default(),
             ended_signal: tokio::sync::Notify::new(),

@@ -1,14 +1,20 @@
 //! Subscriptions: the current view, then what changes; a slow reader is told that it lagged.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
+use futures_core::Stream;
 use keydispatch_core::{Directory, RegistryEvent, ServiceInfo, ServiceType, View};
-use tokio::sync::broadcast;
-use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 
-/// Events that a subscriber may be behind before it is told that it lagged.
-const BACKLOG: usize = 1_024;
+use crate::fanout::{Bounds, Fanout, Heard, Reader, Weigh};
+
+/// Events that a subscriber may be behind before it is told that it lagged. An entry is bounded, and shared.
+const BACKLOG: Bounds = Bounds {
+    messages: 1_024,
+    bytes: usize::MAX,
+};
 
 /// What a subscriber of a service type is told.
 #[derive(Clone, Debug)]
@@ -42,10 +48,16 @@ struct Versioned {
     event: RegistryEvent,
 }
 
+impl Weigh for Versioned {}
+
 /// The subscribers of one node, by type.
-#[derive(Debug, Default)]
-pub(crate) struct Watchers {
-    by_type: Mutex<HashMap<ServiceType, broadcast::Sender<Versioned>>>,
+#[derive(Debug)]
+pub(crate) struct Watchers(Fanout<ServiceType, Versioned>);
+
+impl Default for Watchers {
+    fn default() -> Self {
+        Watchers(Fanout::new(BACKLOG))
+    }
 }
 
 impl Watchers {
@@ -54,15 +66,10 @@ impl Watchers {
         service_type: ServiceType,
         directory: Arc<Directory>,
     ) -> Subscription {
-        let mut by_type = self.by_type.lock().unwrap_or_else(PoisonError::into_inner);
-        let receiver = by_type
-            .entry(service_type.clone())
-            .or_insert_with(|| broadcast::channel(BACKLOG).0)
-            .subscribe();
         Subscription {
+            reader: self.0.subscribe(service_type.clone()),
             service_type,
             directory,
-            receiver,
             seen: 0,
             catch_up: true,
         }
@@ -70,36 +77,30 @@ impl Watchers {
 
     /// Tells the subscribers of one change; the view is in the directory already.
     pub(crate) fn publish(&self, directory: &Directory, event: RegistryEvent) {
-        let mut by_type = self.by_type.lock().unwrap_or_else(PoisonError::into_inner);
-        if by_type.is_empty() {
-            return;
-        }
+        // Shares the name, or copies its few bytes: the event itself moves.
         let service_type = event.service_type().clone();
-        if let Some(sender) = by_type.get(&service_type) {
+        self.0.publish(&service_type, None, || {
             let version = directory
                 .view(service_type.as_str())
                 .map_or(u64::MAX, |view| view.version());
-            if sender.send(Versioned { version, event }).is_err() {
-                by_type.remove(&service_type);
-            }
-        }
+            Versioned { version, event }
+        });
     }
 
     /// The node has stopped: every subscription ends after what it has not read yet.
     pub(crate) fn close(&self) {
-        self.by_type
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clear();
+        self.0.close();
     }
 }
 
 /// A subscription to one service type; see [`Registry::subscribe`](crate::Registry::subscribe).
+///
+/// It is a [`Stream`], too, of what [`next`](Self::next) gives.
 #[derive(Debug)]
 pub struct Subscription {
     service_type: ServiceType,
     directory: Arc<Directory>,
-    receiver: broadcast::Receiver<Versioned>,
+    reader: Reader<ServiceType, Versioned>,
     /// The version of the last view that was handed out: what led to it is not told again.
     seen: u64,
     catch_up: bool,
@@ -108,23 +109,7 @@ pub struct Subscription {
 impl Subscription {
     /// The next event; none once the node has stopped. Cancelling the wait loses nothing.
     pub async fn next(&mut self) -> Option<ServiceEvent> {
-        loop {
-            if let Some(current) = self.current() {
-                return Some(current);
-            }
-            match self.receiver.recv().await {
-                Ok(event) => {
-                    if let Some(event) = self.judge(event) {
-                        return Some(event);
-                    }
-                }
-                Err(RecvError::Lagged(missed)) => {
-                    self.catch_up = true;
-                    return Some(ServiceEvent::Lagged { missed });
-                }
-                Err(RecvError::Closed) => return None,
-            }
-        }
+        poll_fn(|cx| self.poll_event(cx)).await
     }
 
     /// The next event, if there is one already.
@@ -133,17 +118,23 @@ impl Subscription {
             if let Some(current) = self.current() {
                 return Some(current);
             }
-            match self.receiver.try_recv() {
-                Ok(event) => {
-                    if let Some(event) = self.judge(event) {
-                        return Some(event);
-                    }
-                }
-                Err(TryRecvError::Lagged(missed)) => {
-                    self.catch_up = true;
-                    return Some(ServiceEvent::Lagged { missed });
-                }
-                Err(TryRecvError::Empty | TryRecvError::Closed) => return None,
+            let heard = self.reader.try_next()?;
+            if let Some(event) = self.judge(heard) {
+                return Some(event);
+            }
+        }
+    }
+
+    fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Option<ServiceEvent>> {
+        loop {
+            if let Some(current) = self.current() {
+                return Poll::Ready(Some(current));
+            }
+            let Some(heard) = ready!(self.reader.poll_next(cx)) else {
+                return Poll::Ready(None);
+            };
+            if let Some(event) = self.judge(heard) {
+                return Poll::Ready(Some(event));
             }
         }
     }
@@ -153,7 +144,7 @@ impl Subscription {
             return None;
         }
         // What waits led to this view, or to one after it: nobody has to wade through it.
-        self.receiver = self.receiver.resubscribe();
+        self.reader.skip_all();
         let view = self
             .directory
             .view(self.service_type.as_str())
@@ -162,14 +153,27 @@ impl Subscription {
         Some(ServiceEvent::Current(view))
     }
 
-    fn judge(&self, event: Versioned) -> Option<ServiceEvent> {
-        if event.version <= self.seen {
-            return None;
-        }
-        Some(match event.event {
+    fn judge(&mut self, heard: Heard<Versioned>) -> Option<ServiceEvent> {
+        let event = match heard {
+            Heard::Lagged(missed) => {
+                self.catch_up = true;
+                return Some(ServiceEvent::Lagged { missed });
+            }
+            Heard::Message(event) if event.version <= self.seen => return None,
+            Heard::Message(event) => event.event,
+        };
+        Some(match event {
             RegistryEvent::Joined(info) => ServiceEvent::Joined(info),
             RegistryEvent::Left(info) => ServiceEvent::Left(info),
             RegistryEvent::Updated { before, after } => ServiceEvent::Updated { before, after },
         })
+    }
+}
+
+impl Stream for Subscription {
+    type Item = ServiceEvent;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<ServiceEvent>> {
+        self.get_mut().poll_event(cx)
     }
 }

@@ -57,6 +57,7 @@ mod deadline;
 mod discovery;
 mod driver;
 mod events;
+mod fanout;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -93,7 +94,10 @@ pub use mailbox::ReplyTo;
 pub use members::{Member, MemberChange, MemberChanges};
 pub use node::{Node, NodeStats, StopCause};
 pub use protocol::{Message, Protocol};
-pub use pubsub::{BroadcastError, PubSub, TopicEvent, TopicMessage, TopicSubscription};
+pub use pubsub::{
+    BroadcastError, DEFAULT_TOPIC_BYTES, PubSub, SubscriptionId, TopicEvent, TopicMessage,
+    TopicSubscription,
+};
 pub use reach::AdvertiseError;
 pub use registry::{NewService, NoService, Registration, Registry, RegistryError, ServiceUpdate};
 pub use service::{

@@ -1,11 +1,20 @@
 //! Who is in the cluster.
 
-use std::sync::{Mutex, PoisonError};
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 
+use futures_core::Stream;
 use keydispatch_core::message::Address;
 use keydispatch_core::{MemberInfo, MemberState, NodeId, NodeName};
-use tokio::sync::broadcast;
-use tokio::sync::broadcast::error::RecvError;
+
+use crate::fanout::{Bounds, Fanout, Heard, Reader, Weigh};
+
+/// Changes that a subscriber may be behind before it is told that it lagged.
+const BACKLOG: Bounds = Bounds {
+    messages: 1_024,
+    bytes: usize::MAX,
+};
 
 /// Another node of the cluster, as this one sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,55 +80,62 @@ pub enum MemberChange {
     },
 }
 
+impl Weigh for MemberChange {}
+
 /// Those who are told of members; none after the node has stopped.
 #[derive(Debug)]
-pub(crate) struct MemberWatchers {
-    sender: Mutex<Option<broadcast::Sender<MemberChange>>>,
+pub(crate) struct MemberWatchers(Fanout<(), MemberChange>);
+
+impl Default for MemberWatchers {
+    fn default() -> Self {
+        MemberWatchers(Fanout::new(BACKLOG))
+    }
 }
 
 impl MemberWatchers {
-    pub(crate) fn new(backlog: usize) -> Self {
-        MemberWatchers {
-            sender: Mutex::new(Some(broadcast::channel(backlog).0)),
-        }
-    }
-
     pub(crate) fn subscribe(&self) -> MemberChanges {
-        let sender = self.sender.lock().unwrap_or_else(PoisonError::into_inner);
-        let receiver = match &*sender {
-            Some(sender) => sender.subscribe(),
-            // Closed from the start: the sender is dropped here.
-            None => broadcast::channel(1).1,
-        };
-        MemberChanges { receiver }
+        MemberChanges {
+            reader: self.0.subscribe(()),
+        }
     }
 
     pub(crate) fn publish(&self, change: MemberChange) {
-        let sender = self.sender.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(sender) = &*sender {
-            // Nobody may be listening.
-            let _ = sender.send(change);
-        }
+        self.0.publish(&(), None, || change);
     }
 
     pub(crate) fn close(&self) {
-        *self.sender.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.0.close();
     }
 }
 
 /// A subscription to the nodes that come and go. Dropping it ends it.
+///
+/// It is a [`Stream`], too, of what [`next`](Self::next) gives.
 #[derive(Debug)]
 pub struct MemberChanges {
-    receiver: broadcast::Receiver<MemberChange>,
+    reader: Reader<(), MemberChange>,
 }
 
 impl MemberChanges {
-    /// The next change; none once the node has stopped.
+    /// The next change; none once the node has stopped. Cancelling the wait loses nothing.
     pub async fn next(&mut self) -> Option<MemberChange> {
-        match self.receiver.recv().await {
-            Ok(change) => Some(change),
-            Err(RecvError::Lagged(missed)) => Some(MemberChange::Lagged { missed }),
-            Err(RecvError::Closed) => None,
-        }
+        poll_fn(|cx| self.poll_change(cx)).await
+    }
+
+    fn poll_change(&mut self, cx: &mut Context<'_>) -> Poll<Option<MemberChange>> {
+        self.reader.poll_next(cx).map(|heard| {
+            Some(match heard? {
+                Heard::Message(change) => change,
+                Heard::Lagged(missed) => MemberChange::Lagged { missed },
+            })
+        })
+    }
+}
+
+impl Stream for MemberChanges {
+    type Item = MemberChange;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<MemberChange>> {
+        self.get_mut().poll_change(cx)
     }
 }

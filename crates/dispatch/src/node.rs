@@ -150,6 +150,7 @@ impl Node {
             pool_size: checked.pool_size,
             max_payload_bytes,
             checks_messages: checked.checks_messages,
+            topic_bytes: checked.topic_bytes,
         });
         let driver = Driver {
             cluster,

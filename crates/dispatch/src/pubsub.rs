@@ -1,20 +1,26 @@
 //! Topics across the cluster: subscribe, broadcast, local and direct broadcast.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use bytes::{BufMut, Bytes, BytesMut};
+use futures_core::Stream;
 use keydispatch_core::message::Frame;
 use keydispatch_core::{NameError, NodeName, Topic};
-use tokio::sync::broadcast;
-use tokio::sync::broadcast::error::RecvError;
 
 use crate::call::CallError;
 use crate::data::DataPlane;
 use crate::data::wire::kind;
+use crate::fanout::{Bounds, Fanout, Heard, Reader, ReaderId, Weigh};
 
 /// Messages that a subscriber may be behind before it is told that it lagged.
 const BACKLOG: usize = 1_024;
+
+/// Bytes that a subscriber of a topic may be behind before it is told that it lagged, unless
+/// [`NodeBuilder::topic_bytes`](crate::NodeBuilder::topic_bytes) says otherwise: 64 MiB.
+pub const DEFAULT_TOPIC_BYTES: usize = 64 * 1024 * 1024;
 
 /// Something that was said on a topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,6 +70,8 @@ keydispatch_core::debug_as_display!(BroadcastError);
 /// The topics of a node.
 ///
 /// Messages are sent at most once, and in the order in which one node sends them. Nothing is kept for subscribers to come.
+/// What waits for one subscription is bounded: 1,024 messages, and as many bytes as
+/// [`NodeBuilder::topic_bytes`](crate::NodeBuilder::topic_bytes) says; beyond that it loses the oldest, and is told.
 #[derive(Clone)]
 pub struct PubSub {
     data: Arc<DataPlane>,
@@ -87,7 +95,27 @@ impl PubSub {
         topic: &str,
         payload: impl Into<Bytes>,
     ) -> Result<usize, BroadcastError> {
-        let (topic, payload) = self.check(topic, payload.into())?;
+        self.broadcast_but(None, topic, payload.into())
+    }
+
+    /// As [`broadcast`](Self::broadcast), but not to that subscription: whoever speaks need not hear himself. Of all
+    /// others of the topic, here and elsewhere, none is left out; nor is any where it is of another topic, or has ended.
+    pub fn broadcast_from(
+        &self,
+        from: SubscriptionId,
+        topic: &str,
+        payload: impl Into<Bytes>,
+    ) -> Result<usize, BroadcastError> {
+        self.broadcast_but(Some(from), topic, payload.into())
+    }
+
+    fn broadcast_but(
+        &self,
+        from: Option<SubscriptionId>,
+        topic: &str,
+        payload: Bytes,
+    ) -> Result<usize, BroadcastError> {
+        let (topic, payload) = self.check(topic, payload)?;
         let frame = frame(&topic, &payload);
         let sent = self
             .data
@@ -98,7 +126,8 @@ impl PubSub {
                 sent.is_ok()
             })
             .count();
-        self.data.topics.publish(&topic, &self.node, payload);
+        let topics = &self.data.topics;
+        topics.publish_but(from, &topic, &self.node, payload);
         Ok(sent)
     }
 
@@ -110,6 +139,19 @@ impl PubSub {
     ) -> Result<(), BroadcastError> {
         let (topic, payload) = self.check(topic, payload.into())?;
         self.data.topics.publish(&topic, &self.node, payload);
+        Ok(())
+    }
+
+    /// As [`local_broadcast`](Self::local_broadcast), but not to that subscription.
+    pub fn local_broadcast_from(
+        &self,
+        from: SubscriptionId,
+        topic: &str,
+        payload: impl Into<Bytes>,
+    ) -> Result<(), BroadcastError> {
+        let (topic, payload) = self.check(topic, payload.into())?;
+        let topics = &self.data.topics;
+        topics.publish_but(Some(from), &topic, &self.node, payload);
         Ok(())
     }
 
@@ -168,52 +210,67 @@ fn frame(topic: &Topic, payload: &Bytes) -> Frame {
     }
 }
 
-/// The subscribers of one node, by topic.
-#[derive(Debug, Default)]
-pub(crate) struct Topics {
-    by_topic: Mutex<HashMap<Topic, broadcast::Sender<TopicMessage>>>,
+impl Weigh for TopicMessage {
+    fn bytes(&self) -> usize {
+        self.payload.len()
+    }
 }
 
+/// The subscribers of one node, by topic.
+#[derive(Debug)]
+pub(crate) struct Topics(Fanout<Topic, TopicMessage>);
+
 impl Topics {
+    /// `bytes` may wait for each subscription.
+    pub(crate) fn new(bytes: usize) -> Self {
+        Topics(Fanout::new(Bounds {
+            messages: BACKLOG,
+            bytes,
+        }))
+    }
+
     fn subscribe(&self, topic: Topic) -> TopicSubscription {
-        let mut by_topic = self.by_topic.lock().unwrap_or_else(PoisonError::into_inner);
-        // Topics whose subscribers have gone without another message.
-        by_topic.retain(|_, sender| sender.receiver_count() > 0);
-        let receiver = by_topic
-            .entry(topic.clone())
-            .or_insert_with(|| broadcast::channel(BACKLOG).0)
-            .subscribe();
-        TopicSubscription { topic, receiver }
+        TopicSubscription {
+            reader: self.0.subscribe(topic.clone()),
+            topic,
+        }
     }
 
     pub(crate) fn publish(&self, topic: &Topic, from: &NodeName, payload: Bytes) {
-        let mut by_topic = self.by_topic.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(sender) = by_topic.get(topic) else {
-            return;
-        };
-        let message = TopicMessage {
+        self.publish_but(None, topic, from, payload);
+    }
+
+    fn publish_but(
+        &self,
+        skip: Option<SubscriptionId>,
+        topic: &Topic,
+        from: &NodeName,
+        payload: Bytes,
+    ) {
+        let skip = skip.map(|SubscriptionId(id)| id);
+        self.0.publish(topic, skip, || TopicMessage {
             from: from.clone(),
             payload,
-        };
-        if sender.send(message).is_err() {
-            by_topic.remove(topic);
-        }
+        });
     }
 
     /// The node has stopped: every subscription ends after what it has not read yet.
     pub(crate) fn close(&self) {
-        self.by_topic
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clear();
+        self.0.close();
     }
 }
 
+/// Names one subscription of this process, for [`PubSub::broadcast_from`]; see [`TopicSubscription::id`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SubscriptionId(ReaderId);
+
 /// A subscription to one topic; see [`PubSub::subscribe`].
+///
+/// It is a [`Stream`], too, of what [`next`](Self::next) gives.
 #[derive(Debug)]
 pub struct TopicSubscription {
     topic: Topic,
-    receiver: broadcast::Receiver<TopicMessage>,
+    reader: Reader<Topic, TopicMessage>,
 }
 
 impl TopicSubscription {
@@ -222,12 +279,30 @@ impl TopicSubscription {
         &self.topic
     }
 
+    /// What names it where something is to be said to all others: never given to another subscription of this process.
+    pub fn id(&self) -> SubscriptionId {
+        SubscriptionId(self.reader.id())
+    }
+
     /// What is said next; none once the node has stopped. Cancelling the wait loses nothing.
     pub async fn next(&mut self) -> Option<TopicEvent> {
-        match self.receiver.recv().await {
-            Ok(message) => Some(TopicEvent::Message(message)),
-            Err(RecvError::Lagged(missed)) => Some(TopicEvent::Lagged { missed }),
-            Err(RecvError::Closed) => None,
-        }
+        poll_fn(|cx| self.poll_event(cx)).await
+    }
+
+    fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Option<TopicEvent>> {
+        self.reader.poll_next(cx).map(|heard| {
+            Some(match heard? {
+                Heard::Message(message) => TopicEvent::Message(message),
+                Heard::Lagged(missed) => TopicEvent::Lagged { missed },
+            })
+        })
+    }
+}
+
+impl Stream for TopicSubscription {
+    type Item = TopicEvent;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<TopicEvent>> {
+        self.get_mut().poll_event(cx)
     }
 }

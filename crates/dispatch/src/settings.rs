@@ -113,6 +113,7 @@ pub(crate) struct PubSubSection {
     pub(crate) name: Option<ClusterName>,
     pub(crate) adapter: Option<Adapter>,
     pub(crate) pool_size: Option<usize>,
+    pub(crate) topic_bytes: Option<usize>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]

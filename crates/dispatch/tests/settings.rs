@@ -6,7 +6,7 @@ use std::time::Duration;
 use keydispatch::testkit::{Authority, MemoryNetwork};
 use keydispatch::{
     Adapter, Address, CallError, Config, ConfigError, LogLevel, MemberChange, NewService, Node,
-    NodeBuilder, StartError, TlsFiles,
+    NodeBuilder, StartError, TlsFiles, TopicEvent,
 };
 use keydispatch_core::message::{
     ControlMessage, Delta, Frame, Hello, Lane, MAGIC, Offers, PROTOCOL_MAJOR, PROTOCOL_MINOR,
@@ -610,6 +610,18 @@ async fn node_max_payload_bytes_is_the_longest_payload() {
         );
         assert!(b.pubsub().broadcast("news", vec![7; 101]).is_err());
         assert!(b.pubsub().broadcast("news", vec![7; 100]).is_ok());
+    }
+}
+
+#[tokio::test]
+async fn pubsub_topic_bytes_is_what_may_wait_for_one_subscription() {
+    for way in both("[pubsub]\ntopic_bytes = 100", |node| node.topic_bytes(100)) {
+        let (_network, a, _b) = way.pair().await;
+        let mut slow = a.pubsub().subscribe("news").unwrap();
+        for _ in 0..5 {
+            a.pubsub().local_broadcast("news", vec![7; 50]).unwrap();
+        }
+        assert_eq!(slow.next().await, Some(TopicEvent::Lagged { missed: 3 }));
     }
 }
 
