@@ -97,6 +97,12 @@ impl Directory {
         self.types.pin().keys().cloned().collect()
     }
 
+    /// Forgets every view, once nobody writes here any more: what is not kept up to date is not to be found.
+    pub fn clear(&self) {
+        self.types.pin().clear();
+        self.types.guard().flush();
+    }
+
     fn empty(&self, service_type: &ServiceType) -> View {
         View::with_budget(service_type.clone(), Arc::clone(&self.budget))
     }

@@ -179,6 +179,14 @@ impl Shared {
             .extend(sequences);
         self.ended_signal.notify_one();
     }
+
+    /// The node has stopped: nothing is found any more, and whoever waits for news here hears the end of them.
+    pub(crate) fn close(&self) {
+        // First, so that nobody who hears the end still finds what was there.
+        self.directory.clear();
+        self.watchers.close();
+        self.member_changes.close();
+    }
 }
 
 struct Link {
@@ -605,8 +613,7 @@ impl Driver {
         }
         self.links.tasks.abort_all();
         self.data.close();
-        self.shared.watchers.close();
-        self.shared.member_changes.close();
+        self.shared.close();
         if !matches!(*self.phase.borrow(), Phase::NameTaken(_)) {
             self.phase.send_replace(Phase::Stopped);
         }

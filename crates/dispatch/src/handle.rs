@@ -8,7 +8,7 @@ use crate::call::{CallError, CallOptions, CastError};
 use crate::data::DataPlane;
 use crate::events::Subscription;
 use crate::protocol::Protocol;
-use crate::registry::{NoService, Registry};
+use crate::registry::{NoService, Registry, RegistryError};
 
 mod budget;
 mod instance;
@@ -195,8 +195,9 @@ impl<P: Protocol> ServiceHandle<P> {
         }
     }
 
-    /// Waits until at least so many instances are online here, of whatever version.
-    pub async fn wait_online(&self, instances: usize) -> Result<(), NameError> {
+    /// Waits until at least so many instances are online here, of whatever version: an error once the node has stopped, as
+    /// none ever will be.
+    pub async fn wait_online(&self, instances: usize) -> Result<(), RegistryError> {
         let mut events = self.subscribe()?;
         loop {
             let online = self.look_at_all(|view| Some(view.online_count()));
@@ -204,8 +205,7 @@ impl<P: Protocol> ServiceHandle<P> {
                 return Ok(());
             }
             if events.next().await.is_none() {
-                // The node has stopped: nothing will ever be online here again.
-                std::future::pending::<()>().await;
+                return Err(RegistryError::NodeStopped);
             }
         }
     }

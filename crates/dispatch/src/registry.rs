@@ -211,8 +211,8 @@ impl ServiceUpdate {
 
 /// The registry of a node: every service of the cluster, read without asking anyone.
 ///
-/// Cheap to clone. It outlives the node: reads then give the last view, and commands fail with
-/// [`RegistryError::NodeStopped`].
+/// Cheap to clone. It outlives the node: reads then find nothing, commands fail with [`RegistryError::NodeStopped`], and
+/// subscriptions end.
 #[derive(Clone)]
 pub struct Registry {
     shared: Arc<Shared>,

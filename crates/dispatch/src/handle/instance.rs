@@ -62,7 +62,7 @@ impl<P: Protocol> InstanceHandle<P> {
         }
     }
 
-    /// Waits until it is not in the registry any more: it has ended, or its node is down.
+    /// Waits until it is not in the registry any more: it has ended, its node is down, or this node has stopped.
     pub async fn monitor(&self) -> Result<(), NameError> {
         let mut events = self.services.subscribe()?;
         loop {
