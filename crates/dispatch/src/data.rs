@@ -1,6 +1,6 @@
 //! The data lane: calls, casts and broadcasts between nodes, beside the control connections.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -180,6 +180,8 @@ pub(crate) struct DataPlane {
     pub(crate) topics: Topics,
     pub(crate) counters: Counters,
     stopping: watch::Sender<bool>,
+    /// The services are to stop.
+    leaving: AtomicBool,
     closed: AtomicBool,
     /// How many services run; whoever waits for them to stop reads it.
     running: watch::Sender<usize>,
@@ -207,6 +209,7 @@ impl DataPlane {
             topics: Topics::new(config.topic_bytes),
             counters: Counters::default(),
             stopping: watch::channel(false).0,
+            leaving: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             running: watch::channel(0).0,
             runtime: tokio::runtime::Handle::current(),
@@ -269,8 +272,14 @@ impl DataPlane {
             task,
             ended,
         };
+        let mailbox = Arc::clone(&local.mailbox);
         self.local.pin().insert(sequence, local);
         self.running.send_modify(|running| *running += 1);
+        // Rule: whoever leaves waits for no service that comes later. Either this is seen here, or the service there.
+        fence(Ordering::SeqCst);
+        if self.leaving.load(Ordering::SeqCst) {
+            mailbox.stop(StopReason::NodeStopped);
+        }
     }
 
     pub(crate) fn remove_local(&self, sequence: u64) {
@@ -483,8 +492,10 @@ impl DataPlane {
         stats
     }
 
-    /// Lets every service stop, and waits until they have.
+    /// Lets every service stop, also one that is just being started, and waits until they have.
     pub(crate) async fn stop_services(&self) {
+        self.leaving.store(true, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
         for (_, local) in &self.local.pin() {
             local.mailbox.stop(StopReason::NodeStopped);
         }
