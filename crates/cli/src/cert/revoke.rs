@@ -46,6 +46,9 @@ struct Serial(Vec<u8>);
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, CertError> {
     let cluster = ClusterName::try_new(&arguments.cluster)?;
+    for name in &arguments.nodes {
+        stem(name, arguments.any)?;
+    }
     let out = &arguments.out;
     let authority =
         authority::reuse(out, &cluster, Duration::ZERO)?.ok_or_else(|| CertError::NoAuthority {
@@ -60,9 +63,6 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, CertError> {
     };
     let mut news = Vec::new();
     let any = arguments.any.then(|| ANY.to_owned());
-    for name in &arguments.nodes {
-        stem(name, arguments.any)?;
-    }
     for name in arguments.nodes.iter().chain(&any) {
         let certificate = out.join(format!("{name}.pem"));
         let serial = read_serial(&certificate, &ca)?;

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
@@ -41,6 +42,7 @@ struct Peer {
     /// Since when no authority that is trusted vouches for it.
     doubted: Option<Instant>,
     renew: Arc<Notify>,
+    withdrawn: Arc<AtomicBool>,
     end: Option<oneshot::Sender<String>>,
 }
 
@@ -68,7 +70,8 @@ impl Peers {
         who: String,
     ) -> Result<Standing, String> {
         let renew = Arc::new(Notify::new());
-        let (end, withdrawn) = oneshot::channel();
+        let withdrawn = Arc::new(AtomicBool::new(false));
+        let (end, why) = oneshot::channel();
         let at = self.lock().insert(Peer {
             chain: chain.iter().map(|der| der.clone().into_owned()).collect(),
             role,
@@ -78,13 +81,15 @@ impl Peers {
             judged: identity.number,
             doubted: None,
             renew: Arc::clone(&renew),
+            withdrawn: Arc::clone(&withdrawn),
             end: Some(end),
         });
         Ok(Standing {
             peers: Arc::clone(self),
             at,
             renew,
-            withdrawn: Some(withdrawn),
+            withdrawn,
+            why: Some(why),
         })
     }
 
@@ -148,6 +153,7 @@ impl Peer {
         if let Some(end) = self.end.take() {
             // It may be closing by itself.
             if end.send(why.clone()).is_ok() {
+                self.withdrawn.store(true, Ordering::Release);
                 tracing::warn!(peer = self.who, why, "closing a connection");
             }
         }
@@ -169,19 +175,26 @@ pub(crate) struct Standing {
     peers: Arc<Peers>,
     at: usize,
     renew: Arc<Notify>,
-    /// None once it was withdrawn, and that was told.
-    withdrawn: Option<oneshot::Receiver<String>>,
+    /// Looked at with every frame, and so without the cost of polling a channel.
+    withdrawn: Arc<AtomicBool>,
+    /// None once it was told.
+    why: Option<oneshot::Receiver<String>>,
 }
 
 impl Standing {
-    /// Why the peer is no longer trusted, once.
+    /// Whether [`poll_withdrawn`](Self::poll_withdrawn) has something to tell.
+    pub(crate) fn is_withdrawn(&self) -> bool {
+        self.withdrawn.load(Ordering::Acquire)
+    }
+
+    /// Why the peer is no longer trusted, once; wakes the task when it is not.
     pub(crate) fn poll_withdrawn(&mut self, cx: &mut Context<'_>) -> Poll<String> {
-        let Some(withdrawn) = &mut self.withdrawn else {
+        let Some(why) = &mut self.why else {
             return Poll::Pending;
         };
-        match Pin::new(withdrawn).poll(cx) {
+        match Pin::new(why).poll(cx) {
             Poll::Ready(Ok(why)) => {
-                self.withdrawn = None;
+                self.why = None;
                 Poll::Ready(why)
             }
             // Nobody is left to withdraw anything.

@@ -324,17 +324,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TcpConnection<S> {
         }
     }
 
-    /// Rule: a connection ends with the trust in the certificate that it was made with. It is asked wherever the task of
-    /// the connection may wait, reading or writing.
-    fn check_standing(&mut self, cx: &mut Context<'_>) -> Result<(), ConnectionError> {
-        match self
-            .standing
-            .as_mut()
-            .map(|standing| standing.poll_withdrawn(cx))
-        {
-            Some(Poll::Ready(why)) => Err(ConnectionError::Withdrawn { why }),
-            _ => Ok(()),
+    /// Rule: a connection ends with the trust in the certificate that it was made with. It is asked before anything is read
+    /// or written, and once more where the task of the connection is going to wait, which this wakes.
+    fn poll_withdrawn(&mut self, cx: &mut Context<'_>) -> Poll<ConnectionError> {
+        match &mut self.standing {
+            Some(standing) => standing
+                .poll_withdrawn(cx)
+                .map(|why| ConnectionError::Withdrawn { why }),
+            None => Poll::Pending,
         }
+    }
+
+    fn is_withdrawn(&self) -> bool {
+        let standing = self.standing.as_ref();
+        standing.is_some_and(Standing::is_withdrawn)
     }
 }
 
@@ -375,12 +378,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Connection for TcpConne
     }
 
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, ConnectionError>>> {
-        if let Err(error) = self.check_standing(cx) {
+        if self.is_withdrawn()
+            && let Poll::Ready(error) = self.poll_withdrawn(cx)
+        {
             return Poll::Ready(Some(Err(error)));
         }
-        self.framed
-            .poll_frame(cx)
-            .map(|frame| frame.map(|frame| frame.map_err(name_refusal)))
+        match self.framed.poll_frame(cx) {
+            Poll::Ready(frame) => Poll::Ready(frame.map(|frame| frame.map_err(name_refusal))),
+            Poll::Pending => self.poll_withdrawn(cx).map(|error| Some(Err(error))),
+        }
     }
 
     fn received(&self) -> u64 {
@@ -396,10 +402,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Connection for TcpConne
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ConnectionError>> {
-        self.check_standing(cx)?;
-        self.framed
-            .poll_flush(cx)
-            .map_err(|error| name_refusal(error.into()))
+        if self.is_withdrawn()
+            && let Poll::Ready(error) = self.poll_withdrawn(cx)
+        {
+            return Poll::Ready(Err(error));
+        }
+        match self.framed.poll_flush(cx) {
+            Poll::Ready(flushed) => {
+                Poll::Ready(flushed.map_err(|error| name_refusal(error.into())))
+            }
+            Poll::Pending => self.poll_withdrawn(cx).map(Err),
+        }
     }
 }
 
