@@ -12,8 +12,9 @@ use crate::data::DataPlane;
 use crate::data::wire::{self, CallHeader, Format, kind};
 use crate::transport::{BoxFuture, Connection};
 
-/// How long the peer may take to have taken what the old connection carries.
-const HAND_OVER: Duration = Duration::from_secs(1);
+/// How long the peer may take to have taken what the old connection carries. What is queued meanwhile would have to wait for
+/// that in any case.
+const HAND_OVER: Duration = Duration::from_secs(3);
 
 /// Between two attempts, and between two looks at what the old connection still has to bring.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -61,7 +62,7 @@ impl Lane {
                 Ok(new)
             }
             Ok(Err(why)) => Err(why),
-            // It is busy with what it has: another time.
+            // It is busy with what it has: again at the next look at the certificates.
             Err(_) => Ok(old),
         }
     }
