@@ -467,8 +467,9 @@ async fn a_connection_whose_task_waits_to_read_or_to_write_wakes_when_its_peer_i
     tokio::task::yield_now().await;
     revoke(&trio.authority, &trio.files, &[&trio.issued_to_b]);
     trio.tls.look().await;
-    task.await.unwrap();
-    stuck.await.unwrap();
+    let both = async { (task.await.unwrap(), stuck.await.unwrap()) };
+    let woken = tokio::time::timeout(Duration::from_secs(30), both).await;
+    assert!(woken.is_ok(), "they wait for ever");
 }
 
 #[tokio::test]
