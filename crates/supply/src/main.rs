@@ -1,15 +1,12 @@
 //! What is built from whose work, checked against `deny.toml`, and written down.
-#![expect(
-    clippy::print_stdout,
-    reason = "it is a command whose output is its result"
-)]
-#![expect(clippy::print_stderr, reason = "and its errors")]
+#![expect(clippy::print_stderr, reason = "a command says so what went wrong")]
 
 mod bill;
 mod notices;
 mod packages;
 mod policy;
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -24,6 +21,8 @@ enum Error {
         path: PathBuf,
         source: std::io::Error,
     },
+    #[error("cannot write to standard output: {0}")]
+    Output(std::io::Error),
     #[error("`cargo metadata` failed: {0}")]
     Cargo(String),
     #[error("what `cargo metadata` says is not understood: {0}")]
@@ -48,14 +47,11 @@ fn main() -> ExitCode {
     let command = std::env::args().nth(1).unwrap_or_default();
     let done = match command.as_str() {
         "check" => check(),
-        "notices" => packages().map(|packages| print!("{}", notices::table(&packages))),
-        "texts" => packages().and_then(|packages| {
-            print!("{}", notices::texts(&packages)?);
-            Ok(())
-        }),
+        "notices" => packages().and_then(|packages| print(&notices::table(&packages))),
+        "texts" => packages().and_then(|packages| print(&notices::texts(&packages)?)),
         "sbom" => packages().and_then(|packages| {
-            println!("{}", serde_json::to_string_pretty(&bill::of(&packages))?);
-            Ok(())
+            let bill = serde_json::to_string_pretty(&bill::of(&packages))?;
+            print(&(bill + "\n"))
         }),
         _ => {
             eprintln!("{USAGE}");
@@ -68,6 +64,14 @@ fn main() -> ExitCode {
             eprintln!("error: {error}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Whoever reads may stop before the end.
+fn print(text: &str) -> Result<(), Error> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.map_err(Error::Output),
     }
 }
 
