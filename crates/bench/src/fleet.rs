@@ -10,10 +10,12 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
 
 mod puppet;
+mod versions;
 
 pub use puppet::{
     Answer, Counter, CounterCall, Counters, Happened, Listed, Order, Puppet, Strings,
 };
+pub use versions::{AskOne, AskTwo, GreeterOne, GreeterTwo, GreetersOne, GreetersTwo};
 
 /// The cluster of every fleet; fleets have authorities of their own, and so never meet.
 pub const CLUSTER: &str = "fleet";

@@ -10,6 +10,8 @@ use keydispatch::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::versions::{GreeterOne, GreeterTwo};
+
 /// What a puppet is told to do.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Order {
@@ -76,6 +78,11 @@ pub enum Order {
     OwnersKept,
     /// The process's number.
     ProcessId,
+    /// Start a greeter of that version, 1 or 2.
+    ServeGreeter {
+        /// The version.
+        version: u32,
+    },
     /// Leave the cluster.
     Leave,
 }
@@ -332,6 +339,12 @@ impl Puppet {
             Order::OwnersKept => {
                 let stats = self.node.stats().await.ok_or("the node has stopped")?;
                 Answer::Number(stats.cluster.owners.len() as u64)
+            }
+            Order::ServeGreeter { version: 1 } => {
+                Answer::Added(self.node.serve(GreeterOne).await?.id().clone())
+            }
+            Order::ServeGreeter { .. } => {
+                Answer::Added(self.node.serve(GreeterTwo).await?.id().clone())
             }
             Order::ProcessId => Answer::Number(u64::from(std::process::id())),
             Order::Leave => {
