@@ -172,6 +172,8 @@ struct Owner {
     differs: bool,
     /// Since when it is known to be ahead of this copy.
     behind_since: Option<Instant>,
+    /// Since when the owner itself says less than it is known to have.
+    contradicted_since: Option<Instant>,
     /// The owner itself said so over the current link.
     word: bool,
     /// What is missing cannot be on its way any more.
@@ -194,11 +196,30 @@ impl Owner {
             target: None,
             differs: false,
             behind_since: None,
+            contradicted_since: None,
             word: false,
             overdue: false,
             source: None,
             late_answers: 0,
         }
+    }
+
+    /// The owner says over its own link that it is at this version.
+    ///
+    /// Rule: the owner's word overrides anything relayed, once it stands by it. A word that was sent before what others
+    /// have heard since may arrive after theirs, where its link was slow: heeded at once, it would show what was removed.
+    fn heed(&mut self, now: Instant, version: u64, patience: Duration) {
+        self.word = true;
+        if self.target.max(self.replica.version()) <= Some(version) {
+            self.contradicted_since = None;
+        } else {
+            let since = *self.contradicted_since.get_or_insert(now);
+            if now.since(since) < patience {
+                return;
+            }
+            self.contradicted_since = None;
+        }
+        self.target = Some(version);
     }
 
     fn is_behind(&self) -> bool {
@@ -615,14 +636,20 @@ impl Tracker {
         }
         let (to, content) = (delta.to, delta.content);
         let contiguity = self.rules.contiguity;
+        let patience = self.config.down_period;
         let owner = self.owner(now, from);
         let mut delta = delta;
         if !contiguity && let Some(have) = owner.replica.version() {
             delta.from = delta.from.min(have);
         }
+        if delta.from == delta.to {
+            // The answer to a request: that is all there is.
+            owner.heed(now, to, patience);
+        } else {
+            owner.word = true;
+            owner.target = owner.target.max(Some(to));
+        }
         let outcome = owner.replica.apply(delta);
-        owner.word = true;
-        owner.target = Some(owner.target.map_or(to, |target| target.max(to)));
         match outcome {
             Ok(changes) => {
                 owner.differs = owner.replica.content() != content;
@@ -637,7 +664,7 @@ impl Tracker {
                 self.answered(now, from);
             }
             Err(Rejected::Known) => {
-                owner.confirmed |= owner.replica.version() == Some(to) && !owner.differs;
+                owner.confirmed |= owner.replica.version() == Some(to) && !owner.is_behind();
                 self.answered(now, from);
             }
             Err(Rejected::Gap) => {

@@ -11,10 +11,13 @@ use crate::message::{ControlMessage, Digest, OwnerVersion, Vector};
 use crate::time::Instant;
 
 impl Tracker {
-    /// Nothing is known to be missing, but the owner has not said so: it is asked for its versions.
+    /// Nothing is known to be missing, but the owner has not said so, or it says less than others do: it is asked for its
+    /// versions.
     pub(super) fn ask_for_word(&mut self, node: &NodeId) {
         let waits = self.owners.get(node).is_some_and(|owner| {
-            owner.up && !owner.confirmed && !owner.is_behind() && !self.fetches.contains_key(node)
+            let silent =
+                !owner.confirmed && !owner.is_behind() && !self.fetches.contains_key(node);
+            owner.up && (silent || owner.contradicted_since.is_some())
         });
         if waits && self.peers.get(node).is_some_and(|peer| !peer.congested) {
             let digest = Digest {
@@ -51,11 +54,13 @@ impl Tracker {
 
     /// Rule: the owner's own word on its own link overrides anything relayed. Whatever it sent before has arrived.
     fn handle_own_word(&mut self, now: Instant, row: OwnerVersion) {
+        let patience = self.config.down_period;
         let owner = self.owner(now, &row.owner);
-        owner.target = Some(row.version);
-        owner.word = true;
+        owner.heed(now, row.version, patience);
         owner.overdue = true;
+        let contradicted = owner.contradicted_since.is_some();
         match owner.replica.version() {
+            _ if contradicted => {}
             Some(have) if have == row.version && owner.replica.content() == row.content => {
                 owner.confirmed = true;
                 owner.differs = false;

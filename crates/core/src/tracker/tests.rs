@@ -574,6 +574,60 @@ fn what_the_owner_said_last_counts_for_more_than_hearsay_after_a_down() {
     assert_eq!(net.ids(&c), [("a".to_owned(), 2)]);
 }
 
+/// The owner's word is on its way to c when it removes a service, and b has heard of that before.
+fn old_word_on_its_way() -> (Net, [NodeId; 3]) {
+    let [a, b, c] = three();
+    let mut net = Net::new(&[a.clone(), b.clone(), c.clone()], 100);
+    net.meet_all();
+    net.add(&a, 1..=2);
+    net.pass(Duration::from_secs(1));
+    net.disconnect(&a, &c);
+    let now = net.now;
+    net.at(&c).member_down(now, &a);
+    net.collect();
+    net.connect(&a, &c);
+    net.at(&a).remove(now, 1).unwrap();
+    net.now += COALESCE;
+    let now = net.now;
+    net.at(&a).handle_timeout(now);
+    net.collect();
+    while net.deliver(&a, &b) {}
+    net.at(&c).member_up(now, &a);
+    net.collect();
+    (net, [a, b, c])
+}
+
+#[test]
+fn an_owners_word_that_was_overtaken_by_hearsay_brings_nothing_back_that_was_removed() {
+    let (mut net, [a, b, c]) = old_word_on_its_way();
+    hearsay(&mut net, &c, &b, &a, 3);
+    while net.deliver(&a, &c) {
+        let ids = net.ids(&c);
+        assert!(
+            !ids.contains(&("a".to_owned(), 1)),
+            "what was removed flashes back: {ids:?}"
+        );
+    }
+    net.deliver_all();
+    assert_eq!(net.ids(&c), [("a".to_owned(), 2)]);
+}
+
+#[test]
+fn an_owner_that_stands_by_its_word_overrides_hearsay_that_was_wrong() {
+    let (mut net, [a, b, c]) = old_word_on_its_way();
+    hearsay(&mut net, &c, &b, &a, 1_000);
+    net.pass(Duration::from_secs(1));
+    assert!(net.ids(&c).is_empty());
+    net.pass(Duration::from_secs(2));
+    assert_eq!(net.ids(&c), [("a".to_owned(), 2)]);
+    // Nothing is asked for any more.
+    let asked = |net: &Net| net.trackers[&a].counts().suffixes;
+    let before = asked(&net);
+    net.pass(Duration::from_secs(10));
+    assert_eq!(asked(&net), before);
+    net.assert_equal();
+}
+
 #[test]
 fn a_lost_delta_is_found_by_digest_when_nothing_else_follows() {
     let [a, b, _] = three();
