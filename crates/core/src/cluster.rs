@@ -503,8 +503,13 @@ impl Cluster {
                 self.membership.link_up(now, &peer, &hello.address);
                 self.tracker.link_up(now, &peer);
             }
-            LinkEvent::Lost { peer } => self.tracker.link_down(now, &peer),
-            LinkEvent::RedialRefused { peer } => self.membership.redial_refused(now, &peer),
+            LinkEvent::Lost { peer } => {
+                self.membership.link_down(&peer);
+                self.tracker.link_down(now, &peer);
+            }
+            LinkEvent::DialRefused { peer, refusal } => {
+                self.membership.dial_refused(now, &peer, refusal);
+            }
             LinkEvent::Message { from, message } => self.handle_message(now, &from, message),
             LinkEvent::HigherGeneration { number } => {
                 if self.membership.rules().generation_above_known {
@@ -525,6 +530,12 @@ impl Cluster {
                 self.membership.handle_packet(now, from, &packet);
             }
             ControlMessage::Refused { node } => self.membership.handle_refused(now, from, &node),
+            ControlMessage::AskLink { node } => {
+                self.membership.handle_link_question(now, from, &node);
+            }
+            ControlMessage::Link { node, linked } => {
+                self.membership.handle_link_answer(now, from, &node, linked);
+            }
             ControlMessage::Goodbye { node } => {
                 self.membership.handle_goodbye(now, from, &node);
             }

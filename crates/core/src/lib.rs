@@ -40,7 +40,8 @@ pub use key::{Key, KeyError, KeyPart, SLOTS, Slot};
 #[cfg(any(test, feature = "fault-switches"))]
 pub use membership::describe_packet;
 pub use membership::{
-    MemberEvent, MemberInfo, MemberState, Membership, MembershipConfig, MembershipCounts, Rules,
+    MemberEvent, MemberInfo, MemberState, Membership, MembershipConfig, MembershipCounts,
+    RefusedDial, Rules,
 };
 pub use registry::{Directory, FoundOwners, Registry, RegistryEvent};
 pub use text::Escaped;

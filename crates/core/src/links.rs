@@ -11,6 +11,7 @@ use rand::{RngExt, SeedableRng};
 
 use crate::hello::Credentials;
 use crate::id::{Generation, NodeId, NodeName};
+use crate::membership::RefusedDial;
 use crate::message::{Address, ControlMessage, Frame, Hello, Offers, kind};
 use crate::time::{Instant, earliest};
 
@@ -91,8 +92,8 @@ pub(crate) enum LinkEvent {
     Ready { peer: NodeId, hello: Box<Hello> },
     /// The ready link to that node is gone.
     Lost { peer: NodeId },
-    /// After the link broke, dialling the node again was refused.
-    RedialRefused { peer: NodeId },
+    /// The node should be at an address, and a dial there was refused, or somebody else answered.
+    DialRefused { peer: NodeId, refusal: RefusedDial },
     /// A message on a ready link.
     Message {
         from: NodeId,
@@ -342,8 +343,9 @@ impl Links {
     ) {
         self.due = None;
         let failed = self.dials.failed(now, address, failure);
-        if let Some(peer) = failed.evidence {
-            self.events.push_back(LinkEvent::RedialRefused { peer });
+        if let Some((peer, refusal)) = failed.evidence {
+            self.events
+                .push_back(LinkEvent::DialRefused { peer, refusal });
         }
         if failed.complain {
             let why = match failure {

@@ -31,6 +31,7 @@ use crate::time::{Instant, earliest};
 
 pub use config::{MembershipConfig, MembershipCounts, Rules};
 use evidence::Evidence;
+pub use evidence::RefusedDial;
 use hearsay::Doubts;
 #[cfg(any(test, feature = "fault-switches"))]
 pub use identity::describe_packet;
@@ -116,6 +117,8 @@ pub struct Membership {
     /// The lives that have left, until when.
     left: BTreeMap<NodeId, Instant>,
     evidence: Evidence,
+    /// The nodes with a ready link.
+    linked: BTreeMap<NodeName, NodeId>,
     rivals: BTreeMap<Generation, Instant>,
     /// The nodes that were told of their death of late, by way of somebody.
     verdicts: BTreeMap<NodeId, Instant>,
@@ -170,6 +173,7 @@ impl Membership {
             generations: BTreeMap::new(),
             left: BTreeMap::new(),
             evidence: Evidence::default(),
+            linked: BTreeMap::new(),
             rivals: BTreeMap::new(),
             verdicts: BTreeMap::new(),
             doubts: Doubts::default(),
@@ -250,7 +254,8 @@ impl Membership {
         }
         self.heard(now);
         self.note_generation(now, peer);
-        self.evidence.remove(peer);
+        self.linked.insert(peer.name.clone(), peer.clone());
+        self.evidence.clear(peer);
         let known = self.engine_member(key(&peer.name));
         // Among 300 that all link to each other, asking each for all it knows would be a gigabyte of answers.
         let ask = !known
@@ -274,49 +279,6 @@ impl Membership {
         if ask {
             self.drive(now, |engine, runtime| engine.announce(identity, runtime));
         }
-    }
-
-    /// The link to a peer broke and dialling it again was refused: evidence of this node's own.
-    pub fn redial_refused(&mut self, now: Instant, peer: &NodeId) {
-        if self.stopped || !self.rules.link_evidence || !self.is_up_in_this_life(peer) {
-            return;
-        }
-        let Some(member) = self.engine_member(key(&peer.name)) else {
-            return;
-        };
-        if !self
-            .evidence
-            .refused_here(peer, now + self.config.evidence_wait)
-        {
-            return;
-        }
-        self.apply(
-            now,
-            Member::new(member.id().clone(), member.incarnation(), State::Suspect),
-        );
-        for told in self.random_up(EVIDENCE_COUNT, Some(&peer.name)) {
-            self.transmits.push_back((
-                told.node,
-                told.address,
-                ControlMessage::Refused { node: peer.clone() },
-            ));
-        }
-        self.judge_evidence(now, peer);
-    }
-
-    /// A peer reports that it was refused by a node.
-    pub fn handle_refused(&mut self, now: Instant, from: &NodeId, node: &NodeId) {
-        if self.stopped
-            || !self.rules.link_evidence
-            || from.name == node.name
-            || !self.is_up_in_this_life(from)
-            || !self.is_up_in_this_life(node)
-        {
-            return;
-        }
-        self.heard(now);
-        self.evidence.reported(node, from, now);
-        self.judge_evidence(now, node);
     }
 
     /// A peer says that a node leaves; only the node itself may say so.
@@ -465,15 +427,7 @@ impl Membership {
                 self.drive(now, |engine, runtime| engine.announce(identity, runtime));
             }
         }
-        for node in self.evidence.due(now) {
-            // Rule: refused here alone, and still suspect after the wait.
-            if self
-                .engine_member(key(&node.name))
-                .is_some_and(|member| member.state() == State::Suspect)
-            {
-                self.declare_dead(now, &node);
-            }
-        }
+        self.judge_due_evidence(now);
         self.judge_doubts(now);
         if now >= self.sweep_at {
             self.sweep(now);
@@ -628,16 +582,6 @@ impl Membership {
         }
         self.generations
             .insert(node.name.clone(), (node.generation, now));
-    }
-
-    /// Rule: refused here, and reported refused by another member: down at once.
-    fn judge_evidence(&mut self, now: Instant, node: &NodeId) {
-        if self
-            .evidence
-            .is_conclusive(node, now, self.config.down_period)
-        {
-            self.declare_dead(now, node);
-        }
     }
 
     /// A death that was found out by evidence: the others hear of it at once.

@@ -348,6 +348,19 @@ pub enum ControlMessage {
     Digest(Digest),
     /// See [`Vector`].
     Vector(Vector),
+    /// The receiver is asked whether it holds a living link to that node, which the sender was never linked with and which
+    /// refused it. A [`ControlMessage::Refused`] asks the same.
+    AskLink {
+        /// The node.
+        node: NodeId,
+    },
+    /// Whether the sender holds a living link to that node: the answer to somebody whom it refused.
+    Link {
+        /// The node.
+        node: NodeId,
+        /// It does.
+        linked: bool,
+    },
 }
 
 /// Somebody takes a node for dead that is up for the receiver.
@@ -393,6 +406,10 @@ pub mod kind {
     pub const VECTOR: u8 = 13;
     /// [`ControlMessage::TakenForDead`](super::ControlMessage::TakenForDead).
     pub const TAKEN_FOR_DEAD: u8 = 14;
+    /// [`ControlMessage::AskLink`](super::ControlMessage::AskLink).
+    pub const ASK_LINK: u8 = 17;
+    /// [`ControlMessage::Link`](super::ControlMessage::Link).
+    pub const LINK: u8 = 18;
 }
 
 /// One frame without its length prefix.
@@ -466,6 +483,8 @@ impl ControlMessage {
             ControlMessage::Snapshot(chunk) => body(kind::SNAPSHOT, chunk),
             ControlMessage::Digest(digest) => body(kind::DIGEST, digest),
             ControlMessage::Vector(vector) => body(kind::VECTOR, vector),
+            ControlMessage::AskLink { node } => body(kind::ASK_LINK, node),
+            ControlMessage::Link { node, linked } => body(kind::LINK, &(node, linked)),
         }
     }
 
@@ -500,6 +519,11 @@ impl ControlMessage {
             kind::SNAPSHOT => ControlMessage::Snapshot(body(frame)?),
             kind::DIGEST => ControlMessage::Digest(body(frame)?),
             kind::VECTOR => ControlMessage::Vector(body(frame)?),
+            kind::ASK_LINK => ControlMessage::AskLink { node: body(frame)? },
+            kind::LINK => {
+                let (node, linked) = body(frame)?;
+                ControlMessage::Link { node, linked }
+            }
             _ => return Ok(None),
         };
         Ok(Some(message))

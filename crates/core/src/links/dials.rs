@@ -10,6 +10,7 @@ use rand::{RngExt, SeedableRng};
 
 use super::{DialFailure, LinkId};
 use crate::id::{NodeId, NodeName};
+use crate::membership::RefusedDial;
 use crate::message::Address;
 use crate::time::Instant;
 
@@ -24,6 +25,9 @@ const DEFERENCE: Duration = Duration::from_millis(250);
 
 /// Dials spread over this much time after a link broke, lest thousands come at once.
 const REDIAL_JITTER: Duration = Duration::from_millis(10);
+
+/// When a node whose link broke is dialled again that refused at once: what refuses twice is not about to come back.
+const SECOND_LOOK: Duration = Duration::from_millis(25);
 
 /// Most dials under way at once.
 const MAX_UNDER_WAY: usize = 64;
@@ -69,6 +73,18 @@ enum State {
     Linked(LinkId),
 }
 
+/// What a refusal would say of the node that should be at an address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Evidence {
+    /// Nothing.
+    #[default]
+    None,
+    /// It is only said to be up: whoever is up listens, or its address is wrong.
+    Said,
+    /// The link to it broke.
+    Lost,
+}
+
 #[derive(Debug, Default)]
 struct Dial {
     seed: bool,
@@ -77,8 +93,8 @@ struct Dial {
     /// The node that should be there, and whether it is to be dialled until it is.
     member: Option<NodeId>,
     once: bool,
-    /// The link to `member` broke: a refusal now says that it is gone.
-    evidence: bool,
+    /// What a refusal says of `member`.
+    evidence: Evidence,
     myself: bool,
     /// Who answered there last.
     resolved: Option<NodeName>,
@@ -88,12 +104,22 @@ struct Dial {
     answered: bool,
     state: State,
     at: Instant,
+    /// When the last dial there began.
+    since: Instant,
     attempts: u32,
     complaints: u32,
     complain_at: Instant,
 }
 
 impl Dial {
+    /// What a refusal at this moment says.
+    fn refusal(&self, now: Instant) -> Option<RefusedDial> {
+        (self.evidence != Evidence::None).then(|| RefusedDial {
+            lost: self.evidence == Evidence::Lost,
+            took: now.since(self.since),
+        })
+    }
+
     fn is_needed(&self, is_ready: &impl Fn(&NodeName) -> bool) -> bool {
         if self.question {
             return true;
@@ -110,8 +136,8 @@ impl Dial {
 /// What a failed dial says.
 #[derive(Debug, Default)]
 pub(crate) struct Failed {
-    /// The link to that node had broken, and now its address refuses.
-    pub(crate) evidence: Option<NodeId>,
+    /// That node should be there, and its address refuses.
+    pub(crate) evidence: Option<(NodeId, RefusedDial)>,
     /// It is time to tell the operator.
     pub(crate) complain: bool,
 }
@@ -197,14 +223,16 @@ impl Dials {
             (Some(member), Purpose::Once) if member == node => {}
             (_, purpose) => {
                 let news = dial.member.as_ref() != Some(node);
-                dial.evidence &= !news;
+                if news {
+                    dial.evidence = Evidence::None;
+                }
                 if news && purpose == Purpose::Member {
                     // Earlier failures there say nothing of a node that has just come up.
                     dial.at = dial.at.min(at);
                     dial.attempts = 0;
                     // Whoever is said to be up listens: a refusal tells that it is late gossip of a life that has ended,
                     // which probing alone would find out only when its turn comes.
-                    dial.evidence = true;
+                    dial.evidence = Evidence::Said;
                 }
                 dial.member = Some(node.clone());
                 dial.once = purpose == Purpose::Once;
@@ -225,7 +253,7 @@ impl Dials {
         let dial = self.entries.entry(address.clone()).or_default();
         dial.member = Some(peer.clone());
         dial.once = false;
-        dial.evidence = true;
+        dial.evidence = Evidence::Lost;
         dial.attempts = 0;
         dial.at = at;
     }
@@ -239,7 +267,7 @@ impl Dials {
                 .is_some_and(|member| member.name == peer.name)
             {
                 dial.member = None;
-                dial.evidence = false;
+                dial.evidence = Evidence::None;
                 dial.attempts = 0;
             }
         }
@@ -251,7 +279,7 @@ impl Dials {
         for dial in self.entries.values_mut() {
             if dial.member.as_ref() == Some(node) {
                 dial.member = None;
-                dial.evidence = false;
+                dial.evidence = Evidence::None;
             }
         }
         self.prune();
@@ -303,8 +331,13 @@ impl Dials {
         self.prune();
     }
 
-    /// Whoever answers there says that it is that node; returns the lost node that was expected instead.
-    pub(crate) fn resolved(&mut self, address: &Address, node: &NodeId) -> Option<NodeId> {
+    /// Whoever answers there says that it is that node; returns the node that was expected instead.
+    pub(crate) fn resolved(
+        &mut self,
+        now: Instant,
+        address: &Address,
+        node: &NodeId,
+    ) -> Option<(NodeId, RefusedDial)> {
         let dial = self.entries.get_mut(address)?;
         dial.resolved = Some(node.name.clone());
         dial.answered = true;
@@ -312,7 +345,9 @@ impl Dials {
         let other = dial
             .member
             .take_if(|member| member.name != node.name || member.generation < node.generation)?;
-        std::mem::take(&mut dial.evidence).then_some(other)
+        let refusal = dial.refusal(now);
+        dial.evidence = Evidence::None;
+        Some((other, refusal?))
     }
 
     pub(crate) fn is_myself(&mut self, address: &Address) {
@@ -330,6 +365,7 @@ impl Dials {
     ) -> Failed {
         self.now = self.now.max(now);
         let at = now + self.backoff(address);
+        let soon = now + SECOND_LOOK + self.jitter(REDIAL_JITTER);
         let Some(dial) = self.entries.get_mut(address) else {
             return Failed::default();
         };
@@ -339,11 +375,11 @@ impl Dials {
         dial.at = at;
         dial.tried = true;
         dial.refused = *failure == DialFailure::Refused;
-        let evidence = if dial.evidence && dial.refused {
-            dial.member.clone()
-        } else {
-            None
-        };
+        let refusal = dial.refusal(now).filter(|_| dial.refused);
+        let evidence = dial.member.clone().zip(refusal);
+        if dial.evidence == Evidence::Lost && dial.refused && dial.attempts == 1 {
+            dial.at = soon;
+        }
         if dial.once {
             dial.member = None;
             dial.once = false;
@@ -390,6 +426,7 @@ impl Dials {
             }
             if dial.state == State::Idle && dial.at <= now && dial.is_needed(&is_ready) {
                 dial.state = State::UnderWay;
+                dial.since = now;
                 due.push(address.clone());
             }
         }

@@ -34,11 +34,11 @@ impl Links {
             return self.refuse(now, link, refusal);
         }
         if let Origin::Dialled(address) = &self.links[&link].origin
-            && let Some(expected) = self.dials.resolved(address, &theirs.node)
+            && let Some((peer, refusal)) = self.dials.resolved(now, address, &theirs.node)
         {
             // Somebody else answers there: the node that was lost is gone from its address.
             self.events
-                .push_back(LinkEvent::RedialRefused { peer: expected });
+                .push_back(LinkEvent::DialRefused { peer, refusal });
         }
         if theirs.node.name == self.ours.node.name {
             return self.handle_twin(now, link, &theirs);

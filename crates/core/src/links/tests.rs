@@ -428,7 +428,7 @@ fn a_refused_redial_of_a_lost_link_is_reported_as_evidence() {
     net.pump();
     assert!(net.has(
         0,
-        |event| matches!(event, LinkEvent::RedialRefused { peer } if *peer == node("b", 1))
+        |event| matches!(event, LinkEvent::DialRefused { peer, refusal } if *peer == node("b", 1) && refusal.lost)
     ));
 }
 
