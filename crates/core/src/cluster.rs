@@ -27,7 +27,7 @@ use crate::message::{
 use crate::placement::PLACEMENT_VERSION;
 use crate::registry::{Directory, Registry, RegistryEvent};
 use crate::time::{Instant, earliest};
-use crate::tracker::{AddError, OwnerStats, Tracker, TrackerConfig, UpdateError};
+use crate::tracker::{AddError, Added, Adding, OwnerStats, Tracker, TrackerConfig, UpdateError};
 
 /// How often the recently dead are tried again, and how many of them at once.
 const CANDIDATE_INTERVAL: Duration = Duration::from_secs(1);
@@ -306,6 +306,23 @@ impl Cluster {
         let added = self.tracker.add(now, entries)?;
         self.settle(now);
         Ok(added)
+    }
+
+    /// Begins to register services, all or none, which costs no turn more than [`continue_add`](Self::continue_add) is
+    /// allowed. Until that is done, no other command is to be given.
+    pub fn begin_add(&self, entries: Vec<NewEntry>) -> Result<Adding, AddError> {
+        self.check_room(&entries)?;
+        Ok(Adding::new(entries))
+    }
+
+    /// Goes on registering them, and looks at no more than `most` of them; visible locally, all together, when this
+    /// returns [`Added::All`].
+    pub fn continue_add(&mut self, now: Instant, adding: Adding, most: usize) -> Added {
+        let added = self.tracker.continue_add(now, adding, most);
+        if matches!(added, Added::All(Ok(_))) {
+            self.settle(now);
+        }
+        added
     }
 
     /// Whether the types have room for these in the whole cluster, as far as this node knows.

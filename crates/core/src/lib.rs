@@ -47,6 +47,7 @@ pub use registry::{Directory, FoundOwners, Registry, RegistryEvent};
 pub use text::Escaped;
 pub use time::{Instant, earliest};
 pub use tracker::{
-    AddError, OwnerStats, Tracker, TrackerConfig, TrackerCounts, TrackerRules, UpdateError,
+    AddError, Added, Adding, OwnerStats, Tracker, TrackerConfig, TrackerCounts, TrackerRules,
+    UpdateError,
 };
 pub use view::{Owners, Spread, View};

@@ -13,10 +13,29 @@ pub(crate) const MAX_DELTA_BYTES: usize = 256 * 1024;
 
 /// The hash of one version of an entry, of which an owner's content hash is the wrapping sum: independent of order.
 pub(crate) fn content_hash(info: &ServiceInfo) -> u64 {
+    #[cfg(test)]
+    work::note();
     let record = info.to_record();
     let bytes =
         postcard::to_allocvec(&record).expect("a record is plain data, which postcard can hold");
     xxhash_rust::xxh3::xxh3_64(&bytes)
+}
+
+/// How many entries were hashed, which is most of what is done with one: so tests count the work of a turn.
+#[cfg(test)]
+pub(crate) mod work {
+    use std::cell::Cell;
+
+    thread_local!(static ENTRIES: Cell<usize> = const { Cell::new(0) });
+
+    pub(super) fn note() {
+        ENTRIES.set(ENTRIES.get() + 1);
+    }
+
+    /// Since the last time it was asked.
+    pub(crate) fn take() -> usize {
+        ENTRIES.take()
+    }
 }
 
 /// Bytes of an entry in a message, give or take a few.
@@ -111,6 +130,22 @@ impl Log {
         (before, after)
     }
 
+    /// The entry, with its type's name shared.
+    pub(crate) fn shared(&mut self, info: ServiceInfo) -> Arc<ServiceInfo> {
+        let service_type = self.types.share(info.service_type());
+        Arc::new(info.with_shared_type(&service_type))
+    }
+
+    /// Writes a new entry that was made for the next version, and whose content hash is known.
+    pub(crate) fn append_new(&mut self, info: &Arc<ServiceInfo>, hash: u64) {
+        self.version += 1;
+        debug_assert_eq!(info.reference().version, self.version);
+        let before = self.entries.insert(Arc::clone(info));
+        debug_assert!(before.is_none(), "a sequence number is used once");
+        self.content = self.content.wrapping_add(hash);
+        self.append(info.id().sequence, Some(Arc::clone(info)));
+    }
+
     pub(crate) fn remove(&mut self, sequence: u64) -> Option<Arc<ServiceInfo>> {
         let before = self.entries.remove(sequence)?;
         self.version += 1;
@@ -135,9 +170,27 @@ impl Log {
         version <= self.version && self.version - version <= self.changes.len() as u64
     }
 
-    /// What changed after `from`, in deltas that follow each other; one empty delta where nothing did. None where the
-    /// log no longer reaches back.
-    pub(crate) fn since(&self, from: u64) -> Option<Vec<Delta>> {
+    /// What it had at a version; none where the log no longer reaches back.
+    pub(crate) fn owner_version_at(&self, version: u64) -> Option<OwnerVersion> {
+        if version == self.version || !self.reaches(version) {
+            return (version == self.version).then(|| self.owner_version());
+        }
+        let after = self.changes.len() - (self.version - version) as usize;
+        let content = match after.checked_sub(1) {
+            Some(at) => self.changes[at].content,
+            None if version == 0 => 0,
+            None => return None,
+        };
+        Some(OwnerVersion {
+            owner: self.owner.clone(),
+            version,
+            content,
+        })
+    }
+
+    /// What changed after `from`, in deltas that follow each other, at most so many; one empty delta where nothing did.
+    /// None where the log no longer reaches back.
+    pub(crate) fn since(&self, from: u64, most: usize) -> Option<Vec<Delta>> {
         if !self.reaches(from) {
             return None;
         }
@@ -159,6 +212,9 @@ impl Log {
             folded.insert(change.sequence, change.after.as_ref());
             if bytes >= MAX_DELTA_BYTES {
                 deltas.push(self.delta(start, version, content, std::mem::take(&mut folded)));
+                if deltas.len() >= most {
+                    return Some(deltas);
+                }
                 (start, bytes) = (version, 0);
             }
         }

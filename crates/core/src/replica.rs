@@ -134,39 +134,41 @@ impl Replica {
         Ok(changes)
     }
 
-    /// The entries of a part of a snapshot of the process `nonce`; those that are here already as they are.
+    /// The entries of a part of a snapshot of the process `nonce`, those that are here already as they are, each with its
+    /// content hash: the parts are hashed as they come, not all of them when the last one is here.
     pub(crate) fn stage(
         &mut self,
         nonce: u64,
         records: Vec<Record>,
-    ) -> impl Iterator<Item = Arc<ServiceInfo>> {
+    ) -> impl Iterator<Item = (Arc<ServiceInfo>, u64)> {
         records.into_iter().map(move |record| {
             let unchanged = self
                 .entries
                 .get(record.sequence)
                 .filter(|info| info.id().nonce == nonce && info.to_record() == record);
-            match unchanged {
+            let info = match unchanged {
                 Some(info) => Arc::clone(info),
                 None => self.info(nonce, record),
-            }
+            };
+            let hash = content_hash(&info);
+            (info, hash)
         })
     }
 
-    /// Replaces everything by one snapshot, whose parts were [staged](Self::stage).
+    /// Replaces everything by one snapshot, whose parts were [staged](Self::stage), and whose hashes sum up to `content`.
     pub(crate) fn install(
         &mut self,
         of: &OwnerVersion,
         nonce: u64,
         staged: Vec<Arc<ServiceInfo>>,
+        content: u64,
     ) -> Result<Vec<EntryChange>, Rejected> {
-        let mut entries = Entries::default();
-        let mut content = 0_u64;
-        for info in staged {
-            content = content.wrapping_add(content_hash(&info));
-            entries.insert(info);
-        }
         if content != of.content {
             return Err(Rejected::Differs);
+        }
+        let mut entries = Entries::default();
+        for info in staged {
+            entries.insert(info);
         }
         let before = std::mem::replace(&mut self.entries, entries);
         self.nonce = nonce;

@@ -15,11 +15,12 @@ use crate::config::Settings;
 use crate::entry::{EntryChange, EntryUpdate, NewEntry, ServiceInfo};
 use crate::id::{NodeId, NodeName};
 use crate::limits::MAX_KNOWN_NODES;
-use crate::log::Log;
+use crate::log::{Log, content_hash};
 use crate::message::{ControlMessage, Delta, OwnerVersion};
 use crate::replica::{Rejected, Replica};
 use crate::time::{Instant, earliest};
 
+mod adding;
 mod compare;
 mod fetch;
 mod own;
@@ -27,6 +28,7 @@ mod serve;
 #[cfg(test)]
 mod tests;
 
+pub use adding::{Added, Adding};
 pub use own::{AddError, UpdateError};
 
 use fetch::Fetch;
@@ -35,6 +37,10 @@ use serve::Serving;
 
 /// Changes are collected for this long before they go out.
 const COALESCE: Duration = Duration::from_millis(1);
+
+/// Deltas that go out at once, of 256 KiB each; more follow after [`COALESCE`]. What is sent in one turn stays bounded, and
+/// a peer that cannot take it all is found congested before everything is queued for it.
+const MAX_FLUSHED_DELTAS: usize = 4;
 
 /// Rows of one [`Vector`]: at most half a control frame with the longest names.
 const VECTOR_ROWS: usize = 1_024;
@@ -504,13 +510,13 @@ impl Tracker {
     }
 
     /// The link to that node is ready.
-    pub fn link_up(&mut self, _: Instant, peer: &NodeId) {
+    pub fn link_up(&mut self, now: Instant, peer: &NodeId) {
         self.peers.insert(peer.clone(), Peer::default());
         if let Some(owner) = self.owners.get_mut(peer) {
             owner.word = false;
         }
         // Rule: on every (re)connect the full vector goes.
-        self.send_versions(peer);
+        self.send_versions(now, peer);
     }
 
     /// The link to that node is gone.
@@ -530,13 +536,13 @@ impl Tracker {
     }
 
     /// The queue to that peer is long, or short again.
-    pub fn set_congested(&mut self, _: Instant, peer: &NodeId, congested: bool) {
+    pub fn set_congested(&mut self, now: Instant, peer: &NodeId, congested: bool) {
         let Some(entry) = self.peers.get_mut(peer) else {
             return;
         };
         entry.congested = congested;
         if !congested && std::mem::take(&mut entry.missed) {
-            self.send_versions(peer);
+            self.send_versions(now, peer);
         }
     }
 
@@ -547,7 +553,7 @@ impl Tracker {
         }
         match message {
             ControlMessage::Delta(delta) => self.handle_delta(now, from, delta),
-            ControlMessage::Digest(digest) => self.handle_digest(from, digest),
+            ControlMessage::Digest(digest) => self.handle_digest(now, from, digest),
             ControlMessage::Vector(vector) => self.handle_vector(now, from, vector),
             ControlMessage::Request(request) => self.serve(now, from, request),
             ControlMessage::Unavailable(unavailable) => {
@@ -561,7 +567,7 @@ impl Tracker {
     /// The time that [`poll_timeout`](Self::poll_timeout) named has come.
     pub fn handle_timeout(&mut self, now: Instant) {
         if self.flush_at.is_some_and(|at| at <= now) {
-            self.flush();
+            self.flush(now);
         }
         self.retry_fetches(now);
         if self.tick_at <= now {
@@ -593,11 +599,12 @@ impl Tracker {
         }
     }
 
-    /// Sends what changed since the last time to everybody, encoded once.
-    fn flush(&mut self) {
-        self.flush_at = None;
-        let deltas = self.log.since(self.sent);
-        self.sent = self.log.version();
+    /// Sends what changed since the last time to everybody, encoded once: as much as one turn may take.
+    fn flush(&mut self, now: Instant) {
+        let deltas = self.log.since(self.sent, MAX_FLUSHED_DELTAS);
+        let last = deltas.as_ref().and_then(|deltas| deltas.last());
+        self.sent = last.map_or(self.log.version(), |last| last.to);
+        self.flush_at = (self.sent < self.log.version()).then(|| now + COALESCE);
         let mut recipients = Vec::with_capacity(self.peers.len());
         for (peer, state) in &mut self.peers {
             if state.congested || deltas.is_none() {
@@ -611,7 +618,7 @@ impl Tracker {
             let peers: Vec<NodeId> = self.peers.keys().cloned().collect();
             for peer in peers {
                 if !self.peers[&peer].congested {
-                    self.send_versions(&peer);
+                    self.send_versions(now, &peer);
                 }
             }
             return;

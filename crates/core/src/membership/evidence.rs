@@ -342,7 +342,9 @@ impl Membership {
             self.judge_evidence(now, &node);
         }
         for (node, lost) in self.evidence.due(now, self.config.down_period) {
-            let state = self.engine_member(key(&node.name)).map(|known| known.state());
+            let state = self
+                .engine_member(key(&node.name))
+                .map(|known| known.state());
             match state {
                 // Rule: its link broke, it is refused here alone, and is still suspect after the wait.
                 Some(State::Suspect) if lost => self.declare_dead(now, &node),

@@ -46,6 +46,16 @@ fn entries<'a>(infos: impl Iterator<Item = &'a Arc<ServiceInfo>>) -> Vec<Arc<Ser
     infos.cloned().collect()
 }
 
+/// The entries of a snapshot, and the sum of their hashes.
+fn staged(replica: &mut Replica, records: Vec<Record>) -> (Vec<Arc<ServiceInfo>>, u64) {
+    let mut content = 0_u64;
+    let staged = replica.stage(5, records).map(|(info, hash)| {
+        content = content.wrapping_add(hash);
+        info
+    });
+    (staged.collect(), content)
+}
+
 proptest! {
     #[test]
     fn deltas_of_any_cut_repeated_in_any_order_never_lead_elsewhere(
@@ -57,7 +67,7 @@ proptest! {
         for (from, at) in cuts {
             let (from, at) = (from.index(states.len()), at.index(states.len()));
             let from = states[from].version();
-            let Some(deltas) = states[at].since(from) else { continue };
+            let Some(deltas) = states[at].since(from, usize::MAX) else { continue };
             for delta in deltas {
                 let before = replica.version();
                 let outcome = replica.apply(delta.clone());
@@ -81,15 +91,15 @@ proptest! {
         let states = history(&changes);
         let (then, now) = (&states[cut.index(states.len())], &states[states.len() - 1]);
         let mut replica = Replica::new(owner());
-        for delta in then.since(0).unwrap() {
+        for delta in then.since(0, usize::MAX).unwrap() {
             replica.apply(delta).unwrap();
         }
         let mut by_delta = replica.clone();
         let records = now.entries().map(|info| info.to_record()).collect();
-        let staged = replica.stage(5, records).collect();
-        let mut changed = replica.install(&now.owner_version(), 5, staged).unwrap();
+        let (staged, content) = staged(&mut replica, records);
+        let mut changed = replica.install(&now.owner_version(), 5, staged, content).unwrap();
         let mut expected: Vec<EntryChange> = Vec::new();
-        for delta in now.since(then.version()).unwrap() {
+        for delta in now.since(then.version(), usize::MAX).unwrap() {
             if let Ok(more) = by_delta.apply(delta) {
                 expected.extend(more);
             }
@@ -110,8 +120,11 @@ fn a_snapshot_that_does_not_match_its_hash_changes_nothing() {
     of.content ^= 1;
     let mut replica = Replica::new(owner());
     let records = log.entries().map(|info| info.to_record()).collect();
-    let staged = replica.stage(5, records).collect();
-    assert_eq!(replica.install(&of, 5, staged), Err(Rejected::Differs));
+    let (staged, content) = staged(&mut replica, records);
+    assert_eq!(
+        replica.install(&of, 5, staged, content),
+        Err(Rejected::Differs)
+    );
     assert_eq!(replica.version(), None);
     assert_eq!(replica.entries().len(), 0);
 }

@@ -15,8 +15,7 @@ impl Tracker {
     /// versions.
     pub(super) fn ask_for_word(&mut self, node: &NodeId) {
         let waits = self.owners.get(node).is_some_and(|owner| {
-            let silent =
-                !owner.confirmed && !owner.is_behind() && !self.fetches.contains_key(node);
+            let silent = !owner.confirmed && !owner.is_behind() && !self.fetches.contains_key(node);
             owner.up && (silent || owner.contradicted_since.is_some())
         });
         if waits && self.peers.get(node).is_some_and(|peer| !peer.congested) {
@@ -28,9 +27,9 @@ impl Tracker {
         }
     }
 
-    pub(super) fn handle_digest(&mut self, from: &NodeId, digest: Digest) {
+    pub(super) fn handle_digest(&mut self, now: Instant, from: &NodeId, digest: Digest) {
         if digest.ask && digest.hash != self.digest() {
-            self.send_versions(from);
+            self.send_versions(now, from);
         }
     }
 
@@ -179,18 +178,19 @@ impl Tracker {
     }
 
     /// This node's versions of all owners that are up, its own first.
-    pub(super) fn send_versions(&mut self, to: &NodeId) {
-        let mut rows = vec![self.log.owner_version()];
+    pub(super) fn send_versions(&mut self, now: Instant, to: &NodeId) {
+        // What has not been sent yet follows in deltas: the peer is told of the version that it can have.
+        if self.sent < self.log.version() {
+            self.flush(now);
+        }
+        let own = self.log.owner_version_at(self.sent);
+        let mut rows = vec![own.unwrap_or_else(|| self.log.owner_version())];
         rows.extend(
             self.owners
                 .values()
                 .filter(|owner| owner.visible && owner.replica.owner() != to)
                 .map(|owner| owner.replica.owner_version()),
         );
-        // What has not been sent yet follows as a delta: the peer is told of the version that it can have.
-        if self.sent < self.log.version() {
-            self.flush();
-        }
         for chunk in rows.chunks(VECTOR_ROWS) {
             self.send_to(
                 to,

@@ -43,6 +43,8 @@ struct Incoming {
     next: u32,
     count: u32,
     entries: Vec<Arc<ServiceInfo>>,
+    /// Sum of the hashes of `entries`.
+    content: u64,
 }
 
 impl Tracker {
@@ -139,6 +141,7 @@ impl Tracker {
                     next: 0,
                     count: chunk.count,
                     entries: Vec::new(),
+                    content: 0,
                 })
             }
             // Rule: a snapshot is one immutable (generation, version, hash).
@@ -165,8 +168,10 @@ impl Tracker {
         let first = incoming.next == 0;
         if let Some(owner) = self.owners.get_mut(&node) {
             // As entries, which take half of what records do and share their types: a snapshot may be long.
-            let staged = owner.replica.stage(chunk.nonce, chunk.records);
-            incoming.entries.extend(staged);
+            for (info, hash) in owner.replica.stage(chunk.nonce, chunk.records) {
+                incoming.content = incoming.content.wrapping_add(hash);
+                incoming.entries.push(info);
+            }
         }
         incoming.next += 1;
         fetch.deadline = now + fetch.patience;
@@ -216,10 +221,12 @@ impl Tracker {
         if have == Some(incoming.of.version) && !direct {
             return;
         }
-        match owner
-            .replica
-            .install(&incoming.of, incoming.nonce, incoming.entries)
-        {
+        match owner.replica.install(
+            &incoming.of,
+            incoming.nonce,
+            incoming.entries,
+            incoming.content,
+        ) {
             Ok(changes) => {
                 owner.differs = false;
                 owner.late_answers = 0;

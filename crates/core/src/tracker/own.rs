@@ -148,7 +148,11 @@ impl Names {
         Ok(names)
     }
 
-    fn reserve_one(&mut self, entry: &NewEntry) -> Result<InstanceName, AddError> {
+    pub(super) fn len(&self) -> usize {
+        self.sequences.len()
+    }
+
+    pub(super) fn reserve_one(&mut self, entry: &NewEntry) -> Result<InstanceName, AddError> {
         if self.sequences.contains(entry.sequence) {
             return Err(AddError::SequenceTaken {
                 sequence: entry.sequence,
@@ -179,7 +183,12 @@ impl Names {
         self.release_name(info.id().sequence, info.service_type(), info.name());
     }
 
-    fn release_name(&mut self, sequence: u64, service_type: &ServiceType, name: &InstanceName) {
+    pub(super) fn release_name(
+        &mut self,
+        sequence: u64,
+        service_type: &ServiceType,
+        name: &InstanceName,
+    ) {
         self.sequences.remove(sequence);
         let Some(names) = self.by_type.get_mut(service_type) else {
             return;

@@ -61,7 +61,7 @@ impl Tracker {
             None => {
                 if request.owner == self.me
                     && let Some(have) = request.have
-                    && let Some(deltas) = self.log.since(have)
+                    && let Some(deltas) = self.log.since(have, MAX_SUFFIX_DELTAS + 1)
                     && deltas.len() <= MAX_SUFFIX_DELTAS
                 {
                     self.counts.suffixes += 1;

@@ -8,6 +8,8 @@ use crate::entry::{Metadata, ServiceState, Weight};
 use crate::id::{Generation, InstanceName, ServiceId, ServiceType};
 use crate::message::{Frame, Operation, OwnerVersion, Request, Vector};
 
+mod turns;
+
 fn node(name: &str, number: u64) -> NodeId {
     NodeId {
         name: NodeName::try_new(name).unwrap(),

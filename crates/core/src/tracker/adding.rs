@@ -1,0 +1,138 @@
+//! Additions in slices: a large batch costs no turn more than a few of its entries, and becomes visible as a whole.
+//!
+//! Rule: nothing of a batch is in the log before all of it can be. What costs time, names and hashes, is done ahead; where
+//! the log has moved on meanwhile, because the node took a new generation, it is done again.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::own::{self, AddError};
+use super::{Tracker, content_hash};
+use crate::entry::{EntryChange, NewEntry, ServiceInfo};
+use crate::id::{InstanceName, NodeId};
+use crate::limits::MAX_SERVICES_PER_NODE;
+use crate::time::Instant;
+
+/// A batch of services on its way into the registry; dropped, it leaves its instance names reserved.
+#[derive(Debug)]
+pub struct Adding {
+    unnamed: VecDeque<NewEntry>,
+    waiting: VecDeque<Waiting>,
+    staged: Vec<(Arc<ServiceInfo>, u64)>,
+    /// The life and the version that what is staged follows.
+    after: Option<(NodeId, u64)>,
+}
+
+#[derive(Debug)]
+enum Waiting {
+    New(NewEntry, InstanceName),
+    /// Staged for a life or a version that is over.
+    Again(Arc<ServiceInfo>),
+}
+
+/// How far a batch has come.
+#[derive(Debug)]
+#[must_use]
+pub enum Added {
+    /// There is more to do.
+    NotYet(Adding),
+    /// All of it is registered, or nothing.
+    All(Result<Vec<Arc<ServiceInfo>>, AddError>),
+}
+
+impl Adding {
+    pub(crate) fn new(entries: Vec<NewEntry>) -> Self {
+        Adding {
+            unnamed: entries.into(),
+            waiting: VecDeque::new(),
+            staged: Vec::new(),
+            after: None,
+        }
+    }
+
+    /// What is not registered is not held by its name either.
+    fn give_up(self, tracker: &mut Tracker) {
+        for waiting in self.waiting {
+            if let Waiting::New(entry, name) = waiting {
+                tracker
+                    .names
+                    .release_name(entry.sequence, &entry.service_type, &name);
+            }
+        }
+    }
+}
+
+impl Tracker {
+    /// Goes on with a batch, and looks at no more than `most` of its entries.
+    pub fn continue_add(&mut self, now: Instant, mut adding: Adding, most: usize) -> Added {
+        let mut left = most.max(1);
+        while left > 0
+            && let Some(entry) = adding.unnamed.pop_front()
+        {
+            left -= 1;
+            match self.names.reserve_one_of(&entry, adding.unnamed.len()) {
+                Ok(name) => adding.waiting.push_back(Waiting::New(entry, name)),
+                Err(error) => {
+                    adding.give_up(self);
+                    return Added::All(Err(error));
+                }
+            }
+        }
+        if !adding.unnamed.is_empty() {
+            return Added::NotYet(adding);
+        }
+        let here = Some((self.me.clone(), self.log.version()));
+        if adding.after != here {
+            adding.after = here;
+            let staged = adding.staged.drain(..).rev();
+            for (info, _) in staged {
+                adding.waiting.push_front(Waiting::Again(info));
+            }
+        }
+        while left > 0
+            && let Some(waiting) = adding.waiting.pop_front()
+        {
+            left -= 1;
+            let version = self.log.version() + 1 + adding.staged.len() as u64;
+            let info = match waiting {
+                Waiting::New(entry, name) => {
+                    own::new_info(&self.me, self.nonce, version, name, entry)
+                }
+                Waiting::Again(info) => {
+                    let mut record = info.to_record();
+                    record.version = version;
+                    let life = self.me.generation;
+                    ServiceInfo::from_record(&self.me.name, life, self.nonce, record)
+                }
+            };
+            let info = self.log.shared(info);
+            let hash = content_hash(&info);
+            adding.staged.push((info, hash));
+        }
+        if !adding.waiting.is_empty() {
+            return Added::NotYet(adding);
+        }
+        let mut added = Vec::with_capacity(adding.staged.len());
+        self.changes.reserve(adding.staged.len());
+        for (info, hash) in adding.staged {
+            self.log.append_new(&info, hash);
+            self.changes.push(EntryChange {
+                before: None,
+                after: Some(Arc::clone(&info)),
+            });
+            added.push(info);
+        }
+        self.own_change(now);
+        Added::All(Ok(added))
+    }
+}
+
+impl own::Names {
+    /// A name for one of a batch of which so many more are to come.
+    fn reserve_one_of(&mut self, entry: &NewEntry, more: usize) -> Result<InstanceName, AddError> {
+        if self.len() + 1 + more > MAX_SERVICES_PER_NODE {
+            return Err(AddError::NodeFull);
+        }
+        self.reserve_one(entry)
+    }
+}
