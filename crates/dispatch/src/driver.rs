@@ -26,6 +26,11 @@ use crate::journal::Journal;
 use crate::members::{Member, MemberChange, MemberWatchers};
 use crate::transport::{Connection, DialError, Transport};
 
+mod turn;
+
+pub(crate) use turn::Backlog;
+use turn::{Longest, SLICE, Turn};
+
 /// Commands and frames that wait for the driver; senders wait beyond that.
 pub(crate) const QUEUE: usize = 1_024;
 
@@ -138,6 +143,7 @@ pub(crate) struct Shared {
     pub(crate) watchers: Watchers,
     pub(crate) roster: ArcSwap<Vec<Member>>,
     pub(crate) member_changes: MemberWatchers,
+    pub(crate) longest_turn: Longest,
     sequences: AtomicU64,
     /// Services that ended, and entries that were given up, where nobody could wait for the driver.
     ended: Mutex<Vec<u64>>,
@@ -161,6 +167,7 @@ impl Shared {
             watchers: Watchers::default(),
             roster: ArcSwap::default(),
             member_changes: MemberWatchers::default(),
+            longest_turn: Longest::default(),
             sequences: AtomicU64::new(1),
             ended: Mutex::default(),
             ended_signal: tokio::sync::Notify::new(),
@@ -211,6 +218,7 @@ pub(crate) struct Driver {
     pub(crate) shutdown: watch::Receiver<bool>,
     pub(crate) phase: watch::Sender<Phase>,
     pub(crate) links: Links,
+    pub(crate) backlog: Backlog,
 }
 
 /// The open control links and the tasks that serve them.
@@ -249,6 +257,8 @@ enum Wake {
     Timer,
     Ended,
     Dropped,
+    /// The turn before left something.
+    More,
 }
 
 impl Driver {
@@ -261,23 +271,39 @@ impl Driver {
             if matches!(*self.phase.borrow(), Phase::NameTaken(_)) {
                 break None;
             }
-            match self.wait(&mut commands, &mut inputs).await {
+            // Rule: no timer waits for more than one turn.
+            if self.is_timer_due() {
+                self.handle_timer(&mut inputs).await;
+                self.pump();
+            }
+            let woken = self.wait(&mut commands, &mut inputs).await;
+            let turn = Turn::begin();
+            self.backlog.commands.extend(commands.drain(..));
+            self.backlog.inputs.extend(inputs.drain(..));
+            match woken {
                 Wake::Commands => {
-                    if let Some(reply) = self.handle_commands(&mut commands) {
+                    if let Some(reply) = self.handle_commands() {
                         break Some(reply);
                     }
                 }
-                Wake::Inputs => {
-                    let now = self.clock.now();
-                    for input in inputs.drain(..) {
-                        self.handle_input(now, input);
-                    }
-                }
+                Wake::Inputs => self.handle_inputs(),
                 Wake::Timer => self.handle_timer(&mut inputs).await,
                 Wake::Ended => self.remove_ended(),
                 Wake::Dropped => break None,
+                Wake::More => {
+                    self.handle_inputs();
+                    if let Some(reply) = self.handle_commands() {
+                        break Some(reply);
+                    }
+                }
+            }
+            if !matches!(woken, Wake::Timer) {
+                self.shared.longest_turn.note(turn.took());
             }
         };
+        while self.backlog.events {
+            self.pump();
+        }
         let said_goodbye = leave.is_some() || self.goodbye_on_drop;
         self.stop(said_goodbye).await;
         if let Some(reply) = leave {
@@ -297,13 +323,15 @@ impl Driver {
                 None => std::future::pending().await,
             }
         };
+        let backlog = &self.backlog;
         // In no fixed order: a flood of frames must not keep commands or timers waiting.
         tokio::select! {
             _ = self.shutdown.wait_for(|stop| *stop) => Wake::Dropped,
-            _ = self.inputs.recv_many(inputs, BATCH) => Wake::Inputs,
-            () = self.shared.ended_signal.notified() => Wake::Ended,
-            _ = self.commands.recv_many(commands, BATCH) => Wake::Commands,
+            _ = self.inputs.recv_many(inputs, BATCH), if backlog.inputs.is_empty() => Wake::Inputs,
+            () = self.shared.ended_signal.notified(), if backlog.adding.is_none() => Wake::Ended,
+            _ = self.commands.recv_many(commands, BATCH), if backlog.takes_commands() => Wake::Commands,
             () = timer => Wake::Timer,
+            () = tokio::task::yield_now(), if !backlog.is_empty() => Wake::More,
         }
     }
 
@@ -317,20 +345,41 @@ impl Driver {
                 "this process did not run"
             );
             let until = tokio::time::Instant::now() + DRAIN_AFTER_PAUSE;
+            self.handle_inputs();
             while tokio::time::timeout_at(until, self.inputs.recv_many(inputs, BATCH))
                 .await
                 .is_ok()
             {
-                let now = self.clock.now();
-                for input in inputs.drain(..) {
-                    self.handle_input(now, input);
+                self.backlog.inputs.extend(inputs.drain(..));
+                while !self.backlog.inputs.is_empty() && tokio::time::Instant::now() < until {
+                    self.handle_inputs();
+                    self.pump();
                 }
-                self.pump();
             }
             self.cluster.handle_resumed(self.clock.now());
         }
+        let turn = Turn::begin();
         self.cluster.handle_timeout(self.clock.now());
         self.refresh_roster();
+        self.shared.longest_turn.note(turn.took());
+    }
+
+    fn is_timer_due(&self) -> bool {
+        let now = self.clock.now();
+        self.cluster.poll_timeout().is_some_and(|at| at <= now)
+    }
+
+    fn handle_inputs(&mut self) {
+        let (now, mut turn) = (self.clock.now(), Turn::begin());
+        while let Some(input) = self.backlog.inputs.pop_front() {
+            if let Input::Frame { frame, .. } = &input {
+                turn.spend(frame.body.len());
+            }
+            self.handle_input(now, input);
+            if turn.is_over() {
+                return;
+            }
+        }
     }
 
     /// The dead are forgotten, and suspicions come and go, without a change that is published.
@@ -343,16 +392,49 @@ impl Driver {
         }
     }
 
-    /// Commands of one batch become visible together, before any of them is answered. Returns who asked to leave.
-    fn handle_commands(&mut self, commands: &mut Vec<Command>) -> Option<oneshot::Sender<()>> {
-        let now = self.clock.now();
-        let mut answers = Vec::with_capacity(commands.len());
+    /// Goes on with the batch that is being added; true once it is done.
+    fn continue_adding(&mut self) -> bool {
+        let turn = Turn::begin();
+        while let Some((adding, reply)) = self.backlog.adding.take() {
+            match self.cluster.continue_add(self.clock.now(), adding, SLICE) {
+                keydispatch_core::Added::NotYet(rest) => self.backlog.adding = Some((rest, reply)),
+                // Whoever asked may have gone.
+                keydispatch_core::Added::All(added) => {
+                    drop(reply.send(added.map(|added| Claim::new(added, &self.shared))));
+                }
+            }
+            if turn.is_over() {
+                break;
+            }
+        }
+        self.backlog.adding.is_none()
+    }
+
+    /// Commands of one turn become visible together, before any of them is answered, and so do all services of one
+    /// command, however many. Returns who asked to leave.
+    fn handle_commands(&mut self) -> Option<oneshot::Sender<()>> {
+        if !self.continue_adding() {
+            return None;
+        }
+        let (now, turn) = (self.clock.now(), Turn::begin());
+        let mut answers = Vec::with_capacity(self.backlog.commands.len());
         let mut leave = None;
         self.cluster.begin();
         // Rule: removals that wait are done first. What follows may take the name of a service that was seen to end.
         self.take_ended(now);
-        for command in commands.drain(..) {
+        while !turn.is_over()
+            && self.backlog.adding.is_none()
+            && let Some(command) = self.backlog.commands.pop_front()
+        {
             match command {
+                Command::Add {
+                    entries,
+                    life: None,
+                    reply,
+                } if entries.len() > SLICE => match self.cluster.begin_add(entries) {
+                    Ok(adding) => self.backlog.adding = Some((adding, reply)),
+                    Err(error) => answers.push(Answer::Added(reply, Err(error))),
+                },
                 Command::Add {
                     entries,
                     life,
@@ -501,16 +583,20 @@ impl Driver {
 
     /// Does what the state machine wants done, and reports what it has to say.
     fn pump(&mut self) {
-        let now = self.clock.now();
-        loop {
+        let (now, turn) = (self.clock.now(), Turn::begin());
+        self.backlog.events = loop {
             while let Some(output) = self.cluster.poll_output() {
                 self.handle_output(now, output);
             }
+            if turn.is_over() {
+                break true;
+            }
             let Some(event) = self.cluster.poll_event() else {
-                break;
+                break false;
             };
             self.handle_event(event);
-        }
+        };
+        self.shared.longest_turn.note(turn.took());
         while self.links.tasks.try_join_next().is_some() {}
     }
 

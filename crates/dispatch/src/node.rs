@@ -16,7 +16,7 @@ use crate::control;
 use crate::data::{DataConfig, DataPlane, DataStats};
 use crate::deadline;
 use crate::discovery::Seed;
-use crate::driver::{Clock, Command, Driver, Links, Phase, QUEUE, Shared};
+use crate::driver::{Backlog, Clock, Command, Driver, Links, Phase, QUEUE, Shared};
 use crate::handle::ServiceHandle;
 use crate::join;
 use crate::journal::Journal;
@@ -81,6 +81,9 @@ pub struct NodeStats {
     /// When this node's certificate ends, or one of its intermediates where that is sooner; none without encryption. It is
     /// warned about from 30 days before, or from the last third of its life, whichever is shorter.
     pub certificate_not_after: Option<SystemTime>,
+    /// The longest time since the start for which the node looked neither at its timers nor at its connections: a few
+    /// milliseconds on an idle machine, whatever is registered.
+    pub longest_turn: Duration,
 }
 
 impl Node {
@@ -167,6 +170,7 @@ impl Node {
             shutdown: shutdown_receiver,
             phase: phase_sender,
             links: Links::default(),
+            backlog: Backlog::default(),
         };
         let mut tasks = Vec::new();
         if let Some(tls) = &tls {
@@ -295,6 +299,7 @@ impl Node {
             members: self.members(),
             plaintext: self.inner.plaintext,
             certificate_not_after: self.inner.tls.as_ref().map(|tls| tls.not_after()),
+            longest_turn: self.inner.shared.longest_turn.read(),
         })
     }
 
