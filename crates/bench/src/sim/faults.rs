@@ -404,7 +404,7 @@ impl World {
             }
             Undo::Pause(process) => self.resume(process),
             Undo::Slow(process) => self.processes[process].cost_micros = 0,
-            Undo::Congestion => self.network.speed_up(self.now),
+            Undo::Congestion => self.network.speed_up(self.now, &mut self.queue),
             Undo::Down { name, host } => {
                 let free = self.listening[host].is_none();
                 if self.storms && free && self.absent().contains(&name) {
@@ -449,7 +449,7 @@ impl World {
         self.say(|_| "all faults end".to_owned());
         self.storms = false;
         self.whole_since = Some(self.now);
-        self.network.heal_all(self.now);
+        self.network.heal_all(self.now, &mut self.queue);
         for process in self.living() {
             self.processes[process].cost_micros = 0;
             self.resume(process);

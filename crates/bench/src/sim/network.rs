@@ -146,13 +146,13 @@ impl Network {
         self.severed[b * self.hosts + a] = true;
     }
 
-    pub(crate) fn heal_all(&mut self, now: Instant) {
+    pub(crate) fn heal_all(&mut self, now: Instant, queue: &mut Queue<Event>) {
         for (cut, last) in self.cuts.iter_mut().zip(&mut self.last_cut) {
             if std::mem::take(cut) > 0 {
                 *last = Some(now);
             }
         }
-        self.speed_up(now);
+        self.speed_up(now, queue);
     }
 
     /// Everything takes longer from now on.
@@ -161,13 +161,32 @@ impl Network {
         self.bandwidth_divisor = bandwidth_divisor;
     }
 
-    /// The network is as fast as the weather says.
-    pub(crate) fn speed_up(&mut self, now: Instant) {
-        if self.is_slow() {
-            self.slow_until = Some(now);
+    /// The network is as fast as the weather says, for what is queued, too: it comes no later than if it were sent now.
+    pub(crate) fn speed_up(&mut self, now: Instant, queue: &mut Queue<Event>) {
+        if !self.is_slow() {
+            return;
         }
+        self.slow_until = Some(now);
         self.latency_factor = 1;
         self.bandwidth_divisor = 1;
+        let latency = self.usual_latency();
+        let bandwidth = self.weather.bandwidth.max(1);
+        for (id, connection) in self.connections.iter_mut().enumerate() {
+            let pipes = connection.iter_mut().flat_map(|open| &mut open.pipes);
+            for (side, pipe) in pipes.enumerate() {
+                let mut sent = now;
+                for item in &mut pipe.items {
+                    sent += Duration::from_micros(item.bytes as u64 * 1_000_000 / bandwidth);
+                    item.arrives = item.arrives.min(sent + latency);
+                }
+                pipe.free_at = pipe.free_at.min(sent);
+                pipe.last_arrival = pipe.last_arrival.min(sent + latency);
+                if let Some(head) = pipe.items.front().filter(|_| pipe.pending) {
+                    let connection = id;
+                    queue.push(head.arrives, Event::Arrive { connection, side });
+                }
+            }
+        }
     }
 
     fn is_slow(&self) -> bool {

@@ -216,7 +216,8 @@ fn partition(stage: &mut Stage) -> Begun {
         agree.map_err(|why| format!("side {side} of the partition: {why}"))?;
     }
     let now = stage.world.now;
-    stage.world.network.heal_all(now);
+    let queue = &mut stage.world.queue;
+    stage.world.network.heal_all(now, queue);
     Ok(now)
 }
 
