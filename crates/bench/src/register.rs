@@ -13,6 +13,7 @@ use crate::{Follower, Output, Target, cells, exponent, figure, median, quantile}
 
 mod cluster;
 mod far;
+mod pair;
 
 pub use far::{Far, run_far};
 
@@ -37,6 +38,9 @@ pub struct Options {
     /// Measure the memory of entries and nothing else.
     #[arg(long)]
     memory: bool,
+    /// Measure what two nodes see of each other and nothing else: a death, and a batch of large entries.
+    #[arg(long, conflicts_with = "memory")]
+    pair: bool,
 }
 
 /// What the measurements share.
@@ -75,9 +79,12 @@ pub fn run(options: Options, say: fn(&str)) -> Result<(), Error> {
         };
         if options.memory {
             bench.memory().await?;
+        } else if options.pair {
+            bench.pair().await?;
         } else {
             bench.adds().await?;
             bench.cluster().await?;
+            bench.pair().await?;
             bench.memory().await?;
             bench.idle().await?;
         }
