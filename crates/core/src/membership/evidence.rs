@@ -219,12 +219,19 @@ impl Membership {
         self.judge_evidence(now, node);
     }
 
-    /// A peer wants to know whether this node holds a link to another one.
+    /// A peer that was refused by a node which it had never met wants to know whether this one holds a link to it. Where the
+    /// link from here broke, and this node is refused, too, that confirms it.
     pub fn handle_link_question(&mut self, now: Instant, from: &NodeId, node: &NodeId) {
-        if self.may_speak_of(from, node) {
-            self.heard(now);
-            self.answer(from, node);
+        if !self.may_speak_of(from, node) {
+            return;
         }
+        self.heard(now);
+        if self.is_up_in_this_life(node) {
+            let case = self.evidence.case(node);
+            case.reports.insert(from.name.clone(), now);
+        }
+        self.answer(from, node);
+        self.judge_evidence(now, node);
     }
 
     /// A peer that was asked says whether it holds a living link to a node.

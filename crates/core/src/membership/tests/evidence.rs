@@ -197,6 +197,21 @@ fn whom_nobody_vouches_for_is_suspected_where_it_was_never_met_and_dead_in_a_sec
 }
 
 #[test]
+fn a_newcomer_that_is_refused_confirms_what_the_one_whose_link_broke_knows() {
+    let mut world = World::joined(3, 8, Rules::default());
+    let dead = world.nodes[2].id.clone();
+    world.silence(2);
+    for index in 0..2 {
+        world.nodes[index].links.remove(&2);
+        world.nodes[index].membership.link_down(&dead);
+    }
+    world.refuse(0, &dead);
+    world.refuse_unmet(1, &dead);
+    world.run(20 * MILLISECOND);
+    assert!(!world.sees_up(0, 2) && !world.sees_up(1, 2));
+}
+
+#[test]
 fn who_vouched_and_is_refused_later_takes_its_word_back() {
     let mut world = World::joined(3, 9, Rules::default());
     let dead = world.nodes[2].id.clone();
