@@ -51,8 +51,8 @@ impl Lane {
         mut old: Box<dyn Connection>,
         new: Box<dyn Connection>,
     ) -> Result<Box<dyn Connection>, String> {
-        old.send(mark());
-        let taken = tokio::time::timeout(HAND_OVER, self.read_until_mark(&mut *old)).await;
+        let reading = read_out(&mut *old, |frame| self.handle(frame));
+        let taken = tokio::time::timeout(HAND_OVER, reading).await;
         match taken {
             Ok(Ok(())) => {
                 let opened = &plane.counters.connections_opened;
@@ -64,19 +64,6 @@ impl Lane {
             Ok(Err(why)) => Err(why),
             // It is busy with what it has: again at the next look at the certificates.
             Err(_) => Ok(old),
-        }
-    }
-
-    async fn read_until_mark(&self, old: &mut dyn Connection) -> Result<(), String> {
-        poll_fn(|cx| old.poll_flush(cx))
-            .await
-            .map_err(|error| error.to_string())?;
-        loop {
-            let frame = next(old).await?;
-            if is_mark(&frame) {
-                return Ok(());
-            }
-            self.handle(&frame)?;
         }
     }
 
@@ -111,6 +98,24 @@ impl Lane {
     }
 }
 
+/// Ends once the peer has taken everything that was sent; what it says until then is handled.
+async fn read_out(
+    old: &mut dyn Connection,
+    mut handle: impl FnMut(&Frame) -> Result<(), String>,
+) -> Result<(), String> {
+    old.send(mark());
+    poll_fn(|cx| old.poll_flush(cx))
+        .await
+        .map_err(|error| error.to_string())?;
+    loop {
+        let frame = next(old).await?;
+        if is_mark(&frame) {
+            return Ok(());
+        }
+        handle(&frame)?;
+    }
+}
+
 async fn next(connection: &mut dyn Connection) -> Result<Frame, String> {
     match poll_fn(|cx| connection.poll_frame(cx)).await {
         Some(frame) => frame.map_err(|error| error.to_string()),
@@ -137,4 +142,50 @@ fn mark() -> Frame {
 fn is_mark(frame: &Frame) -> bool {
     matches!(frame.kind, kind::FAILURE | kind::REPLY)
         && wire::split::<u64>(&frame.body).is_ok_and(|(number, _)| number == MARK.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use super::*;
+    use crate::call::Failure;
+    use crate::transport::Transport;
+    use crate::transport::tcp::TcpTransport;
+
+    #[tokio::test]
+    async fn a_connection_is_read_out_once_the_peer_has_answered_in_its_turn_and_not_by_any_other_word()
+     {
+        let transport = TcpTransport::plaintext("127.0.0.1:0").unwrap();
+        let address = transport.local_address();
+        let (near, far) = tokio::join!(transport.dial(&address), transport.accept());
+        let (mut near, mut far) = (near.unwrap(), far.unwrap());
+        let mut handled = Vec::new();
+        let asked = {
+            let mut reading = pin!(read_out(&mut *near, |frame| {
+                handled.push(frame.kind);
+                Ok(())
+            }));
+            // The question is read, and not answered yet: there are signs of life, and the failure of another call.
+            let peer = async {
+                let asked = next(&mut *far).await.unwrap();
+                far.send(wire::empty(kind::PONG));
+                far.send(wire::failure(7, &Failure::NoReply));
+                poll_fn(|cx| far.poll_flush(cx)).await.unwrap();
+                asked
+            };
+            let asked = tokio::select! {
+                biased;
+                _ = &mut reading => panic!("it was read out before anybody had read it"),
+                asked = peer => asked,
+            };
+            let (header, _) = wire::split::<CallHeader>(&asked.body).unwrap();
+            far.send(wire::failure(header.number, &Failure::NoReply));
+            poll_fn(|cx| far.poll_flush(cx)).await.unwrap();
+            reading.await.unwrap();
+            header
+        };
+        assert_eq!((asked.number, asked.sequence), MARK);
+        assert_eq!(handled, [kind::PONG, kind::FAILURE]);
+    }
 }
