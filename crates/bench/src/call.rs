@@ -493,7 +493,7 @@ impl Bench {
             .map(|(callers, cost, cpu)| json!({"callers": callers, "cost_ratio": cost, "cpu_ratio": cpu}))
             .collect();
         self.figures.insert("local".to_owned(), json!(found));
-        node.leave().await;
+        node.leave().await?;
         Ok(())
     }
 }

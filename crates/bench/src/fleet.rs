@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use keydispatch::{CallOptions, Node, NodeBuilder, ServiceHandle, TlsFiles};
 use rustix::process::{Pid, Signal, kill_process};
-use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::{Child, ChildStdin, Command};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 mod puppet;
 mod versions;
@@ -81,7 +81,8 @@ pub struct Process {
     address: String,
     child: Child,
     /// The process ends when this is closed, and so with whoever started it.
-    _stdin: ChildStdin,
+    stdin: ChildStdin,
+    lines: Lines<BufReader<ChildStdout>>,
 }
 
 impl Process {
@@ -115,6 +116,11 @@ impl Process {
         for seed in seeds {
             command.args(["--seed", seed]);
         }
+        Process::run(command, name).await
+    }
+
+    /// Starts a process that says `ready` with its node's address once it is.
+    pub async fn run(mut command: Command, name: &str) -> Result<Self, Error> {
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -133,8 +139,31 @@ impl Process {
             name: name.to_owned(),
             address,
             child,
-            _stdin: stdin,
+            stdin,
+            lines,
         })
+    }
+
+    /// Tells the process something, as a line.
+    pub async fn say(&mut self, line: &str) -> Result<(), Error> {
+        self.stdin.write_all(format!("{line}\n").as_bytes()).await?;
+        Ok(())
+    }
+
+    /// What the process says next; none once it has ended.
+    pub async fn next_line(&mut self) -> Result<Option<String>, Error> {
+        Ok(self.lines.next_line().await?)
+    }
+
+    /// Asks the process to end, as SIGTERM does.
+    pub fn terminate(&self) -> Result<(), Error> {
+        self.signal(Signal::TERM)
+    }
+
+    /// Waits until the process has ended by itself.
+    pub async fn ended(mut self) -> Result<(), Error> {
+        self.child.wait().await?;
+        Ok(())
     }
 
     /// The node's name.

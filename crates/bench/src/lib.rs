@@ -9,6 +9,7 @@ pub mod fleet;
 pub mod lookup;
 pub mod net;
 pub mod register;
+pub mod rolling;
 pub mod sim;
 pub mod soak;
 

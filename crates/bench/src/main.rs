@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use keydispatch_bench::{allocations, call, fleet, lookup, net, register, sim, soak};
+use keydispatch_bench::{allocations, call, fleet, lookup, net, register, rolling, sim, soak};
 
 #[global_allocator]
 static ALLOCATOR: allocations::Counting = allocations::Counting;
@@ -59,6 +59,11 @@ enum Command {
         #[arg(long = "seed")]
         seeds: Vec<String>,
     },
+    /// Processes that leave and come back in turn while everybody calls: no call may fail, and each runs once.
+    Rolling(rolling::Options),
+    /// One of the processes of `rolling`.
+    #[command(hide = true)]
+    RollingNode(rolling::NodeOptions),
     /// Five nodes in network namespaces of their own, on networks that go wrong; needs root.
     Net {
         /// Only this one.
@@ -105,6 +110,17 @@ fn run(command: Command) -> Result<(), fleet::Error> {
         Command::Sim(_) => Ok(()),
         Command::Lookup(options) => lookup::run(options, say),
         Command::Call(options) => call::run(options, say),
+        Command::Rolling(options) => {
+            log();
+            let program = std::env::current_exe()?;
+            let runtime = tokio::runtime::Runtime::new()?;
+            runtime.block_on(rolling::run(&program, &options, say))
+        }
+        Command::RollingNode(options) => {
+            log();
+            let runtime = tokio::runtime::Runtime::new()?;
+            runtime.block_on(rolling::run_node(options, say))
+        }
         Command::Register(options) => register::run(options, say),
         Command::RegisterFar(far) => register::run_far(far, say),
         Command::CallFar { certificates } => call::run_far(certificates, say),

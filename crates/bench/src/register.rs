@@ -214,7 +214,7 @@ impl Bench {
         }
         self.grows("n services of n types, 64 in flight", &points[0]);
         self.grows("n services of one type, 64 in flight", &points[1]);
-        node.leave().await;
+        node.leave().await?;
         Ok(())
     }
 

@@ -37,6 +37,9 @@ const CANDIDATES_AT_ONCE: usize = 4;
 /// Keeps the seed by which names are hashed apart from the one that the generator starts with.
 const HASH_SEED: u64 = 0x7479_7065_5f68_6173;
 
+/// Peers of a lower minor version are not asked which version of this node's entries they have: they would not answer.
+const MINOR_AWAITS_VERSIONS: u16 = 1;
+
 /// What a node is started with.
 #[derive(Clone, Debug)]
 pub struct ClusterConfig {
@@ -365,6 +368,26 @@ impl Cluster {
         Ok(removed)
     }
 
+    /// Takes the keys of all of this node's own services away, as one change: they finish what they have. For good says that
+    /// whatever is added or enabled later owns nothing either.
+    pub fn drain(&mut self, now: Instant, for_good: bool) {
+        self.tracker.drain(now, for_good);
+        self.settle(now);
+    }
+
+    /// Asks every peer to say when its readers see the present version of this node's entries, and returns that version;
+    /// [`without`](Self::without) says who has not said so yet.
+    pub fn ask_who_has_it(&mut self, now: Instant) -> u64 {
+        let version = self.tracker.ask_who_has_it(now);
+        self.settle(now);
+        version
+    }
+
+    /// The members that are up and have not said yet that they have that version of this node's entries.
+    pub fn without(&self, version: u64) -> Vec<NodeName> {
+        self.tracker.without(version)
+    }
+
     /// Says goodbye. What is to be sent comes out of [`poll_output`](Self::poll_output) at once; after that the driver
     /// flushes its connections and drops the state machine.
     pub fn leave(&mut self, now: Instant) {
@@ -519,6 +542,9 @@ impl Cluster {
                 });
                 self.membership.link_up(now, &peer, &hello.address);
                 self.tracker.link_up(now, &peer);
+                if hello.minor < MINOR_AWAITS_VERSIONS {
+                    self.tracker.set_too_old(&peer);
+                }
             }
             LinkEvent::Lost { peer } => {
                 self.membership.link_down(&peer);

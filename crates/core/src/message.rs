@@ -25,6 +25,7 @@ pub const PROTOCOL_MAJOR: u16 = 1;
 /// | minor | since then | a peer without it |
 /// |---|---|---|
 /// | 1 | [`Offers`]: the largest payload that a node takes, and which data connection is which | is sent what this node takes itself; its data connections replace none |
+/// | 1 | [`ControlMessage::AwaitVersion`], and its like on data connections: a node that goes away waits for its peers' word | is not asked, and waited for for a moment only |
 pub const PROTOCOL_MINOR: u16 = 1;
 
 /// Where a node is reached, as it says itself: `host:port` for TCP, anything for another transport.
@@ -348,6 +349,16 @@ pub enum ControlMessage {
     Digest(Digest),
     /// See [`Vector`].
     Vector(Vector),
+    /// The receiver is asked to say when it has that version of the sender's entries, or a later one.
+    AwaitVersion {
+        /// The version.
+        version: u64,
+    },
+    /// The answer to [`ControlMessage::AwaitVersion`]: the sender has it.
+    HaveVersion {
+        /// The version that it has.
+        version: u64,
+    },
     /// The receiver is asked whether it holds a living link to that node, which the sender was never linked with and which
     /// refused it. A [`ControlMessage::Refused`] asks the same.
     AskLink {
@@ -406,6 +417,10 @@ pub mod kind {
     pub const VECTOR: u8 = 13;
     /// [`ControlMessage::TakenForDead`](super::ControlMessage::TakenForDead).
     pub const TAKEN_FOR_DEAD: u8 = 14;
+    /// [`ControlMessage::AwaitVersion`](super::ControlMessage::AwaitVersion).
+    pub const AWAIT_VERSION: u8 = 15;
+    /// [`ControlMessage::HaveVersion`](super::ControlMessage::HaveVersion).
+    pub const HAVE_VERSION: u8 = 16;
     /// [`ControlMessage::AskLink`](super::ControlMessage::AskLink).
     pub const ASK_LINK: u8 = 17;
     /// [`ControlMessage::Link`](super::ControlMessage::Link).
@@ -483,6 +498,8 @@ impl ControlMessage {
             ControlMessage::Snapshot(chunk) => body(kind::SNAPSHOT, chunk),
             ControlMessage::Digest(digest) => body(kind::DIGEST, digest),
             ControlMessage::Vector(vector) => body(kind::VECTOR, vector),
+            ControlMessage::AwaitVersion { version } => body(kind::AWAIT_VERSION, version),
+            ControlMessage::HaveVersion { version } => body(kind::HAVE_VERSION, version),
             ControlMessage::AskLink { node } => body(kind::ASK_LINK, node),
             ControlMessage::Link { node, linked } => body(kind::LINK, &(node, linked)),
         }
@@ -519,6 +536,12 @@ impl ControlMessage {
             kind::SNAPSHOT => ControlMessage::Snapshot(body(frame)?),
             kind::DIGEST => ControlMessage::Digest(body(frame)?),
             kind::VECTOR => ControlMessage::Vector(body(frame)?),
+            kind::AWAIT_VERSION => ControlMessage::AwaitVersion {
+                version: body(frame)?,
+            },
+            kind::HAVE_VERSION => ControlMessage::HaveVersion {
+                version: body(frame)?,
+            },
             kind::ASK_LINK => ControlMessage::AskLink { node: body(frame)? },
             kind::LINK => {
                 let (node, linked) = body(frame)?;

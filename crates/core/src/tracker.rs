@@ -12,7 +12,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use crate::config::Settings;
-use crate::entry::{EntryChange, EntryUpdate, NewEntry, ServiceInfo};
+use crate::entry::{EntryChange, EntryUpdate, NewEntry, ServiceInfo, ServiceState};
 use crate::id::{NodeId, NodeName};
 use crate::limits::MAX_KNOWN_NODES;
 use crate::log::{Log, content_hash};
@@ -22,6 +22,7 @@ use crate::time::{Instant, earliest};
 
 mod adding;
 mod compare;
+mod confirm;
 mod fetch;
 mod own;
 mod serve;
@@ -31,6 +32,7 @@ mod tests;
 pub use adding::{Added, Adding};
 pub use own::{AddError, UpdateError};
 
+use confirm::Confirmations;
 use fetch::Fetch;
 use own::Names;
 use serve::Serving;
@@ -245,6 +247,8 @@ struct Peer {
     congested: bool,
     /// It missed deltas, and gets the versions once its queue is short.
     missed: bool,
+    /// It speaks a version of the protocol in which nobody asks who has which version.
+    too_old: bool,
 }
 
 /// See the module.
@@ -266,6 +270,9 @@ pub struct Tracker {
     /// Rule: one request an owner at a time.
     fetches: BTreeMap<NodeId, Fetch>,
     serving: Vec<Serving>,
+    confirmations: Confirmations,
+    /// This node goes away: nothing of it owns keys any more, whatever is added.
+    draining: bool,
     tick_at: Instant,
     silent_periods: u32,
     changed: bool,
@@ -295,6 +302,8 @@ impl Tracker {
             heard_of_owners: false,
             fetches: BTreeMap::new(),
             serving: Vec::new(),
+            confirmations: Confirmations::default(),
+            draining: false,
             tick_at: now + first,
             silent_periods: 0,
             changed: false,
@@ -385,7 +394,8 @@ impl Tracker {
         let added = entries
             .into_iter()
             .zip(names)
-            .map(|(entry, name)| {
+            .map(|(mut entry, name)| {
+                entry.state = self.allowed(entry.state);
                 let (me, nonce) = (self.me.clone(), self.nonce);
                 let (_, after) = self.log.put(entry.sequence, |version| {
                     own::new_info(&me, nonce, version, name, entry)
@@ -417,6 +427,8 @@ impl Tracker {
         if update == EntryUpdate::default() {
             return Ok(before);
         }
+        let mut update = update;
+        update.state = update.state.map(|state| self.allowed(state));
         let mut record = update.merge(&before)?;
         let (me, nonce) = (self.me.clone(), self.nonce);
         let (_, after) = self.log.put(sequence, |version| {
@@ -429,6 +441,33 @@ impl Tracker {
         });
         self.own_change(now);
         Ok(after)
+    }
+
+    /// Takes the keys of all of this node's own services away, in one change for whoever reads: those that are online drain
+    /// from now on. For good says that what is added or enabled later drains as well.
+    pub fn drain(&mut self, now: Instant, for_good: bool) {
+        self.draining |= for_good;
+        let online: Vec<u64> = self
+            .log
+            .entries()
+            .filter(|info| info.state() == ServiceState::Online)
+            .map(|info| info.id().sequence)
+            .collect();
+        for sequence in online {
+            let update = EntryUpdate {
+                state: Some(ServiceState::Draining),
+                ..EntryUpdate::default()
+            };
+            // It was listed a moment ago.
+            let _ = self.update(now, sequence, update);
+        }
+    }
+
+    fn allowed(&self, state: ServiceState) -> ServiceState {
+        match state {
+            ServiceState::Online if self.draining => ServiceState::Draining,
+            state => state,
+        }
     }
 
     /// Removes one of this node's own services.
@@ -459,6 +498,7 @@ impl Tracker {
         }
         // Every link says Hello again, and starts with the versions.
         self.sent = self.log.version();
+        self.ask_anew();
         self.changed = true;
         self.tick_at = self.tick_at.min(now + self.config.broadcast_period);
     }
@@ -499,12 +539,14 @@ impl Tracker {
 
     /// Membership says that this life is down.
     pub fn member_down(&mut self, now: Instant, node: &NodeId) {
+        self.forget_word_of(node);
         self.expected.remove(node);
         self.hide(now, node);
     }
 
     /// This life has left for good: its entries are forgotten at once.
     pub fn member_left(&mut self, node: &NodeId) {
+        self.forget_word_of(node);
         self.expected.remove(node);
         self.forget(node);
     }
@@ -517,11 +559,13 @@ impl Tracker {
         }
         // Rule: on every (re)connect the full vector goes.
         self.send_versions(now, peer);
+        self.ask_again(peer);
     }
 
     /// The link to that node is gone.
     pub fn link_down(&mut self, now: Instant, peer: &NodeId) {
         self.peers.remove(peer);
+        self.nobody_waits(peer);
         self.serving.retain(|serving| serving.to != *peer);
         if let Some(owner) = self.owners.get_mut(peer) {
             // Whatever was sent since may be lost: the next link starts with the owner's word.
@@ -560,6 +604,8 @@ impl Tracker {
                 self.handle_unavailable(now, from, &unavailable.owner);
             }
             ControlMessage::Snapshot(chunk) => self.handle_chunk(now, from, chunk),
+            ControlMessage::AwaitVersion { version } => self.handle_await(from, version),
+            ControlMessage::HaveVersion { version } => self.handle_have(from, version),
             _ => {}
         }
     }
@@ -692,6 +738,9 @@ impl Tracker {
 
     /// What is to be done about one owner: fetch what is missing, show what is complete.
     fn judge(&mut self, now: Instant, node: &NodeId) {
+        if !self.confirmations.owes_nothing() {
+            self.answer_awaited(node);
+        }
         let hiding = self.rules.hiding;
         let Some(owner) = self.owners.get_mut(node) else {
             return;

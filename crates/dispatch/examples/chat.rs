@@ -135,7 +135,7 @@ async fn run() -> Result<(), BoxError> {
             },
         }
     }
-    node.leave().await;
+    node.leave().await?;
     Ok(())
 }
 

@@ -63,7 +63,7 @@ async fn run() -> Result<(), BoxError> {
             println!("{error}");
         }
     }
-    node.leave().await;
+    node.leave().await?;
     Ok(())
 }
 

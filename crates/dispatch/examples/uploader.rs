@@ -113,6 +113,6 @@ async fn run() -> Result<(), BoxError> {
             _ => println!("put NAME TEXT, or get NAME"),
         }
     }
-    node.leave().await;
+    node.leave().await?;
     Ok(())
 }

@@ -7,6 +7,7 @@ use keydispatch_core::message::Address;
 use keydispatch_core::{ClusterName, NameError, NodeName, Settings, SettingsError, Zone};
 
 use crate::discovery::{Seed, SeedError};
+use crate::drain::DEFAULT_DRAIN_TIMEOUT;
 use crate::memory::MemoryNetwork;
 use crate::node::Node;
 use crate::pubsub::DEFAULT_TOPIC_BYTES;
@@ -121,6 +122,7 @@ pub struct NodeBuilder {
     topic_bytes: usize,
     start_timeout: Duration,
     expect: usize,
+    drain_timeout: Duration,
     /// How far the wall clock is behind, in tests.
     clock_behind: Duration,
 }
@@ -143,6 +145,7 @@ pub(crate) struct Checked {
     pub(crate) topic_bytes: usize,
     pub(crate) start_timeout: Duration,
     pub(crate) expect: usize,
+    pub(crate) drain_timeout: Duration,
     pub(crate) clock_behind: Duration,
 }
 
@@ -176,6 +179,7 @@ impl NodeBuilder {
             topic_bytes: DEFAULT_TOPIC_BYTES,
             start_timeout: DEFAULT_START_TIMEOUT,
             expect: 0,
+            drain_timeout: DEFAULT_DRAIN_TIMEOUT,
             clock_behind: Duration::ZERO,
         }
     }
@@ -323,6 +327,13 @@ impl NodeBuilder {
         self
     }
 
+    /// How long [`leave`](Node::leave) and [`Served::stop`](crate::Served::stop) finish what there is to be done,
+    /// `node.drain_timeout`; by default 30 s.
+    pub fn drain_timeout(mut self, timeout: Duration) -> Self {
+        self.drain_timeout = timeout;
+        self
+    }
+
     /// Lets the wall clock, which generations are taken from, be behind by that: for tests of restarts with a clock that
     /// was set back.
     #[cfg(feature = "testkit-clock")]
@@ -402,6 +413,7 @@ impl NodeBuilder {
             topic_bytes: self.topic_bytes,
             start_timeout: self.start_timeout,
             expect: self.expect,
+            drain_timeout: self.drain_timeout,
             clock_behind: self.clock_behind,
         })
     }
@@ -473,6 +485,9 @@ impl Config {
         builder.registry = self.registry.clone();
         if let Some(members) = node.expect {
             builder.expect = members;
+        }
+        if let Some(timeout) = node.drain_timeout {
+            builder.drain_timeout = timeout.0;
         }
         if let Some(bytes) = node.max_payload_bytes {
             builder.max_payload_bytes = bytes;

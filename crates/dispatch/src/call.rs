@@ -115,6 +115,9 @@ pub enum CallError {
         /// The service.
         id: ServiceId,
     },
+    /// This node has left, or stopped: nothing can be called through it any more. It did not run.
+    #[error("not sent: this node has stopped")]
+    NodeStopped,
     /// There is no working connection to the node. It did not run.
     #[error("not sent to {node}: {why}")]
     NotSent {
@@ -209,6 +212,7 @@ impl CallError {
             CallError::NoService { .. }
             | CallError::NoInstance { .. }
             | CallError::CallsItself { .. }
+            | CallError::NodeStopped
             | CallError::NotSent { .. }
             | CallError::Overloaded { .. }
             | CallError::Gone { .. }

@@ -192,7 +192,11 @@ pub(crate) async fn accept(
                 });
             }
             Err(error) => {
-                tracing::warn!(%error, "this node no longer accepts connections");
+                if data.is_closed() {
+                    tracing::debug!(%error, "this node no longer accepts connections");
+                } else {
+                    tracing::warn!(%error, "this node no longer accepts connections");
+                }
                 return;
             }
         }

@@ -22,6 +22,7 @@ use crate::transport::{Connection, Transport};
 mod contact;
 pub(crate) mod inbound;
 pub(crate) mod lane;
+mod leaving;
 mod outbox;
 mod pump;
 pub(crate) mod wire;
@@ -29,12 +30,14 @@ pub(crate) mod wire;
 use contact::Contact;
 use inbound::Caller;
 use lane::Lane;
+use leaving::Callers;
+pub(crate) use leaving::done_by;
 
 /// Most connections that peers may have open to this node's data lane: 300 nodes with some each.
 const MAX_INBOUND: u64 = 8_192;
 
-/// How long a leaving node waits for its services to stop.
-const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+/// Peers of a lower minor version do not know how a node goes away in good order.
+const MINOR_GOES_AWAY: u16 = 1;
 
 /// What the data lane is started with.
 pub(crate) struct DataConfig {
@@ -44,6 +47,7 @@ pub(crate) struct DataConfig {
     pub(crate) max_payload_bytes: usize,
     pub(crate) checks_messages: bool,
     pub(crate) topic_bytes: usize,
+    pub(crate) drain_timeout: Duration,
 }
 
 /// Counters of the data lane, from the node's start.
@@ -175,6 +179,7 @@ pub(crate) struct DataPlane {
     pool_size: usize,
     max_payload_bytes: usize,
     checks_messages: bool,
+    drain_timeout: Duration,
     peers: papaya::HashMap<NodeName, Arc<Peer>>,
     local: papaya::HashMap<u64, Local>,
     pub(crate) topics: Topics,
@@ -183,6 +188,9 @@ pub(crate) struct DataPlane {
     /// The services are to stop.
     leaving: AtomicBool,
     closed: AtomicBool,
+    /// No calls of this node go out any more.
+    departed: AtomicBool,
+    callers: Mutex<Callers>,
     /// How many services run; whoever waits for them to stop reads it.
     running: watch::Sender<usize>,
     runtime: tokio::runtime::Handle,
@@ -204,6 +212,7 @@ impl DataPlane {
             pool_size: config.pool_size,
             max_payload_bytes: config.max_payload_bytes.min(MAX_PAYLOAD_BYTES),
             checks_messages: config.checks_messages,
+            drain_timeout: config.drain_timeout,
             peers: papaya::HashMap::new(),
             local: papaya::HashMap::new(),
             topics: Topics::new(config.topic_bytes),
@@ -211,6 +220,8 @@ impl DataPlane {
             stopping: watch::channel(false).0,
             leaving: AtomicBool::new(false),
             closed: AtomicBool::new(false),
+            departed: AtomicBool::new(false),
+            callers: Mutex::default(),
             running: watch::channel(0).0,
             runtime: tokio::runtime::Handle::current(),
             complained: Mutex::default(),
@@ -224,6 +235,10 @@ impl DataPlane {
     /// The limit by which local messages are encoded and decoded as remote ones are; none where they move as they are.
     pub(crate) fn checked_limit(&self) -> Option<usize> {
         self.checks_messages.then_some(self.max_payload_bytes)
+    }
+
+    pub(crate) fn drain_timeout(&self) -> Duration {
+        self.drain_timeout
     }
 
     fn transport(&self) -> Option<Arc<dyn Transport>> {
@@ -322,6 +337,9 @@ impl DataPlane {
             },
             settling: true,
         };
+        if self.departed.load(Ordering::Relaxed) {
+            return Err(CallError::NodeStopped.into());
+        }
         let Some(peer) = peers.get(info.node()) else {
             return Err(settling(NOT_UP));
         };
@@ -360,7 +378,7 @@ impl DataPlane {
 
     /// True once the node has stopped: views that outlive it do not change any more.
     pub(crate) fn is_closed(&self) -> bool {
-        self.closed.load(Ordering::SeqCst)
+        self.closed.load(Ordering::SeqCst) || self.departed.load(Ordering::SeqCst)
     }
 
     /// The nodes that are up.
@@ -424,10 +442,11 @@ impl DataPlane {
         let contact = Contact::default();
         contact.offers(&theirs.offers);
         let limit = contact.max_payload_bytes(self.max_payload_bytes);
-        let caller = Caller::new(theirs.node.name, limit);
+        let caller = Caller::new(theirs.node.name, limit, theirs.minor < MINOR_GOES_AWAY);
+        let admitted = self.admit(&caller);
         self.spawn(async move {
             inbound::serve(connection, caller, plane).await;
-            drop(counted);
+            drop((counted, admitted));
         });
     }
 
@@ -490,20 +509,6 @@ impl DataPlane {
         }
         stats.suspended.sort();
         stats
-    }
-
-    /// Lets every service stop, also one that is just being started, and waits until they have.
-    pub(crate) async fn stop_services(&self) {
-        self.leaving.store(true, Ordering::SeqCst);
-        fence(Ordering::SeqCst);
-        for (_, local) in &self.local.pin() {
-            local.mailbox.stop(StopReason::NodeStopped);
-        }
-        let mut running = self.running.subscribe();
-        let stopped = running.wait_for(|running| *running == 0);
-        if tokio::time::timeout(STOP_TIMEOUT, stopped).await.is_err() {
-            tracing::warn!("some services did not stop within {STOP_TIMEOUT:?}, and are aborted");
-        }
     }
 
     /// Ends everything that runs here.

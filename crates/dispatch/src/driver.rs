@@ -13,7 +13,7 @@ use keydispatch_core::links::{DialFailure, LinkId, Origin, Output};
 use keydispatch_core::message::{Address, Frame, Hello};
 use keydispatch_core::{
     AddError, Cluster, ClusterEvent, ClusterStats, Directory, EntryUpdate, Instant, NewEntry,
-    NodeName, ServiceInfo, UpdateError, Zone,
+    NodeName, ServiceInfo, ServiceState, UpdateError, Zone,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -81,9 +81,28 @@ pub(crate) enum Command {
         /// The name of one has no address yet.
         awaited: bool,
     },
+    /// Takes keys away, and asks every peer to say when it knows; answered with the version that is to be known.
+    Drain {
+        what: Draining,
+        reply: oneshot::Sender<u64>,
+    },
+    /// Which members that are up have not said that they have that version.
+    Without {
+        version: u64,
+        reply: oneshot::Sender<Vec<NodeName>>,
+    },
     Leave {
         reply: oneshot::Sender<()>,
     },
+}
+
+/// Whose keys are taken away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Draining {
+    /// Of all services of this node; for good, whatever is added or enabled later owns nothing either.
+    Node { for_good: bool },
+    /// Of one service.
+    Service { sequence: u64 },
 }
 
 type Added = Result<Claim, AddError>;
@@ -95,6 +114,8 @@ enum Answer {
     Changed(oneshot::Sender<Changed>, Changed),
     Stats(oneshot::Sender<ClusterStats>),
     Missing(oneshot::Sender<Vec<NodeName>>),
+    Draining(oneshot::Sender<u64>),
+    Without(u64, oneshot::Sender<Vec<NodeName>>),
 }
 
 /// What the network tells the driver.
@@ -460,6 +481,13 @@ impl Driver {
                     self.cluster.set_seeds(now, addresses);
                     self.cluster.await_seeds(awaited);
                 }
+                Command::Drain { what, reply } => {
+                    self.drain(now, what);
+                    answers.push(Answer::Draining(reply));
+                }
+                Command::Without { version, reply } => {
+                    answers.push(Answer::Without(version, reply));
+                }
                 Command::Leave { reply } => leave = Some(reply),
             }
         }
@@ -471,6 +499,10 @@ impl Driver {
                 Answer::Changed(reply, changed) => drop(reply.send(changed)),
                 Answer::Stats(reply) => drop(reply.send(self.cluster.stats())),
                 Answer::Missing(reply) => drop(reply.send(self.cluster.missing())),
+                Answer::Draining(reply) => drop(reply.send(self.cluster.ask_who_has_it(now))),
+                Answer::Without(version, reply) => {
+                    drop(reply.send(self.cluster.without(version)));
+                }
             }
         }
         leave
@@ -486,6 +518,20 @@ impl Driver {
             }
         }
         Ok(Claim::new(added, &self.shared))
+    }
+
+    fn drain(&mut self, now: Instant, what: Draining) {
+        match what {
+            Draining::Node { for_good } => self.cluster.drain(now, for_good),
+            Draining::Service { sequence } => {
+                let update = EntryUpdate {
+                    state: Some(ServiceState::Draining),
+                    ..EntryUpdate::default()
+                };
+                // It may have been removed by hand already.
+                let _ = self.cluster.update(now, sequence, update);
+            }
+        }
     }
 
     fn remove_ended(&mut self) {
@@ -699,6 +745,9 @@ impl Driver {
         }
         self.links.tasks.abort_all();
         self.data.close();
+        if let Some(transport) = &self.transport {
+            transport.unbind().await;
+        }
         self.shared.close();
         if !matches!(*self.phase.borrow(), Phase::NameTaken(_)) {
             self.phase.send_replace(Phase::Stopped);

@@ -31,7 +31,7 @@
 //! node.serve(Greeter).await?;
 //! let greeters = node.services::<Greetings>();
 //! assert_eq!(greeters.call("some key", "you".to_owned()).await?, "hello, you");
-//! node.leave().await;
+//! node.leave().await?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! # })?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
@@ -55,6 +55,7 @@ mod control;
 mod data;
 mod deadline;
 mod discovery;
+mod drain;
 mod driver;
 mod events;
 mod fanout;
@@ -82,6 +83,7 @@ pub use builder::{DEFAULT_START_TIMEOUT, NodeBuilder, StartError};
 pub use call::{CallError, CallOptions, CastError, DEFAULT_CALL_TIMEOUT};
 pub use data::DataStats;
 pub use discovery::SeedError;
+pub use drain::{DEFAULT_DRAIN_TIMEOUT, DrainError, Unfinished};
 pub use events::{ServiceEvent, Subscription};
 pub use handle::{Answer, InstanceHandle, ServiceHandle};
 pub use keydispatch_core::{

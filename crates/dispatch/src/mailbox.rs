@@ -182,6 +182,9 @@ pub(crate) enum Envelope<P: Protocol> {
         /// None for one of this node.
         caller: Option<Arc<Caller>>,
     },
+    /// Everything before it was handled.
+    Mark(oneshot::Sender<()>),
+    /// Nothing is taken any more; what is there, before it or behind it, is handled.
     Stop(StopReason),
 }
 
@@ -219,10 +222,22 @@ pub(crate) trait AnyMailbox: Send + Sync {
     /// Returns whether it was taken. The caller is none for one of this node.
     fn cast(&self, body: Bytes, format: Format, caller: Option<Arc<Caller>>) -> bool;
     fn stop(&self, reason: StopReason);
+    /// Hears once everything that is in it now was handled, or an error where the service has ended.
+    fn mark(&self) -> oneshot::Receiver<()>;
     fn as_any(&self) -> &dyn Any;
 }
 
 impl<P: Protocol> Mailbox<P> {
+    /// A full mailbox takes it once there is room; a closed one needs it no more.
+    fn put_in_any_case(&self, envelope: Envelope<P>) {
+        if let Err(mpsc::error::TrySendError::Full(envelope)) = self.sender.try_send(envelope) {
+            let sender = self.sender.clone();
+            tokio::spawn(async move {
+                let _ = sender.send(envelope).await;
+            });
+        }
+    }
+
     /// Takes an encoded call, or fails it.
     fn put(&self, body: Bytes, format: Format, deadline: Instant, route: Route<P::Reply>) {
         let accepts = protocol::accepts::<P>();
@@ -277,15 +292,13 @@ impl<P: Protocol> AnyMailbox for Mailbox<P> {
     }
 
     fn stop(&self, reason: StopReason) {
-        let sender = self.sender.clone();
-        // A full mailbox takes it once there is room; a closed one has stopped already.
-        if let Err(mpsc::error::TrySendError::Full(envelope)) =
-            sender.try_send(Envelope::Stop(reason))
-        {
-            tokio::spawn(async move {
-                let _ = sender.send(envelope).await;
-            });
-        }
+        self.put_in_any_case(Envelope::Stop(reason));
+    }
+
+    fn mark(&self) -> oneshot::Receiver<()> {
+        let (sender, receiver) = oneshot::channel();
+        self.put_in_any_case(Envelope::Mark(sender));
+        receiver
     }
 
     fn as_any(&self) -> &dyn Any {

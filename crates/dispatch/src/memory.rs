@@ -283,6 +283,11 @@ impl Transport for MemoryTransport {
         })
     }
 
+    fn unbind(&self) -> BoxFuture<'_, ()> {
+        self.shared.lock().listeners.remove(self.local.as_str());
+        Box::pin(std::future::ready(()))
+    }
+
     fn accept(&self) -> BoxFuture<'_, Result<Box<dyn Connection>, AcceptError>> {
         Box::pin(async move {
             let accepted = self.accepted.lock().await.recv().await;

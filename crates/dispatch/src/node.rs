@@ -154,6 +154,7 @@ impl Node {
             max_payload_bytes,
             checks_messages: checked.checks_messages,
             topic_bytes: checked.topic_bytes,
+            drain_timeout: checked.drain_timeout,
         });
         let driver = Driver {
             cluster,
@@ -313,18 +314,6 @@ impl Node {
         }
     }
 
-    /// Stops the services, says goodbye to every peer, and ends: the entries are gone everywhere at once, and nobody
-    /// waits for this node to come back. Returns when the goodbyes are flushed, within about a second.
-    pub async fn leave(self) {
-        self.inner.data.stop_services().await;
-        let (reply, answer) = oneshot::channel();
-        if self.command(Command::Leave { reply }).await.is_some() {
-            // An error says that the node had stopped already.
-            let _ = answer.await;
-        }
-        self.inner.shutdown.send_replace(true);
-    }
-
     /// Waits until the node has stopped by itself, and says why: only a living node of the same name makes it do so.
     pub async fn stopped(&self) -> StopCause {
         let mut phase = self.inner.phase.clone();
@@ -369,7 +358,15 @@ impl Node {
         }
     }
 
-    async fn command(&self, command: Command) -> Option<()> {
+    pub(crate) fn data(&self) -> &Arc<DataPlane> {
+        &self.inner.data
+    }
+
+    pub(crate) fn shut_down(&self) {
+        self.inner.shutdown.send_replace(true);
+    }
+
+    pub(crate) async fn command(&self, command: Command) -> Option<()> {
         self.inner.shared.commands.send(command).await.ok()
     }
 }

@@ -442,7 +442,8 @@ impl Registry {
         }
     }
 
-    async fn command(&self, command: Command) -> Result<(), RegistryError> {
+    /// Sends a command to the driver.
+    pub(crate) async fn command(&self, command: Command) -> Result<(), RegistryError> {
         self.shared
             .commands
             .send(command)

@@ -10,6 +10,7 @@ use tokio::task::AbortHandle;
 
 use crate::claim::Life;
 use crate::data::DataPlane;
+use crate::drain;
 use crate::mailbox::{AnyMailbox, Mailbox, ReplyTo};
 use crate::protocol::Protocol;
 use crate::registry::{Registration, Registry, RegistryError};
@@ -154,6 +155,12 @@ pub enum StopError {
         /// The service.
         id: ServiceId,
     },
+    /// It had more to do than [`drain_timeout`](crate::NodeBuilder::drain_timeout) allows, and was ended as it was.
+    #[error("the service {id} was not done in time, and was ended as it was")]
+    Unfinished {
+        /// The service.
+        id: ServiceId,
+    },
 }
 
 impl StopError {
@@ -171,6 +178,7 @@ impl StopError {
 pub struct Served<P: Protocol> {
     info: Arc<ServiceInfo>,
     registry: Registry,
+    data: Arc<DataPlane>,
     mailbox: Mailbox<P>,
     ended: watch::Receiver<Option<Ended>>,
 }
@@ -191,18 +199,47 @@ impl<P: Protocol> Served<P> {
         Registration::new(self.registry.clone(), &self.info)
     }
 
-    /// Stops it: its entry leaves the registry, its `stopped` runs, and what still waits in its mailbox is failed with
-    /// [`CallError::Stopped`](crate::CallError::Stopped). Returns when that is done.
+    /// Stops it, and loses no call by that: it gives up its keys, and once every node that is up knows, it takes nothing new,
+    /// handles what it was sent by then, leaves the registry, and its `stopped` runs. Returns when that is done, whatever
+    /// becomes of this future meanwhile.
     ///
     /// # Errors
     ///
     /// From its own handler, at once and with nothing done: it would wait for itself. [`Context::stop`] is what a handler
-    /// ends its service with.
+    /// ends its service with. [`StopError::Unfinished`] where it was not done within
+    /// [`drain_timeout`](crate::NodeBuilder::drain_timeout), and was ended as it was.
     pub async fn stop(&self) -> Result<(), StopError> {
         StopError::check(self.info.id())?;
-        self.mailbox.stop(StopReason::Stopped);
-        self.ended().await;
-        Ok(())
+        let until = drain::after(self.data.drain_timeout());
+        let (registry, data) = (self.registry.clone(), Arc::clone(&self.data));
+        let (id, mailbox, mut ended) = (
+            self.info.id().clone(),
+            self.mailbox.clone(),
+            self.ended.clone(),
+        );
+        let (in_time, stopped) = oneshot::channel();
+        self.data.spawn_service(async move {
+            drain::take_keys_of(&registry, &data, &id, until).await;
+            mailbox.stop(StopReason::Stopped);
+            let ends = ended.wait_for(Option::is_some);
+            let is_in_time = tokio::time::timeout_at(until, ends).await.is_ok();
+            if !is_in_time {
+                data.abort_service(id.sequence);
+            }
+            // Nobody may wait for it any more.
+            let _ = in_time.send(is_in_time);
+        });
+        match stopped.await {
+            Ok(false) => Err(StopError::Unfinished {
+                id: self.info.id().clone(),
+            }),
+            Ok(true) => Ok(()),
+            Err(_) => {
+                // What it ran on has ended, and the service with it.
+                self.ended().await;
+                Ok(())
+            }
+        }
     }
 
     /// Waits until it has ended, and says how.
@@ -271,6 +308,7 @@ pub(crate) async fn serve<S: Service>(
     Ok(Served {
         info,
         registry: registry.clone(),
+        data: Arc::clone(data),
         mailbox,
         ended,
     })

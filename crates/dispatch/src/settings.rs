@@ -105,6 +105,7 @@ pub(crate) struct NodeSection {
     pub(crate) crl: Option<PathBuf>,
     pub(crate) plaintext: bool,
     pub(crate) max_payload_bytes: Option<usize>,
+    pub(crate) drain_timeout: Option<Period>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]

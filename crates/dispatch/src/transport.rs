@@ -39,6 +39,9 @@ pub(crate) trait Transport: Send + Sync + Debug + 'static {
     ///
     /// Nothing is lost where the future is dropped.
     fn accept(&self) -> BoxFuture<'_, Result<Box<dyn Connection>, AcceptError>>;
+
+    /// Ends listening; the address is free when this returns. Whoever waits in [`accept`](Self::accept) gets an error.
+    fn unbind(&self) -> BoxFuture<'_, ()>;
 }
 
 /// One connection, polled by one task.

@@ -170,13 +170,13 @@ async fn supervision_takes_every_period_and_count() {
                 .await,
             Ok(1)
         );
-        supervised.stop().await;
+        supervised.stop().await.unwrap();
     }
     // A pause without end is one that can be ended.
     let options = SuperviseOptions::new().back_off(Duration::MAX, Duration::MAX);
     let supervised = node.supervise(options, || Echo).await.unwrap();
     node.services::<Echoes>().call("key", 13).await.unwrap_err();
-    supervised.stop().await;
+    supervised.stop().await.unwrap();
 }
 
 #[tokio::test]

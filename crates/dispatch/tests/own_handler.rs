@@ -124,7 +124,7 @@ async fn a_service_that_calls_itself_gets_a_typed_error_at_once_in_every_way() {
         format!("{:?}", vec![Err(error), Ok::<_, CallError>("0".to_owned())])
     );
     other.stop().await.unwrap();
-    node.leave().await;
+    node.leave().await.unwrap();
 }
 
 #[tokio::test]
@@ -155,5 +155,5 @@ async fn a_service_that_stops_itself_from_its_handler_gets_a_typed_error_at_once
     assert_eq!(seen, Ok(own(id)));
     let supervised = mirror.supervised.get().unwrap();
     assert_eq!(supervised.stop().await, Ok(SupervisedEnd::Stopped));
-    node.leave().await;
+    node.leave().await.unwrap();
 }

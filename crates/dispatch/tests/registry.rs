@@ -187,7 +187,7 @@ async fn what_is_listed_is_what_runs_wherever_a_start_was_given_up() {
     })
     .await;
     // Nothing that was given up keeps the node from leaving.
-    node.leave().await;
+    node.leave().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -202,7 +202,7 @@ async fn a_node_that_leaves_while_services_start_leaves_nothing_behind() {
     };
     let mut first = stays.registry().subscribe("fickle").unwrap();
     while !matches!(first.next().await.unwrap(), ServiceEvent::Joined(_)) {}
-    leaves.clone().leave().await;
+    leaves.clone().leave().await.unwrap();
     meddling.await.unwrap();
     for service_type in ["fickle", "endpoint"] {
         assert!(leaves.registry().services(service_type).is_empty());
@@ -317,7 +317,7 @@ async fn nothing_is_found_and_nobody_waits_once_the_node_has_stopped() {
     events.next().await.unwrap();
     let mut topic = pubsub.subscribe("news").unwrap();
     let mut members = node.subscribe_members();
-    node.clone().leave().await;
+    node.clone().leave().await.unwrap();
 
     // Those who waited.
     let waited = waiting.await.unwrap();

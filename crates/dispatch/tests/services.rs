@@ -90,7 +90,7 @@ here_and_there! {
     what_a_service_tells_itself_comes_in_order,
     timers_fire_when_they_are_due_and_not_once_cancelled,
     a_service_that_stops_itself_is_gone_and_was_told_why,
-    stop_fails_the_calls_that_wait_and_runs_stopped,
+    stop_handles_the_calls_that_wait_and_runs_stopped,
     leaving_stops_the_services_and_tells_them_why,
     a_panic_ends_that_instance_alone_and_fails_its_callers,
     what_waits_behind_a_panic_has_not_run,
@@ -156,25 +156,39 @@ async fn a_service_that_stops_itself_is_gone_and_was_told_why(stage: Stage) {
     assert!(matches!(error, CallError::NoService { .. }), "{error:?}");
 }
 
-async fn stop_fails_the_calls_that_wait_and_runs_stopped(stage: Stage) {
+async fn stop_handles_the_calls_that_wait_and_runs_stopped(stage: Stage) {
     let (worker, served) = stage.worker().await;
     let waiting = stage.workers.clone();
     let waiting = tokio::spawn(async move { waiting.call("key", Ask::Wait).await });
     worker.has("waiting").await;
-    let stop = tokio::spawn(async move { served.stop().await.unwrap() });
+    stage.workers.cast("key", Tell::Note(1)).unwrap();
     let behind = stage.workers.clone();
-    let behind = tokio::spawn(async move { behind.call("key", Ask::Later).await });
+    let behind = tokio::spawn(async move { behind.call("key", Ask::Notes).await });
+    tokio::task::yield_now().await;
+    stage.workers.cast("key", Tell::Note(2)).unwrap();
+    let at = stage.workers.at(served.id().clone());
+    let stop = tokio::spawn(async move { served.stop().await });
+    eventually("it gives up its keys", async || {
+        let info = at.info().ok_or("it is not listed")?;
+        match info.state() {
+            ServiceState::Draining => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
     worker.open();
-    // What was begun is finished; what still waits when the service has ended has not run.
+    // What was taken is handled, and nothing else is.
     assert_eq!(waiting.await.unwrap(), Ok(vec![]));
-    assert!(!behind.await.unwrap().unwrap_err().may_have_run());
-    stop.await.unwrap();
+    assert_eq!(behind.await.unwrap(), Ok(vec![1]));
+    assert_eq!(stop.await.unwrap(), Ok(()));
     assert_eq!(worker.diary().last().unwrap(), "stopped: Stopped");
+    let late = at.call(Ask::Notes).await.unwrap_err();
+    assert!(!late.may_have_run(), "{late:?}");
 }
 
 async fn leaving_stops_the_services_and_tells_them_why(stage: Stage) {
     let (worker, served) = stage.worker().await;
-    stage.host.leave().await;
+    stage.host.leave().await.unwrap();
     assert_eq!(worker.diary(), ["started", "stopped: NodeStopped"]);
     let ended = served.ended().await;
     assert!(matches!(ended, Ended::Stopped(_)), "{ended:?}");
@@ -693,13 +707,13 @@ async fn two_clusters_in_one_process_do_not_touch_each_other() {
     // One ends; the other does not notice.
     let mut changes = blue[0].subscribe_members();
     for node in clusters.remove(0) {
-        node.leave().await;
+        node.leave().await.unwrap();
     }
     let blue = &clusters[0];
     assert_eq!(blue_workers.call("key", Ask::Note(2)).await, Ok(vec![2]));
     assert_eq!(blue[0].members().len(), 1);
     for node in clusters.remove(0).into_iter().rev() {
-        node.leave().await;
+        node.leave().await.unwrap();
     }
     // The only change that it ever saw is that of its own cluster.
     let change = changes.next().await;
@@ -852,7 +866,7 @@ async fn a_node_is_started_used_and_left_from_a_task_of_its_own() {
         let one = echoes.at(served.id().clone()).call(9).await.unwrap();
         assert_eq!((reply, all.len(), one), (7, 1, 9));
         served.stop().await.unwrap();
-        node.leave().await;
+        node.leave().await.unwrap();
     });
     task.await.unwrap();
 }

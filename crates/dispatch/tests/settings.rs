@@ -154,7 +154,7 @@ async fn registry_log_level_decides_what_the_registry_logs() {
             let (_network, a, b) = way.pair().await;
             b.serve(Worker::default()).await.unwrap();
             a.services::<Workers>().wait_online(1).await.unwrap();
-            b.leave().await;
+            b.leave().await.unwrap();
             members(&a, 0).await;
             // Everything is logged before it shows.
             let said = |level| !log.lines(&[level, "keydispatch::registry"]).is_empty();

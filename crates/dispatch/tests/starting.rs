@@ -53,7 +53,7 @@ async fn a_node_that_listens_everywhere_advertises_where_its_seeds_are_reached_f
         );
         let said = log.lines(&["INFO", "advertis", node.address().as_str()]);
         assert!(!said.is_empty());
-        node.leave().await;
+        node.leave().await.unwrap();
     }
 }
 
@@ -171,7 +171,7 @@ async fn a_node_that_expects_more_than_come_says_how_many_were_there() {
         .start()
         .await
         .unwrap();
-    a.leave().await;
+    a.leave().await.unwrap();
     eventually("the other is gone", async || {
         match d.members().iter().any(|member| member.is_up()) {
             true => Err("still there".to_owned()),

@@ -117,7 +117,7 @@ async fn the_three_subscriptions_are_streams() {
     assert!(
         matches!(next(&mut members).await, Some(MemberChange::Up { node, .. }) if node.name.as_str() == "b")
     );
-    other.leave().await;
+    other.leave().await.unwrap();
     assert!(matches!(
         next(&mut members).await,
         Some(MemberChange::Left { .. })
@@ -139,7 +139,7 @@ async fn the_three_subscriptions_are_streams() {
         next(&mut topic).await,
         Some(TopicEvent::Message(_))
     ));
-    node.leave().await;
+    node.leave().await.unwrap();
     assert!(next(&mut members).await.is_none());
     assert!(next(&mut services).await.is_none());
     assert!(next(&mut topic).await.is_none());

@@ -65,8 +65,8 @@ pub(super) async fn measure(bench: &mut Bench) -> Result<(), Error> {
     bench
         .figures
         .insert("overhead_bytes".to_owned(), json!(overhead));
-    near.leave().await;
-    far.leave().await;
+    near.leave().await?;
+    far.leave().await?;
     relay.abort();
     Ok(())
 }

@@ -352,7 +352,9 @@ impl Puppet {
                 // The answer goes out before the node does.
                 tokio::spawn(async move {
                     tokio::time::sleep(Duration::from_millis(50)).await;
-                    node.leave().await;
+                    if let Err(error) = node.leave().await {
+                        tracing::warn!(%error, "leaving");
+                    }
                 });
                 Answer::Done
             }

@@ -302,7 +302,7 @@ impl Worker {
             })),
             Tell::Health => Told::Health(self.health().await?),
             Tell::Leave => {
-                self.node.clone().leave().await;
+                self.node.clone().leave().await?;
                 Told::Done
             }
         })

@@ -20,7 +20,7 @@ impl Bench {
         self.bulk(&node, [&mut first, &mut second]).await?;
         self.visible(&node, &mut first).await?;
         self.killed(&mut first, &mut second, &seeds).await?;
-        node.leave().await;
+        node.leave().await?;
         Ok(())
     }
 

@@ -836,3 +836,64 @@ proptest! {
         net.assert_equal();
     }
 }
+
+#[test]
+fn an_owner_hears_who_has_its_version_and_nobody_says_so_before() {
+    let [a, b, c] = three();
+    let mut net = Net::new(&[a.clone(), b.clone(), c.clone()], 100);
+    net.meet_all();
+    net.add(&a, 1..=3);
+    net.pass(COALESCE);
+    net.add(&a, 4..=4);
+    let now = net.now;
+    net.at(&a).drain(now, false);
+    let version = net.at(&a).ask_who_has_it(now);
+    net.collect();
+    assert_eq!(net.at(&a).without(version).len(), 2);
+    // What goes to c is lost with its link; b has all.
+    net.disconnect(&a, &c);
+    net.deliver_all();
+    assert_eq!(net.at(&a).without(version), [c.name.clone()]);
+    let drained = net.seen[&b].values();
+    assert!(
+        drained
+            .into_iter()
+            .all(|info| info.state() == ServiceState::Draining)
+    );
+    // The question goes again on the next link, and is answered once what was missed is there.
+    net.connect(&a, &c);
+    net.deliver_all();
+    assert!(net.at(&a).without(version).is_empty());
+    net.assert_equal();
+    // One that is not up is not waited for.
+    net.add(&a, 5..=5);
+    let version = net.at(&a).ask_who_has_it(now);
+    net.at(&a).member_down(now, &b);
+    net.at(&a).member_left(&c);
+    assert!(net.at(&a).without(version).is_empty());
+}
+
+#[test]
+fn of_a_node_that_drains_for_good_nothing_owns_keys_any_more() {
+    let [a, b, _] = three();
+    let mut net = Net::new(&[a.clone(), b.clone()], 100);
+    net.meet_all();
+    net.add(&a, 1..=2);
+    let now = net.now;
+    net.at(&a).drain(now, true);
+    net.add(&a, 3..=3);
+    let online = EntryUpdate {
+        state: Some(ServiceState::Online),
+        ..EntryUpdate::default()
+    };
+    let enabled = net.at(&a).update(now, 1, online).unwrap();
+    assert_eq!(enabled.state(), ServiceState::Draining);
+    net.pass(COALESCE);
+    let states = net.seen[&b].values().map(|info| info.state());
+    assert!(
+        states
+            .into_iter()
+            .all(|state| state == ServiceState::Draining)
+    );
+    assert_eq!(net.seen[&b].len(), 3);
+}

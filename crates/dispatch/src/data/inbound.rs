@@ -1,7 +1,7 @@
 //! The answering side of one data connection.
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -41,17 +41,48 @@ pub(crate) struct Caller {
     cancelled: Mutex<HashSet<u64>>,
     /// How many are in `cancelled`, to be read without its lock.
     cancelled_count: AtomicUsize,
+    /// It does not know `GO_AWAY` and `FENCE`.
+    old: bool,
+    /// It has sent the last that is new.
+    gone: AtomicBool,
+    /// The last fence that it has passed.
+    fence: AtomicU64,
 }
 
 impl Caller {
-    pub(crate) fn new(peer: NodeName, max_payload_bytes: usize) -> Arc<Self> {
+    pub(crate) fn new(peer: NodeName, max_payload_bytes: usize, old: bool) -> Arc<Self> {
         Arc::new(Caller {
             peer,
             outbox: Outbox::new(MAX_REPLIES, MAX_REPLY_BYTES),
             max_payload_bytes,
             cancelled: Mutex::default(),
             cancelled_count: AtomicUsize::new(0),
+            old,
+            gone: AtomicBool::new(false),
+            fence: AtomicU64::new(0),
         })
+    }
+
+    pub(super) fn is_old(&self) -> bool {
+        self.old
+    }
+
+    pub(super) fn has_gone(&self) -> bool {
+        self.gone.load(Ordering::Acquire)
+    }
+
+    pub(super) fn has_passed(&self, fence: u64) -> bool {
+        self.fence.load(Ordering::Acquire) >= fence
+    }
+
+    /// True once nothing is sent to it any more.
+    pub(super) fn is_closed(&self) -> bool {
+        self.outbox.is_closed()
+    }
+
+    /// Ends the connection once it has what waits for it.
+    pub(super) fn finish(&self) {
+        self.outbox.close();
     }
 
     /// The node that it is on.
@@ -105,7 +136,7 @@ impl Caller {
             .store(cancelled.len(), Ordering::Relaxed);
     }
 
-    fn push(&self, frame: impl Into<Outgoing>) {
+    pub(super) fn push(&self, frame: impl Into<Outgoing>) {
         if self.outbox.push(frame) == Err(Rejected::Full) {
             // The peer does not read: its connection is closed, and it knows that replies are lost.
             self.outbox.close();
@@ -180,6 +211,11 @@ fn handle(frame: Frame, caller: &Arc<Caller>, plane: &DataPlane) -> Result<(), S
             caller.cancel(number);
         }
         kind::PING => caller.push(wire::empty(kind::PONG)),
+        kind::GONE_AWAY => caller.gone.store(true, Ordering::Release),
+        kind::FENCED => {
+            let (number, _) = wire::split::<u64>(&frame.body)?;
+            caller.fence.fetch_max(number, Ordering::AcqRel);
+        }
         kind::BROADCAST => plane.deliver(&caller.peer, &frame.body)?,
         // Of a later minor version.
         _ => {}

@@ -93,6 +93,8 @@ pub(crate) struct Lane {
     pending: Mutex<Pending>,
     status: AtomicU8,
     suspended: AtomicBool,
+    /// The peer, or this node, goes away: nothing new is sent. It stays so for the rest of this life of either.
+    going: AtomicBool,
     broken: Mutex<Broken>,
     heard: Heard,
 }
@@ -107,6 +109,7 @@ impl Lane {
             pending: Mutex::default(),
             status: AtomicU8::new(status::IDLE),
             suspended: AtomicBool::new(false),
+            going: AtomicBool::new(false),
             broken: Mutex::new(Broken {
                 until: Instant::now(),
                 failures: 0,
@@ -174,10 +177,11 @@ impl Lane {
         frame: impl Into<Outgoing>,
     ) -> Result<(), Unsent> {
         self.outbox.push(frame).map_err(|rejected| match rejected {
-            Rejected::Full => CallError::Overloaded {
+            Rejected::Full => Unsent::from(CallError::Overloaded {
                 node: self.peer.name.clone(),
-            },
-            Rejected::Closed => self.not_sent("the node is down"),
+            }),
+            Rejected::Closed => self.not_sent("the node is down").into(),
+            Rejected::Sealed => self.goes_away(),
         })?;
         // The connection may have ended since it was looked at: then this frame was either failed with the others, or
         // waits for the next connection.
@@ -188,19 +192,24 @@ impl Lane {
     }
 
     /// Sees to it that there is a connection, or will be soon.
-    fn ensure(self: &Arc<Self>, plane: &Arc<DataPlane>) -> Result<(), CallError> {
+    fn ensure(self: &Arc<Self>, plane: &Arc<DataPlane>) -> Result<(), Unsent> {
+        if self.going.load(Ordering::Relaxed) {
+            return Err(self.goes_away());
+        }
         match self.status.load(Ordering::SeqCst) {
             status::RUNNING if !self.suspended.load(Ordering::Relaxed) => return Ok(()),
-            status::RUNNING => return Err(self.not_sent("it is silent, and suspended here")),
-            status::CLOSED => return Err(self.not_sent("the node is down")),
+            status::RUNNING => {
+                return Err(self.not_sent("it is silent, and suspended here").into());
+            }
+            status::CLOSED => return Err(self.not_sent("the node is down").into()),
             _ => {}
         }
         let broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
         match self.status.load(Ordering::SeqCst) {
             status::RUNNING => Ok(()),
-            status::CLOSED => Err(self.not_sent("the node is down")),
+            status::CLOSED => Err(self.not_sent("the node is down").into()),
             status::BROKEN if Instant::now() < broken.until => {
-                Err(self.not_sent(&broken.why.clone()))
+                Err(self.not_sent(&broken.why.clone()).into())
             }
             _ => {
                 self.status.store(status::RUNNING, Ordering::SeqCst);
@@ -246,6 +255,7 @@ impl Lane {
             );
             let renewed = tokio::select! {
                 ended = serving => return match ended {
+                    Ok(()) if self.going.load(Ordering::Relaxed) => self.retire(&plane),
                     Ok(()) => self.end("the node is down"),
                     Err(why) => self.end(&why),
                 },
@@ -308,6 +318,16 @@ impl Lane {
                 let failure = postcard::from_bytes(&failure).unwrap_or(Failure::NoReply);
                 self.complete(number, Outcome::Failed(failure));
             }
+            kind::GO_AWAY => {
+                self.going.store(true, Ordering::SeqCst);
+                self.outbox.seal(Some(wire::empty(kind::GONE_AWAY)));
+                self.finish_if_idle();
+            }
+            kind::FENCE => {
+                let (number, _) = wire::split::<u64>(&frame.body)?;
+                // Where there is no room for it, the peer waits in vain, and not for long.
+                let _ = self.outbox.push(wire::number_only(kind::FENCED, number));
+            }
             // A pong has done its work by arriving; others are of a later minor version.
             _ => {}
         }
@@ -321,6 +341,28 @@ impl Lane {
             plane.count_too_large(&self.peer.name, limit);
         } else if let Ok((header, _)) = wire::split::<CallHeader>(&outgoing.frame.body) {
             self.complete(header.number, Outcome::TooLarge { limit });
+        }
+    }
+
+    /// This node goes away: nothing new is sent, and the connection ends once every reply is here and every frame is out.
+    pub(super) fn take_nothing_new(&self) {
+        self.going.store(true, Ordering::SeqCst);
+        self.outbox.seal(None);
+        self.finish_if_idle();
+    }
+
+    /// Rule: the calling side closes, once it waits for nothing more. If the answering side did, what it has not read could
+    /// reset the connection, and replies on their way with it.
+    fn finish_if_idle(&self) {
+        if self.going.load(Ordering::SeqCst) && self.pending() == 0 {
+            self.outbox.finish();
+        }
+    }
+
+    fn goes_away(&self) -> Unsent {
+        Unsent {
+            error: self.not_sent("it goes away, and takes nothing new"),
+            settling: true,
         }
     }
 
@@ -421,6 +463,7 @@ impl Lane {
             // The caller may have gone.
             let _ = waiting.sender.send(Outcome::Lost);
         }
+        self.finish_if_idle();
     }
 
     fn expect(&self, sender: oneshot::Sender<Outcome>) -> Result<u64, CallError> {
@@ -466,7 +509,12 @@ impl Lane {
             .calls
             .get(at)
             .is_some_and(|waiting| waiting.stamp == number >> PENDING_BITS);
-        same.then(|| pending.calls.remove(at))
+        let waiting = same.then(|| pending.calls.remove(at));
+        drop(pending);
+        if self.going.load(Ordering::Relaxed) {
+            self.finish_if_idle();
+        }
+        waiting
     }
 
     fn lock(&self) -> MutexGuard<'_, Pending> {

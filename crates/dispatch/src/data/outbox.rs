@@ -3,13 +3,17 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-use super::wire::Outgoing;
+use keydispatch_core::message::Frame;
+
+use super::wire::{Outgoing, kind};
 
 /// Why a frame was not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Rejected {
     Full,
     Closed,
+    /// The last that is new was sent already.
+    Sealed,
 }
 
 #[derive(Debug, Default)]
@@ -17,6 +21,10 @@ struct Inner {
     frames: Vec<Outgoing>,
     bytes: usize,
     closed: bool,
+    /// Nothing that is new is taken any more; answers and the like are.
+    sealed: bool,
+    /// It counts as closed once it is empty.
+    finishing: bool,
     /// The task that waits for frames; none while it is at work.
     waiting: Option<Waker>,
 }
@@ -46,6 +54,9 @@ impl Outbox {
         if inner.closed {
             return Err(Rejected::Closed);
         }
+        if inner.sealed && kind::is_new(frame.frame.kind) {
+            return Err(Rejected::Sealed);
+        }
         let full = inner.frames.len() >= self.max_frames || inner.bytes + bytes > self.max_bytes;
         if full && !inner.frames.is_empty() {
             return Err(Rejected::Full);
@@ -65,7 +76,7 @@ impl Outbox {
         debug_assert!(into.is_empty());
         let mut inner = self.lock();
         if inner.frames.is_empty() {
-            if inner.closed {
+            if inner.closed || inner.finishing {
                 return Poll::Ready(true);
             }
             let same = inner
@@ -80,6 +91,36 @@ impl Outbox {
         std::mem::swap(&mut inner.frames, into);
         inner.bytes = 0;
         Poll::Ready(false)
+    }
+
+    /// Rule: `last` goes out behind everything that is new, and nothing new behind it. Whether a frame came before is settled
+    /// by the lock that both take.
+    pub(crate) fn seal(&self, last: Option<Frame>) {
+        let mut inner = self.lock();
+        if inner.closed || std::mem::replace(&mut inner.sealed, true) {
+            return;
+        }
+        if let Some(last) = last {
+            inner.bytes += last.body.len();
+            inner.frames.push(last.into());
+        }
+        let waiting = inner.waiting.take();
+        drop(inner);
+        if let Some(waiting) = waiting {
+            waiting.wake();
+        }
+    }
+
+    /// Ends once everything that is in it was handed over.
+    pub(crate) fn finish(&self) {
+        let waiting = {
+            let mut inner = self.lock();
+            inner.finishing = true;
+            inner.waiting.take()
+        };
+        if let Some(waiting) = waiting {
+            waiting.wake();
+        }
     }
 
     /// What was not taken.
@@ -101,6 +142,10 @@ impl Outbox {
         }
     }
 
+    pub(crate) fn is_closed(&self) -> bool {
+        self.lock().closed
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.lock().frames.len()
     }
@@ -112,8 +157,6 @@ impl Outbox {
 
 #[cfg(test)]
 mod tests {
-    use keydispatch_core::message::Frame;
-
     use super::*;
     use crate::data::wire;
 
@@ -133,5 +176,34 @@ mod tests {
         outbox.close();
         assert_eq!(outbox.push(wire::empty(65)), Err(Rejected::Closed));
         assert_eq!(outbox.len(), 2);
+    }
+
+    #[test]
+    fn nothing_new_goes_behind_the_last_and_answers_do() {
+        let outbox = Outbox::new(10, 1_000);
+        outbox.push(wire::empty(kind::CALL)).unwrap();
+        outbox.seal(Some(wire::empty(kind::GONE_AWAY)));
+        outbox.seal(Some(wire::empty(kind::GONE_AWAY)));
+        for new in [kind::CALL, kind::CAST, kind::BROADCAST] {
+            assert_eq!(outbox.push(wire::empty(new)), Err(Rejected::Sealed));
+        }
+        for other in [kind::CANCEL, kind::PING, kind::FENCED] {
+            assert_eq!(outbox.push(wire::empty(other)), Ok(()));
+        }
+        let kinds: Vec<u8> = outbox
+            .drain()
+            .into_iter()
+            .map(|outgoing| outgoing.frame.kind)
+            .collect();
+        assert_eq!(
+            kinds,
+            [
+                kind::CALL,
+                kind::GONE_AWAY,
+                kind::CANCEL,
+                kind::PING,
+                kind::FENCED
+            ]
+        );
     }
 }

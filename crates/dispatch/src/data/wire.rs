@@ -28,6 +28,19 @@ pub(crate) mod kind {
     pub(crate) const PING: u8 = FIRST_DATA_KIND + 5;
     pub(crate) const PONG: u8 = FIRST_DATA_KIND + 6;
     pub(crate) const BROADCAST: u8 = FIRST_DATA_KIND + 7;
+    /// From whoever answers: send me nothing new.
+    pub(crate) const GO_AWAY: u8 = FIRST_DATA_KIND + 8;
+    /// From whoever calls: that was the last that is new.
+    pub(crate) const GONE_AWAY: u8 = FIRST_DATA_KIND + 9;
+    /// From whoever answers: say that number once you have sent what you have to send.
+    pub(crate) const FENCE: u8 = FIRST_DATA_KIND + 10;
+    /// From whoever calls: what came before is what was to be sent when that number was read.
+    pub(crate) const FENCED: u8 = FIRST_DATA_KIND + 11;
+
+    /// True for what starts something on the other side.
+    pub(crate) fn is_new(kind: u8) -> bool {
+        matches!(kind, CALL | CAST | BROADCAST)
+    }
 }
 
 /// Bytes of a frame, at most, beyond the payload that it may carry: its kind and its header.

@@ -88,8 +88,13 @@ impl<P: Protocol> ServiceHandle<P> {
             let Some(message) = failed.message.take().filter(|_| allowed) else {
                 return Err(failed.error);
             };
+            // What the view says does not change any more.
             if self.channel.data.is_closed() {
-                return Err(failed.error);
+                return Err(if may_have_run {
+                    failed.error
+                } else {
+                    CallError::NodeStopped
+                });
             }
             let owners = self.owners(key, self.options.fallback.saturating_add(1));
             let next = owners.iter().find(|info| !asked.contains(&Tried::of(info)));

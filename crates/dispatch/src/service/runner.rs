@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use keydispatch_core::Escaped;
 use keydispatch_core::ServiceId;
+use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
@@ -48,7 +49,7 @@ impl<P: Protocol> Drop for Inbox<P> {
                 Ok(envelope) => drop(envelope),
                 // Rule: nothing stays behind. A sender that has room and is about to use it needs a few instructions; what
                 // it leaves here would wait, unanswered, until the last sender is gone.
-                Err(mpsc::error::TryRecvError::Empty) if yields < MAX_YIELDS => {
+                Err(TryRecvError::Empty) if yields < MAX_YIELDS => {
                     yields += 1;
                     std::thread::yield_now();
                 }
@@ -154,27 +155,34 @@ impl Ending {
         flag: &Arc<AtomicBool>,
     ) -> StopReason {
         let mut first = Source::Infos;
+        let mut stopping = None;
         loop {
             if let Some(reason) = cx.stop {
                 return reason;
             }
             first = first.next();
             cx.from = None;
-            let envelope = match self.next(cx, inbox, first).await {
-                Turn::Own(Own::Cast(message)) => {
-                    service.handle_cast(message, cx).await;
-                    continue;
-                }
-                Turn::Own(Own::Info(info)) => {
-                    info.handle(service, cx).await;
+            let envelope = match self.next(cx, inbox, first, stopping.is_some()).await {
+                Turn::Own(own) => {
+                    handle_own(service, cx, own).await;
                     continue;
                 }
                 Turn::Envelope(Some(envelope)) => envelope,
-                // Every sender is gone: nobody can ever send again.
-                Turn::Envelope(None) => return StopReason::NodeStopped,
+                // Every sender is gone, or nothing is taken any more: nobody can ever send again.
+                Turn::Envelope(None) => {
+                    let reason = stopping.unwrap_or(StopReason::NodeStopped);
+                    handle_the_rest(service, cx).await;
+                    return cx.stop.unwrap_or(reason);
+                }
             };
             match envelope {
-                Envelope::Stop(reason) => return reason,
+                // Rule: what was taken is handled. Whoever comes now has the message back, and sends it elsewhere.
+                Envelope::Stop(reason) => {
+                    inbox.receiver.close();
+                    stopping.get_or_insert(reason);
+                }
+                // Whoever waits for it may have gone.
+                Envelope::Mark(reached) => drop(reached.send(())),
                 Envelope::Cast {
                     message,
                     version,
@@ -231,6 +239,7 @@ impl Ending {
         cx: &mut Context<S>,
         inbox: &mut Inbox<S::Protocol>,
         first: Source,
+        stopping: bool,
     ) -> Turn<S> {
         loop {
             if let Some(message) = cx.due() {
@@ -240,9 +249,14 @@ impl Ending {
                 let mut source = first;
                 for _ in 0..Source::COUNT {
                     let found = match source {
-                        Source::Mailbox => {
-                            inbox.receiver.try_recv().ok().map(Some).map(Turn::Envelope)
-                        }
+                        Source::Mailbox => match inbox.receiver.try_recv() {
+                            Ok(envelope) => Some(Turn::Envelope(Some(envelope))),
+                            // Its own messages alone do not keep it.
+                            Err(TryRecvError::Disconnected) if stopping => {
+                                Some(Turn::Envelope(None))
+                            }
+                            Err(_) => None,
+                        },
                         Source::Own => cx.own.pop_front().map(Turn::Own),
                         Source::Infos => {
                             let infos = cx.infos.as_mut();
@@ -287,6 +301,30 @@ impl Ending {
         let times = counters.undecodable.fetch_add(1, Ordering::Relaxed) + 1;
         if times.is_power_of_two() {
             tracing::warn!(service = %self.id, cause = %Escaped(cause), times, "a message does not decode");
+        }
+    }
+}
+
+async fn handle_own<S: Service>(service: &mut S, cx: &mut Context<S>, own: Own<S>) {
+    match own {
+        Own::Cast(message) => service.handle_cast(message, cx).await,
+        Own::Info(info) => info.handle(service, cx).await,
+    }
+}
+
+/// What a service has told itself, and its tasks it, when its mailbox has run empty is handled; what comes then is not.
+async fn handle_the_rest<S: Service>(service: &mut S, cx: &mut Context<S>) {
+    if let Some(infos) = &mut cx.infos {
+        while let Ok(info) = infos.receiver.try_recv() {
+            cx.own.push_back(Own::Info(info));
+        }
+    }
+    for _ in 0..cx.own.len() {
+        if cx.stop.is_some() {
+            return;
+        }
+        if let Some(own) = cx.own.pop_front() {
+            handle_own(service, cx, own).await;
         }
     }
 }

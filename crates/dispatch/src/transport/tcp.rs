@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -12,12 +12,13 @@ use keydispatch_core::hello::Credentials;
 use keydispatch_core::message::{Address, Frame};
 use tokio::io::{AsyncRead, AsyncWrite, BufReader};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::complaints::Complaints;
+use crate::data::done_by;
 use crate::tls::{Admitted, Role, Standing, TLS_BUFFER_BYTES, Tls, tls_error};
 use crate::transport::framing::Framed;
 use crate::transport::metered::{Metered, Received};
@@ -41,13 +42,18 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 #[cfg(target_os = "linux")]
 const USER_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// How long the task that accepts has to let go of the listening socket.
+const UNBIND_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Bytes read from a socket at once below TLS, which by itself would read 4 KiB.
 const TLS_READ_BYTES: usize = 32 * 1024;
 
 /// A listening socket, and the way to dial others.
 #[derive(Debug)]
 pub(crate) struct TcpTransport {
-    listener: TcpListener,
+    /// None once the node has stopped listening; shared with whoever accepts.
+    listener: std::sync::Mutex<Option<Arc<TcpListener>>>,
+    unbound: watch::Sender<bool>,
     local: Address,
     tls: Option<Arc<Tls>>,
     /// Connections that were accepted and have yet to prove who they are.
@@ -84,7 +90,8 @@ impl TcpTransport {
             }
         })?;
         Ok(TcpTransport {
-            listener,
+            listener: std::sync::Mutex::new(Some(Arc::new(listener))),
+            unbound: watch::channel(false).0,
             local: Address::try_new(local.to_string())
                 .expect("an IP address with a port is short and not empty"),
             tls,
@@ -130,10 +137,22 @@ impl TcpTransport {
         )))
     }
 
+    fn listener(&self) -> Option<Arc<TcpListener>> {
+        self.listener
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
     async fn next(&self) -> Result<Box<dyn Connection>, AcceptError> {
         // Held by the one task that accepts.
         let mut handshakes = self.handshakes.lock().await;
         let mut complained = false;
+        let mut unbound = self.unbound.subscribe();
+        let closed = || AcceptError {
+            why: "this node does not listen any more".to_owned(),
+        };
+        let listener = self.listener().ok_or_else(closed)?;
         loop {
             let has_room = handshakes.len() < MAX_HANDSHAKES;
             let accepted = tokio::select! {
@@ -141,7 +160,8 @@ impl TcpTransport {
                     Ok(Some(connection)) => return Ok(connection),
                     _ => continue,
                 },
-                accepted = self.listener.accept(), if has_room => accepted,
+                accepted = listener.accept(), if has_room => accepted,
+                _ = unbound.wait_for(|unbound| *unbound) => return Err(closed()),
             };
             match accepted {
                 Ok((stream, peer)) => {
@@ -202,6 +222,22 @@ impl Transport for TcpTransport {
                         waited: DIAL_TIMEOUT,
                     })
                 })
+        })
+    }
+
+    fn unbind(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            let listener = self
+                .listener
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take();
+            self.unbound.send_replace(true);
+            // Whoever accepts holds it until its task was polled once more.
+            if let Some(listener) = listener {
+                let until = tokio::time::Instant::now() + UNBIND_TIMEOUT;
+                done_by(until, || Arc::strong_count(&listener) == 1).await;
+            }
         })
     }
 

@@ -1,0 +1,36 @@
+//! Real processes over TLS that leave and come back, in turn, back to back, and by SIGTERM, while everybody calls.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::path::Path;
+
+use clap::Parser;
+use keydispatch_bench::rolling::{self, Options};
+
+#[derive(Parser)]
+struct Arguments {
+    #[command(flatten)]
+    options: Options,
+}
+
+async fn flawless(arguments: &[&str]) {
+    let program = Path::new(env!("CARGO_BIN_EXE_keydispatch-bench"));
+    let arguments = ["rolling", "--nodes", "3", "--callers", "16", "--calls", "1"]
+        .into_iter()
+        .chain(arguments.iter().copied());
+    let options = Arguments::try_parse_from(arguments).unwrap().options;
+    let outcome = rolling::roll(program, &options, |_| {}).await.unwrap();
+    assert!(outcome.is_flawless(), "{outcome:#?}");
+    assert_eq!(outcome.casts_lost, 0, "{outcome:#?}");
+    assert_eq!(outcome.departures, 12);
+    assert!(outcome.calls > 100, "{outcome:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn processes_that_leave_and_come_back_lose_no_call_and_run_each_once() {
+    flawless(&[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nor_do_they_with_slow_handlers_and_several_connections() {
+    flawless(&["--handler-ms", "20", "--pool-size", "4"]).await;
+}
