@@ -97,9 +97,8 @@ fn check() -> Result<(), Error> {
     if !found.is_empty() {
         std::process::exit(1);
     }
-    println!(
-        "{} packages, all as deny.toml allows",
+    print(&format!(
+        "{} packages, all as deny.toml allows\n",
         packages.locked.len()
-    );
-    Ok(())
+    ))
 }
