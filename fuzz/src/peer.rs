@@ -18,6 +18,7 @@ fn named(name: &str, seed: u64) -> ClusterConfig {
         name: NodeName::try_new(name).expect("a name"),
         address: Address::try_new(format!("{name}:1")).expect("an address"),
         seeds: Vec::new(),
+        seeds_awaited: false,
         settings: Settings::try_new(settings).expect("they are good settings"),
         wall_clock_micros: 1_000_000 + seed,
         nonce: seed,

@@ -51,6 +51,8 @@ pub struct ClusterConfig {
     pub address: Address,
     /// Where the others may be found.
     pub seeds: Vec<Address>,
+    /// True where there are more, whose addresses are not known yet; see [`Cluster::await_seeds`].
+    pub seeds_awaited: bool,
     /// Periods and bounds.
     pub settings: Settings,
     /// Microseconds since the Unix epoch, from which the generation is drawn.
@@ -207,7 +209,7 @@ impl Cluster {
             rng,
             candidates_at: now + CANDIDATE_INTERVAL,
             synced: false,
-            awaits_seeds: false,
+            awaits_seeds: config.seeds_awaited,
             stopped: false,
             collecting: false,
             events: VecDeque::new(),

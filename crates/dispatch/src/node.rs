@@ -116,12 +116,13 @@ impl Node {
         let plaintext = checked.is_plaintext();
         let nonce = rand::random();
         let clock = Clock::start();
-        let mut cluster = Cluster::new(
+        let cluster = Cluster::new(
             ClusterConfig {
                 cluster: checked.cluster.clone(),
                 name: checked.name.clone(),
                 address: address.clone(),
                 seeds: seeds.addresses,
+                seeds_awaited: seeds.awaited,
                 settings: checked.settings.clone(),
                 wall_clock_micros: wall_clock_micros(checked.clock_behind),
                 nonce,
@@ -133,7 +134,6 @@ impl Node {
             },
             clock.now(),
         );
-        cluster.await_seeds(seeds.awaited);
         let hello = Arc::new(ArcSwap::from_pointee(cluster.hello().clone()));
         let (commands, command_receiver) = mpsc::channel(QUEUE);
         let (inputs, input_receiver) = mpsc::channel(QUEUE);

@@ -327,6 +327,7 @@ impl World {
             name: name.clone(),
             address: address(host),
             seeds: seeds.collect(),
+            seeds_awaited: false,
             settings: self.constants.settings.clone(),
             wall_clock_micros: wall - self.clock_behind[host],
             nonce,
