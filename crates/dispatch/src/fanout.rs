@@ -108,7 +108,11 @@ impl<K: Clone + Eq + Hash, M: Weigh> Fanout<K, M> {
             if group.join(&queue) {
                 return Reader {
                     queue,
-                    home: Some((Arc::clone(&self.names), name, group)),
+                    home: Some(Home {
+                        names: Arc::clone(&self.names),
+                        name,
+                        group,
+                    }),
                 };
             }
             // Its last reader has gone, and is about to do the same.
@@ -310,11 +314,18 @@ impl<M: Weigh> State<M> {
     }
 }
 
+/// Where a reader is registered.
+struct Home<K, M> {
+    names: Arc<Names<K, M>>,
+    name: K,
+    group: Arc<Group<M>>,
+}
+
 /// One reader. Dropping it ends it, and gives back what it took.
 pub(crate) struct Reader<K: Clone + Eq + Hash, M> {
     queue: Arc<Queue<M>>,
-    /// Where it is registered; none where everything was closed before.
-    home: Option<(Arc<Names<K, M>>, K, Arc<Group<M>>)>,
+    /// None where everything was closed before.
+    home: Option<Home<K, M>>,
 }
 
 impl<K: Clone + Eq + Hash, M> Reader<K, M> {
@@ -360,10 +371,10 @@ impl<K: Clone + Eq + Hash, M: Weigh> Reader<K, M> {
 
 impl<K: Clone + Eq + Hash, M> Drop for Reader<K, M> {
     fn drop(&mut self) {
-        if let Some((names, name, group)) = self.home.take()
-            && group.leave(&self.queue)
+        if let Some(home) = self.home.take()
+            && home.group.leave(&self.queue)
         {
-            names.forget(&name, &group);
+            home.names.forget(&home.name, &home.group);
         }
     }
 }
