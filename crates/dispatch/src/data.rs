@@ -288,8 +288,9 @@ impl DataPlane {
             ended,
         };
         let mailbox = Arc::clone(&local.mailbox);
-        self.local.pin().insert(sequence, local);
+        // Counted first: it may end, and be counted down, as soon as it is there.
         self.running.send_modify(|running| *running += 1);
+        self.local.pin().insert(sequence, local);
         // Rule: whoever leaves waits for no service that comes later. Either this is seen here, or the service there.
         fence(Ordering::SeqCst);
         if self.leaving.load(Ordering::SeqCst) {
