@@ -21,6 +21,9 @@ pub const DEFAULT_MAX_PAYLOAD_BYTES: usize = 16 * 1024 * 1024;
 /// length has to fit into its four bytes. A larger setting counts as this.
 pub const MAX_PAYLOAD_BYTES: usize = u32::MAX as usize - 64 * 1024;
 
+/// Default for the most bytes of messages that wait in one mailbox.
+pub const DEFAULT_MAILBOX_BYTES: usize = 64 * 1024 * 1024;
+
 /// Most instances of one service type in the cluster.
 pub const MAX_INSTANCES_PER_TYPE: usize = 10_000;
 

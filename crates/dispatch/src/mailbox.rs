@@ -16,6 +16,10 @@ use crate::data::wire::{Format, max_frame_bytes};
 use crate::protocol::{self, Message, Protocol};
 use crate::service::StopReason;
 
+pub(crate) mod queue;
+
+use queue::Weigh;
+
 /// A message as it came.
 pub(crate) enum Payload<M> {
     Value(M),
@@ -188,9 +192,40 @@ pub(crate) enum Envelope<P: Protocol> {
     Stop(StopReason),
 }
 
+impl<M: 'static> Payload<M> {
+    /// Bytes that it keeps, as far as they are known: of a value its own size, and what it holds if it is bytes or text as
+    /// a whole. What other values point to is theirs to know.
+    fn bytes(&self) -> usize {
+        let message = match self {
+            Payload::Encoded(bytes) => return bytes.len(),
+            Payload::Value(message) => message as &dyn Any,
+        };
+        let held = if let Some(bytes) = message.downcast_ref::<Bytes>() {
+            bytes.len()
+        } else if let Some(bytes) = message.downcast_ref::<Vec<u8>>() {
+            bytes.len()
+        } else {
+            message.downcast_ref::<String>().map_or(0, String::len)
+        };
+        size_of::<M>() + held
+    }
+}
+
+impl<P: Protocol> Weigh for Envelope<P> {
+    fn bytes(&self) -> usize {
+        match self {
+            Envelope::Call(WaitingCall { call, .. }) => {
+                call.as_ref().map_or(0, |(message, _)| message.bytes())
+            }
+            Envelope::Cast { message, .. } => message.bytes(),
+            Envelope::Stop(_) | Envelope::Mark(_) => 0,
+        }
+    }
+}
+
 /// The way into a service's mailbox.
 pub(crate) struct Mailbox<P: Protocol> {
-    pub(crate) sender: mpsc::Sender<Envelope<P>>,
+    pub(crate) sender: queue::Sender<Envelope<P>>,
 }
 
 impl<P: Protocol> Clone for Mailbox<P> {
@@ -488,6 +523,21 @@ mod tests {
         assert!(
             matches!(&answer, Ok(Err(Unanswered::Failed(CallError::Stopped)))),
             "{answer:?}"
+        );
+    }
+
+    #[test]
+    fn messages_weigh_what_is_known_of_them() {
+        let encoded: Payload<u64> = Payload::Encoded(Bytes::from_static(b"seven"));
+        assert_eq!(encoded.bytes(), 5);
+        assert_eq!(Payload::Value(7_u64).bytes(), 8);
+        assert_eq!(Payload::Value([0_u8; 1_000]).bytes(), 1_000);
+        assert!(Payload::Value(vec![0_u8; 1_000]).bytes() >= 1_000);
+        assert!(Payload::Value("x".repeat(1_000)).bytes() >= 1_000);
+        assert!(Payload::Value(Bytes::from(vec![0; 1_000])).bytes() >= 1_000);
+        assert_eq!(
+            Envelope::<Numbers>::Stop(StopReason::NodeStopped).bytes(),
+            0
         );
     }
 

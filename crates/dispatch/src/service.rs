@@ -4,14 +4,15 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use keydispatch_core::limits::DEFAULT_MAILBOX_BYTES;
 use keydispatch_core::{NameError, ServiceId, ServiceInfo};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 use tokio::task::AbortHandle;
 
 use crate::claim::Life;
 use crate::data::DataPlane;
 use crate::drain;
-use crate::mailbox::{AnyMailbox, Mailbox, ReplyTo};
+use crate::mailbox::{AnyMailbox, Mailbox, ReplyTo, queue};
 use crate::protocol::Protocol;
 use crate::registry::{Registration, Registry, RegistryError};
 
@@ -269,13 +270,14 @@ pub(crate) async fn serve<S: Service>(
 ) -> Result<Served<S::Protocol>, ServeError> {
     let sequence = registry.next_sequence();
     let capacity = options.mailbox.unwrap_or(DEFAULT_MAILBOX);
+    let max_bytes = options.mailbox_bytes.unwrap_or(DEFAULT_MAILBOX_BYTES);
     let entry = options.into_entry::<S::Protocol>(sequence, registry.zone())?;
     let id = ServiceId {
         node: registry.node().clone(),
         nonce: registry.nonce(),
         sequence,
     };
-    let (sender, receiver) = mpsc::channel(capacity);
+    let (sender, receiver) = queue::channel(capacity, max_bytes);
     let mailbox = Mailbox { sender };
     let (started, start) = oneshot::channel();
     let (ended_sender, ended) = watch::channel(None);

@@ -18,10 +18,11 @@ pub struct ServeOptions {
     tags: std::collections::BTreeMap<Box<str>, Box<str>>,
     offline: bool,
     pub(super) mailbox: Option<usize>,
+    pub(super) mailbox_bytes: Option<usize>,
 }
 
 impl ServeOptions {
-    /// A default name, weight 100, the node's zone, no tags, online, a mailbox of 1,024 messages.
+    /// A default name, weight 100, the node's zone, no tags, online, a mailbox of 1,024 messages and 64 MiB.
     pub fn new() -> Self {
         Self::default()
     }
@@ -61,6 +62,18 @@ impl ServeOptions {
     /// [`CallError::Overloaded`](crate::CallError::Overloaded).
     pub fn mailbox(mut self, messages: usize) -> Self {
         self.mailbox = Some(messages.clamp(1, MAX_MAILBOX));
+        self
+    }
+
+    /// How many bytes of messages may wait, by default 64 MiB
+    /// ([`DEFAULT_MAILBOX_BYTES`](keydispatch_core::limits::DEFAULT_MAILBOX_BYTES)); more are refused as
+    /// [`CallError::Overloaded`](crate::CallError::Overloaded). One message is always taken, however long.
+    ///
+    /// A message from another node counts as long as it came. One from this node that has not been encoded counts its own
+    /// size, and what it holds if it is a `Bytes`, a `Vec<u8>` or a `String`; what other values point to is not known, and
+    /// bounded by [`mailbox`](Self::mailbox) alone.
+    pub fn mailbox_bytes(mut self, bytes: usize) -> Self {
+        self.mailbox_bytes = Some(bytes);
         self
     }
 

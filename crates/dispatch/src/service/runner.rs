@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use keydispatch_core::Escaped;
 use keydispatch_core::ServiceId;
 use tokio::sync::mpsc::error::TryRecvError;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
 use super::context::{Origin, Own};
@@ -16,7 +16,7 @@ use crate::call::Failure;
 use crate::claim::Life;
 use crate::codec::{self, DecodeError};
 use crate::data::DataPlane;
-use crate::mailbox::{Envelope, Payload, ReplyTo};
+use crate::mailbox::{Envelope, Payload, ReplyTo, queue};
 use crate::protocol::Protocol;
 use crate::registry::Registry;
 
@@ -36,7 +36,7 @@ pub(super) struct Runner {
 
 /// Drops what still waits in the mailbox when it is dropped: its callers hear that it has not run.
 struct Inbox<P: Protocol> {
-    receiver: mpsc::Receiver<Envelope<P>>,
+    receiver: queue::Receiver<Envelope<P>>,
     id: ServiceId,
 }
 
@@ -87,7 +87,7 @@ impl Runner {
         self,
         service: S,
         id: ServiceId,
-        receiver: mpsc::Receiver<Envelope<S::Protocol>>,
+        receiver: queue::Receiver<Envelope<S::Protocol>>,
         started: oneshot::Sender<Result<(), BoxError>>,
     ) {
         // Dropped in the reverse order: first everybody knows that it has ended, then its state goes, then its mailbox.
