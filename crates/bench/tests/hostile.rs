@@ -473,3 +473,24 @@ async fn snapshots_that_never_end_are_not_kept() {
     assert!(stage.target.registry().services("bulk").is_empty());
     stage.has_not_grown();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_of_peers_that_never_were_end() {
+    let stage = Stage::set().await;
+    let mut ghosts = Vec::new();
+    for number in 0..20 {
+        ghosts.push(stage.greet(&format!("ghost{number}"), Lane::Data).await);
+    }
+    // Nothing is said on them, and nobody closes them: as when their hosts had vanished.
+    for ghost in &mut ghosts {
+        ghost.is_closed().await;
+    }
+    eventually("none of them is counted any more", async || {
+        match stage.target.stats().await.unwrap().data.connections_inbound {
+            1 => Ok(()),
+            open => Err(open.to_string()),
+        }
+    })
+    .await;
+    stage.still_answers().await;
+}

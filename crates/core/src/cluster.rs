@@ -243,6 +243,11 @@ impl Cluster {
         self.membership.members().collect()
     }
 
+    /// The node on that control link, once its handshake is through.
+    pub fn peer(&self, link: LinkId) -> Option<&NodeId> {
+        self.links.peer_of(link)
+    }
+
     /// What that node says in its Hello, while its control link is ready.
     pub fn offers(&self, node: &NodeId) -> Option<Offers> {
         self.links.offers(node)

@@ -24,17 +24,17 @@ pub(crate) mod inbound;
 pub(crate) mod lane;
 mod leaving;
 mod outbox;
+mod places;
 mod pump;
+mod reach;
 pub(crate) mod wire;
 
 use contact::Contact;
-use inbound::Caller;
+use inbound::{Caller, Serving};
 use lane::Lane;
 use leaving::Callers;
 pub(crate) use leaving::done_by;
-
-/// Most connections that peers may have open to this node's data lane: 300 nodes with some each.
-const MAX_INBOUND: u64 = 8_192;
+use places::Places;
 
 /// Peers of a lower minor version do not know how a node goes away in good order.
 const MINOR_GOES_AWAY: u16 = 1;
@@ -94,7 +94,6 @@ pub(crate) struct Counters {
     pub(crate) too_large_for_peer: AtomicU64,
     pub(crate) undecodable: AtomicU64,
     pub(crate) connections_opened: AtomicU64,
-    pub(crate) connections_inbound: AtomicU64,
 }
 
 /// When something was last heard, and said, on a connection.
@@ -181,6 +180,9 @@ pub(crate) struct DataPlane {
     checks_messages: bool,
     drain_timeout: Duration,
     peers: papaya::HashMap<NodeName, Arc<Peer>>,
+    places: Places,
+    /// Counts the attempts to connect to any peer: later ones have larger numbers, whatever became of the peer meanwhile.
+    attempts: AtomicU64,
     local: papaya::HashMap<u64, Local>,
     pub(crate) topics: Topics,
     pub(crate) counters: Counters,
@@ -214,6 +216,8 @@ impl DataPlane {
             checks_messages: config.checks_messages,
             drain_timeout: config.drain_timeout,
             peers: papaya::HashMap::new(),
+            places: Places::default(),
+            attempts: AtomicU64::new(0),
             local: papaya::HashMap::new(),
             topics: Topics::new(config.topic_bytes),
             counters: Counters::default(),
@@ -250,6 +254,10 @@ impl DataPlane {
 
     fn hello(&self) -> Guard<Arc<Hello>> {
         self.hello.load()
+    }
+
+    fn next_attempt(&self) -> u64 {
+        self.attempts.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Runs a task of this lane until it ends or the node does.
@@ -377,6 +385,14 @@ impl DataPlane {
         lane.send(self, frame).map_err(|unsent| unsent.error)
     }
 
+    /// True where that life of a node is up.
+    fn is_up_as(&self, node: &NodeId) -> bool {
+        self.peers
+            .pin()
+            .get(&node.name)
+            .is_some_and(|peer| peer.node == *node)
+    }
+
     /// True once the node has stopped: views that outlive it do not change any more.
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::SeqCst) || self.departed.load(Ordering::SeqCst)
@@ -393,8 +409,8 @@ impl DataPlane {
         if let Some(offers) = offers {
             contact.offers(&offers);
         }
-        let lanes = (0..self.pool_size)
-            .map(|_| Lane::new(node.clone(), address.clone(), Arc::clone(&contact)))
+        let lanes = (0..u16::try_from(self.pool_size).unwrap_or(u16::MAX))
+            .map(|lane| Lane::new(node.clone(), address.clone(), lane, Arc::clone(&contact)))
             .collect();
         let name = node.name.clone();
         let peer = Arc::new(Peer {
@@ -415,6 +431,16 @@ impl DataPlane {
             && peer.node == *node
         {
             peer.contact.offers(offers);
+            peer.contact.hear();
+        }
+    }
+
+    /// A node was heard on its control connection.
+    pub(crate) fn heard(&self, node: &NodeId) {
+        if let Some(peer) = self.peers.pin().get(&node.name)
+            && peer.node == *node
+        {
+            peer.contact.hear();
         }
     }
 
@@ -429,26 +455,18 @@ impl DataPlane {
 
     /// A peer opened a connection, and its Hello was accepted.
     pub(crate) fn inbound(self: &Arc<Self>, connection: Box<dyn Connection>, theirs: Hello) {
-        let open = self
-            .counters
-            .connections_inbound
-            .fetch_add(1, Ordering::Relaxed);
-        let plane = Arc::clone(self);
-        let counted = CountedDown(Arc::clone(self));
-        if open >= MAX_INBOUND {
+        let Some(inbound) = self.places.add(&theirs) else {
             tracing::warn!(peer = %theirs.node, "closing a data connection: there are too many");
             return;
-        }
+        };
         // Rule: a reply may be as long as both sides take; over that it fails its call alone.
         let contact = Contact::default();
         contact.offers(&theirs.offers);
         let limit = contact.max_payload_bytes(self.max_payload_bytes);
         let caller = Caller::new(theirs.node.name, limit, theirs.minor < MINOR_GOES_AWAY);
         let admitted = self.admit(&caller);
-        self.spawn(async move {
-            inbound::serve(connection, caller, plane).await;
-            drop((counted, admitted));
-        });
+        let serving = Serving::new(caller, inbound, admitted, Arc::clone(self));
+        self.spawn(serving.run(connection));
     }
 
     /// A broadcast from a peer.
@@ -494,7 +512,7 @@ impl DataPlane {
             too_large_for_peer: counters.too_large_for_peer.load(Ordering::Relaxed),
             undecodable: counters.undecodable.load(Ordering::Relaxed),
             connections_opened: counters.connections_opened.load(Ordering::Relaxed),
-            connections_inbound: counters.connections_inbound.load(Ordering::Relaxed),
+            connections_inbound: self.places.count() as u64,
             services: self.local.len(),
             ..DataStats::default()
         };
@@ -536,13 +554,5 @@ impl DataPlane {
 /// Why a node that membership does not have up cannot be reached.
 const NOT_UP: &str = "it is not up";
 
-struct CountedDown(Arc<DataPlane>);
-
-impl Drop for CountedDown {
-    fn drop(&mut self) {
-        self.0
-            .counters
-            .connections_inbound
-            .fetch_sub(1, Ordering::Relaxed);
-    }
-}
+#[cfg(test)]
+mod tests;

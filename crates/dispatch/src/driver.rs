@@ -583,7 +583,12 @@ impl Driver {
                 };
                 self.cluster.handle_dial_failed(now, &address, &failure);
             }
-            Input::Frame { link, frame } => self.cluster.handle_frame(now, link, &frame),
+            Input::Frame { link, frame } => {
+                self.cluster.handle_frame(now, link, &frame);
+                if let Some(peer) = self.cluster.peer(link) {
+                    self.data.heard(peer);
+                }
+            }
             Input::Drained { link } => {
                 if let Some(open) = self.links.open.get_mut(&link)
                     && open.congested

@@ -2,7 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use keydispatch::testkit::MemoryNetwork;
-use keydispatch::{CallError, ServeOptions};
+use keydispatch::{CallError, CallOptions, ServeOptions};
 
 mod support;
 
@@ -21,6 +21,7 @@ async fn a_mailbox_is_full_by_its_bytes_for_whoever_sends_and_has_room_again() {
     let options = ServeOptions::new().mailbox_bytes(10_000);
     host.serve_with(options, worker.clone()).await.unwrap();
     let (here, there) = (host.services::<Workers>(), near.services::<Workers>());
+    let there = there.with(CallOptions::new().retry_budget(0, 0));
     there.wait_online(1).await.unwrap();
     // It is at work meanwhile, so that what comes waits.
     let at_work = {

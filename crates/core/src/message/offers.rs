@@ -27,9 +27,11 @@ pub struct Offers {
 pub struct DataLink {
     /// Its place among the connections that the sender has to this peer at once, from 0.
     pub lane: u16,
-    /// Counts the attempts at this place. Rule: the first frame after the handshake of a later one ends the earlier ones,
-    /// so that nothing that was sent before it is handled after it.
+    /// Counts the attempts at this place.
     pub attempt: u64,
+    /// Rule: the first frame after the handshake of such a one ends those of earlier attempts, so that nothing that was sent
+    /// before it is handled after it. False where the sender knows that everything was taken, and waits for replies there.
+    pub ends_earlier: bool,
 }
 
 /// A field that an earlier minor version does not send.
@@ -91,6 +93,7 @@ mod tests {
             data_link: Some(DataLink {
                 lane: 3,
                 attempt: 1 << 40,
+                ends_earlier: true,
             }),
         };
         let whole = ControlMessage::Hello(hello(offers)).encode().body;

@@ -11,7 +11,9 @@ use keydispatch_core::{Codec, NodeName};
 use serde::Serialize;
 use tokio::time::Instant;
 
+use super::leaving::Admitted;
 use super::outbox::{Outbox, Rejected};
+use super::places::Inbound;
 use super::pump::{self, Reading, Terms};
 use super::wire::{self, CallHeader, CastHeader, Outgoing, kind};
 use super::{DataPlane, Heard};
@@ -144,30 +146,73 @@ impl Caller {
     }
 }
 
-/// Serves a connection that a peer opened, until it closes it or the node stops.
-pub(super) async fn serve(
-    mut connection: Box<dyn Connection>,
+/// A connection that a peer opened, while it is served.
+pub(super) struct Serving {
     caller: Arc<Caller>,
+    inbound: Arc<Inbound>,
     plane: Arc<DataPlane>,
-) {
-    connection.set_frame_limit(wire::max_frame_bytes(plane.max_payload_bytes));
-    let heard = Heard::default();
-    let ended = pump::pump(
-        &mut *connection,
-        &caller.outbox,
-        &heard,
-        Terms {
-            reading: Reading::WhileAnswersGo,
-            frame_limit: wire::max_frame_bytes(caller.max_payload_bytes),
-        },
-        |frame| handle(frame, &caller, &plane),
-        // Replies are encoded with that limit, and everything else is short.
-        |_| {},
-    )
-    .await;
-    caller.outbox.close();
-    if let Err(why) = ended {
-        let peer = &caller.peer;
+    /// Whoever leaves waits for it until it is dropped.
+    _admitted: Admitted,
+}
+
+/// Rule: however the task ends, also by a panic, the connection is not counted any more, and what is still replied goes
+/// nowhere instead of piling up.
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.caller.outbox.close();
+        self.caller.outbox.drain();
+        self.plane.places.remove(&self.inbound);
+    }
+}
+
+impl Serving {
+    pub(super) fn new(
+        caller: Arc<Caller>,
+        inbound: Arc<Inbound>,
+        admitted: Admitted,
+        plane: Arc<DataPlane>,
+    ) -> Self {
+        Serving {
+            caller,
+            inbound,
+            plane,
+            _admitted: admitted,
+        }
+    }
+
+    /// Serves it until the peer closes it or is gone, a later connection has taken its place, or the node stops.
+    pub(super) async fn run(self, mut connection: Box<dyn Connection>) {
+        let Serving {
+            caller,
+            inbound,
+            plane,
+            _admitted: _,
+        } = &self;
+        let peer = &inbound.peer.name;
+        connection.set_frame_limit(wire::max_frame_bytes(plane.max_payload_bytes));
+        let heard = Heard::default();
+        let serving = pump::pump(
+            &mut *connection,
+            &caller.outbox,
+            &heard,
+            Terms {
+                reading: Reading::WhileAnswersGo,
+                frame_limit: wire::max_frame_bytes(caller.max_payload_bytes),
+            },
+            |frame| inbound.handle(&plane.places, || handle(frame, caller, plane)),
+            // Replies are encoded with that limit, and everything else is short.
+            |_| {},
+        );
+        let why = tokio::select! {
+            ended = serving => match ended {
+                Ok(()) => return,
+                Err(why) => why,
+            },
+            () = inbound.replaced() => "a later one has taken its place".to_owned(),
+            () = inbound.forsaken(&heard, |node| plane.is_up_as(node)) => {
+                "nothing was heard on it for long".to_owned()
+            }
+        };
         tracing::debug!(%peer, why = %Escaped(why), "a data connection from a peer is gone");
     }
 }

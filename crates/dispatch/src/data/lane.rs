@@ -6,18 +6,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use keydispatch_core::Escaped;
-use keydispatch_core::hello;
-use keydispatch_core::message::{Address, ControlMessage, Frame, Hello, Lane as LaneName};
+use keydispatch_core::message::{Address, Frame};
 use keydispatch_core::silence::{PING_AFTER, Silence, SilenceWatch};
 use keydispatch_core::{NodeId, NodeName};
 use slab::Slab;
-use std::future::poll_fn;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 use super::contact::Contact;
 use super::outbox::{Outbox, Rejected};
 use super::pump::{self, Reading, Terms};
+use super::reach::{Earlier, Target, Unreached, reach};
 use super::wire::{self, CallHeader, Outgoing, kind};
 use super::{DataPlane, Heard};
 use crate::call::{CallError, Failure, Unsent};
@@ -33,11 +32,18 @@ const MAX_BYTES: usize = 128 * 1024 * 1024;
 /// Calls that wait for their reply on one connection, as a power of two.
 const PENDING_BITS: u32 = 20;
 
-/// How long dialling and the handshake may take before callers are told that it does not work.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-
 /// First and longest pause between a failure and the next dial; calls fail at once meanwhile.
+///
+/// Rule: where nobody answered, the pause ends with the first word of the peer on its control connection: its packets pass
+/// again, and callers would wait for nothing.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+
+/// Longest pause where nobody answered: a dial that hangs takes its own time.
+const SILENT_BACK_OFF: Duration = Duration::from_millis(250);
+
+/// Rule: a suspended connection whose peer was heard on the control connection within this time is stuck, as TCP is after
+/// losing packets in a row, which then tries again seconds later. Another one is dialled, and takes its place.
+const HEARD_ELSEWHERE: Duration = Duration::from_millis(250);
 
 /// A connection without traffic is closed after this long.
 const IDLE: Duration = Duration::from_secs(120);
@@ -78,42 +84,57 @@ struct Pending {
 
 #[derive(Debug)]
 struct Broken {
+    at: Instant,
     until: Instant,
     failures: u32,
     why: Arc<str>,
+    /// Since when, by the contact's clock, where nobody answered.
+    silent_since: Option<keydispatch_core::Instant>,
 }
 
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Lane {
-    peer: NodeId,
-    address: Address,
-    contact: Arc<Contact>,
+    target: Arc<Target>,
     outbox: Outbox,
     pending: Mutex<Pending>,
     status: AtomicU8,
     suspended: AtomicBool,
     /// The peer, or this node, goes away: nothing new is sent. It stays so for the rest of this life of either.
     going: AtomicBool,
+    /// Told when `suspended` changes.
+    turned: Notify,
     broken: Mutex<Broken>,
     heard: Heard,
 }
 
 impl Lane {
-    pub(super) fn new(peer: NodeId, address: Address, contact: Arc<Contact>) -> Arc<Self> {
+    /// The connection at that place among those to a peer.
+    pub(super) fn new(
+        peer: NodeId,
+        address: Address,
+        lane: u16,
+        contact: Arc<Contact>,
+    ) -> Arc<Self> {
         Arc::new(Lane {
-            peer,
-            address,
-            contact,
+            target: Arc::new(Target {
+                peer,
+                address,
+                lane,
+                contact,
+            }),
             outbox: Outbox::new(MAX_FRAMES, MAX_BYTES),
             pending: Mutex::default(),
             status: AtomicU8::new(status::IDLE),
             suspended: AtomicBool::new(false),
             going: AtomicBool::new(false),
+            turned: Notify::new(),
             broken: Mutex::new(Broken {
+                at: Instant::now(),
                 until: Instant::now(),
                 failures: 0,
                 why: "never dialled".into(),
+                silent_since: None,
             }),
             heard: Heard::default(),
         })
@@ -138,7 +159,9 @@ impl Lane {
 
     /// The longest payload that both sides take, in bytes, as far as the peer has said.
     pub(crate) fn max_payload_bytes(&self, plane: &DataPlane) -> usize {
-        self.contact.max_payload_bytes(plane.max_payload_bytes)
+        self.target
+            .contact
+            .max_payload_bytes(plane.max_payload_bytes)
     }
 
     /// Sends a call; the receiver gets exactly one outcome.
@@ -178,7 +201,7 @@ impl Lane {
     ) -> Result<(), Unsent> {
         self.outbox.push(frame).map_err(|rejected| match rejected {
             Rejected::Full => Unsent::from(CallError::Overloaded {
-                node: self.peer.name.clone(),
+                node: self.target.peer.name.clone(),
             }),
             Rejected::Closed => self.not_sent("the node is down").into(),
             Rejected::Sealed => self.goes_away(),
@@ -208,9 +231,7 @@ impl Lane {
         match self.status.load(Ordering::SeqCst) {
             status::RUNNING => Ok(()),
             status::CLOSED => Err(self.not_sent("the node is down").into()),
-            status::BROKEN if Instant::now() < broken.until => {
-                Err(self.not_sent(&broken.why.clone()).into())
-            }
+            status::BROKEN if self.pauses(&broken) => Err(self.not_sent(&broken.why).into()),
             _ => {
                 self.status.store(status::RUNNING, Ordering::SeqCst);
                 plane.spawn(Arc::clone(self).run(Arc::clone(plane)));
@@ -219,94 +240,138 @@ impl Lane {
         }
     }
 
-    /// One connection from its dial to its end.
+    fn pauses(&self, broken: &Broken) -> bool {
+        let now = Instant::now();
+        let heard = |since| self.target.contact.heard_since(since);
+        let passes = now >= broken.at + BACK_OFF.0 && broken.silent_since.is_some_and(heard);
+        now < broken.until && !passes
+    }
+
+    /// One connection from its dial to its end, and those that take its place when it is stuck.
     async fn run(self: Arc<Self>, plane: Arc<DataPlane>) {
-        let connecting = tokio::time::timeout(CONNECT_TIMEOUT, self.connect(&plane));
-        let mut connection = match connecting.await {
-            Ok(Ok(connection)) => connection,
-            Ok(Err(why)) => return self.end(&why),
-            Err(_) => {
-                return self.end(&format!("no connection within {CONNECT_TIMEOUT:?}"));
-            }
+        let running = Running { lane: &self };
+        let mut connection = match reach(&self.target, &plane, Earlier::End).await {
+            Ok(connection) => connection,
+            Err(unreached) => return running.end(&unreached),
         };
+        loop {
+            match self.serve(connection, &plane).await {
+                Served::Ended(why) => return running.end(&Unreached::answered(why)),
+                Served::Idle => return running.retire(&plane),
+                Served::Moved(other) => connection = other,
+            }
+        }
+    }
+
+    async fn serve(
+        self: &Arc<Self>,
+        mut connection: Box<dyn Connection>,
+        plane: &Arc<DataPlane>,
+    ) -> Served {
         self.broken
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .failures = 0;
-        plane
-            .counters
-            .connections_opened
-            .fetch_add(1, Ordering::Relaxed);
-        loop {
-            connection.set_frame_limit(wire::max_frame_bytes(plane.max_payload_bytes));
-            self.heard.now();
-            let outdated = connection.outdated();
-            let serving = pump::pump(
-                &mut *connection,
-                &self.outbox,
-                &self.heard,
-                Terms {
-                    reading: Reading::Always,
-                    // What was queued before the peer had said what it takes.
-                    frame_limit: wire::max_frame_bytes(self.max_payload_bytes(&plane)),
-                },
-                |frame| self.handle(&frame),
-                |frame| self.refuse(&plane, &frame),
-            );
-            let renewed = tokio::select! {
-                ended = serving => return match ended {
-                    Ok(()) if self.going.load(Ordering::Relaxed) => self.retire(&plane),
-                    Ok(()) => self.end("the node is down"),
-                    Err(why) => self.end(&why),
-                },
-                () = self.watch() => return self.retire(&plane),
-                renewed = self.renewed(&plane, outdated) => renewed,
-            };
-            connection = match self.hand_over(&plane, connection, renewed).await {
-                Ok(connection) => connection,
-                Err(why) => return self.end(&why),
-            };
+        connection.set_frame_limit(wire::max_frame_bytes(plane.max_payload_bytes));
+        self.heard.now();
+        let outdated = connection.outdated();
+        let serving = pump::pump(
+            &mut *connection,
+            &self.outbox,
+            &self.heard,
+            Terms {
+                reading: Reading::Always,
+                // What was queued before the peer had said what it takes.
+                frame_limit: wire::max_frame_bytes(self.max_payload_bytes(plane)),
+            },
+            |frame| self.handle(&frame),
+            |frame| self.refuse(plane, &frame),
+        );
+        let renewed = tokio::select! {
+            ended = serving => return match ended {
+                Ok(()) if self.going.load(Ordering::Relaxed) => Served::Idle,
+                Ok(()) => Served::Ended("the node is down".to_owned()),
+                // Nobody waits, and nothing was lost: it was idle for the peer.
+                Err(why) if why == pump::CLOSED_BY_PEER && self.has_nothing_to_do() => Served::Idle,
+                Err(why) => Served::Ended(why),
+            },
+            () = self.watch() => return Served::Idle,
+            other = self.replacement(plane) => return Served::Moved(other),
+            renewed = self.renewed(plane, outdated) => renewed,
+        };
+        match self.hand_over(plane, connection, renewed).await {
+            Ok(connection) => Served::Moved(connection),
+            Err(why) => Served::Ended(why),
         }
     }
 
-    async fn connect(&self, plane: &DataPlane) -> Result<Box<dyn Connection>, String> {
-        let transport = plane.transport().ok_or("this node has no network")?;
-        let mut connection = transport
-            .dial(&self.address)
-            .await
-            .map_err(|error| error.to_string())?;
-        let ours = plane.hello();
-        let greeting = ControlMessage::Hello(Hello {
-            lane: LaneName::Data,
-            ..Hello::clone(&ours)
-        });
-        connection.send(greeting.encode());
-        poll_fn(|cx| connection.poll_flush(cx))
-            .await
-            .map_err(|error| error.to_string())?;
-        let first = match poll_fn(|cx| connection.poll_frame(cx)).await {
-            Some(frame) => frame.map_err(|error| error.to_string())?,
-            None => return Err("the peer closed the connection".to_owned()),
-        };
-        match ControlMessage::decode(&first) {
-            Ok(Some(ControlMessage::Hello(theirs))) => {
-                hello::check(&ours, &theirs, connection.credentials())
-                    .map_err(|refusal| refusal.to_string())?;
-                if theirs.node != self.peer {
-                    return Err(format!("{} answers there now", theirs.node));
-                }
-                self.contact.offers(&theirs.offers);
-                Ok(connection)
+    fn has_nothing_to_do(&self) -> bool {
+        self.outbox.len() == 0 && self.pending() == 0
+    }
+
+    /// Another connection beside one that is stuck. By then nothing is heard on that one, nobody waits for it, and what it
+    /// has not delivered is lost: the peer handles nothing of it once this one is used, so that order holds.
+    async fn replacement(&self, plane: &Arc<DataPlane>) -> Box<dyn Connection> {
+        loop {
+            self.turns(true).await;
+            // Rule: a peer of minor version 0 would handle both. There the connection is waited for.
+            if !self.target.contact.replaces() {
+                self.turns(false).await;
+                continue;
             }
-            Ok(Some(ControlMessage::Refuse(refusal))) => Err(refusal.to_string()),
-            _ => Err("the peer's first frame is no hello".to_owned()),
+            let found = async {
+                loop {
+                    self.target.contact.heard_within(HEARD_ELSEWHERE).await;
+                    match reach(&self.target, plane, Earlier::End).await {
+                        Ok(connection) => return connection,
+                        Err(unreached) => {
+                            tracing::debug!(peer = %self.target.peer.name, why = %Escaped(&unreached.why), "no second data connection");
+                        }
+                    }
+                    tokio::time::sleep(BACK_OFF.0).await;
+                }
+            };
+            tokio::select! {
+                // It has recovered by itself.
+                () = self.turns(false) => {}
+                connection = found => {
+                    // Calls that came just when it was suspended: whether they went out is not known.
+                    self.fail_sent();
+                    if self.suspend(false) {
+                        tracing::debug!(peer = %self.target.peer.name, "a second data connection takes the place of the first");
+                        return connection;
+                    }
+                }
+            }
         }
+    }
+
+    /// Waits until it is suspended, or is not.
+    async fn turns(&self, suspended: bool) {
+        loop {
+            let mut turned = std::pin::pin!(self.turned.notified());
+            // From here on nothing is missed.
+            turned.as_mut().enable();
+            if self.suspended.load(Ordering::SeqCst) == suspended {
+                return;
+            }
+            turned.await;
+        }
+    }
+
+    /// Suspends it, or no more; true where that is a change.
+    fn suspend(&self, suspended: bool) -> bool {
+        let changed = self.suspended.swap(suspended, Ordering::SeqCst) != suspended;
+        if changed {
+            self.turned.notify_waiters();
+        }
+        changed
     }
 
     fn handle(&self, frame: &Frame) -> Result<(), String> {
         if self.suspended.load(Ordering::Relaxed) {
             self.heard.now();
-            self.suspended.store(false, Ordering::Relaxed);
+            self.suspend(false);
         }
         match frame.kind {
             kind::REPLY => {
@@ -338,7 +403,7 @@ impl Lane {
     fn refuse(&self, plane: &DataPlane, outgoing: &Outgoing) {
         let limit = self.max_payload_bytes(plane);
         if outgoing.frame.kind != kind::CALL {
-            plane.count_too_large(&self.peer.name, limit);
+            plane.count_too_large(&self.target.peer.name, limit);
         } else if let Ok((header, _)) = wire::split::<CallHeader>(&outgoing.frame.body) {
             self.complete(header.number, Outcome::TooLarge { limit });
         }
@@ -379,16 +444,18 @@ impl Lane {
                     self.heard.now();
                 }
                 // What is heard may be a part of a frame.
-                Silence::Heard => self.suspended.store(false, Ordering::Relaxed),
+                Silence::Heard => {
+                    self.suspend(false);
+                }
                 Silence::Idle => {
                     if self.heard.idle() >= IDLE && self.outbox.len() == 0 {
                         return;
                     }
                 }
                 Silence::Ping | Silence::Suspend => {
-                    if found == Silence::Suspend && !self.suspended.swap(true, Ordering::Relaxed) {
+                    if found == Silence::Suspend && self.suspend(true) {
                         let silent = now.since(self.heard.at());
-                        tracing::warn!(peer = %self.peer.name, ?silent, "a peer is silent: calls to it fail at once");
+                        tracing::warn!(peer = %self.target.peer.name, ?silent, "a peer is silent: calls to it fail at once");
                         // What is still queued may go out when the peer is back, so it counts as sent.
                         self.fail_sent();
                     }
@@ -417,14 +484,22 @@ impl Lane {
         }
     }
 
-    fn end(&self, why: &str) {
+    fn end(&self, unreached: &Unreached) {
+        let why = unreached.why.as_str();
         {
             let mut broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
             let pause = BACK_OFF.0 * 2_u32.saturating_pow(broken.failures.min(10));
-            broken.failures += 1;
-            broken.until = Instant::now() + pause.min(BACK_OFF.1);
+            let longest = if unreached.silent {
+                SILENT_BACK_OFF
+            } else {
+                BACK_OFF.1
+            };
+            broken.failures = broken.failures.saturating_add(1);
+            broken.at = Instant::now();
+            broken.until = broken.at + pause.min(longest);
             broken.why = why.into();
-            self.suspended.store(false, Ordering::Relaxed);
+            broken.silent_since = unreached.silent.then(|| self.target.contact.now());
+            self.suspend(false);
             let _ = self.status.compare_exchange(
                 status::RUNNING,
                 status::BROKEN,
@@ -432,7 +507,7 @@ impl Lane {
                 Ordering::SeqCst,
             );
         }
-        tracing::debug!(peer = %self.peer.name, why = %Escaped(why), "no data connection");
+        tracing::debug!(peer = %self.target.peer.name, why = %Escaped(why), "no data connection");
         self.fail_queued(why);
         self.fail_sent();
     }
@@ -470,7 +545,7 @@ impl Lane {
         let mut pending = self.lock();
         if pending.calls.len() >= 1 << PENDING_BITS {
             return Err(CallError::Overloaded {
-                node: self.peer.name.clone(),
+                node: self.target.peer.name.clone(),
             });
         }
         pending.stamp = (pending.stamp + 1) % (1 << (64 - PENDING_BITS));
@@ -523,9 +598,45 @@ impl Lane {
 
     fn not_sent(&self, why: &str) -> CallError {
         CallError::NotSent {
-            node: self.peer.name.clone(),
+            node: self.target.peer.name.clone(),
             why: why.to_owned(),
         }
+    }
+}
+
+/// How the serving of a connection ended.
+enum Served {
+    Ended(String),
+    /// It was closed with nobody waiting for it.
+    Idle,
+    /// This one has taken its place.
+    Moved(Box<dyn Connection>),
+}
+
+/// Rule: however a lane's task ends, also by a panic, what waits for it fails, and the next call may dial again.
+struct Running<'a> {
+    lane: &'a Arc<Lane>,
+}
+
+impl Running<'_> {
+    fn end(self, unreached: &Unreached) {
+        self.lane.end(unreached);
+        std::mem::forget(self);
+    }
+
+    fn retire(self, plane: &Arc<DataPlane>) {
+        self.lane.retire(plane);
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            tracing::error!(peer = %self.lane.target.peer.name, "the task of a data connection panicked");
+        }
+        self.lane
+            .end(&Unreached::answered("the connection's task has ended"));
     }
 }
 
@@ -547,7 +658,7 @@ impl PendingCall {
     }
 
     pub(crate) fn node(&self) -> &NodeName {
-        &self.lane.peer.name
+        &self.lane.target.peer.name
     }
 }
 

@@ -29,6 +29,9 @@ const TURN_BYTES: usize = 512 * 1024;
 /// hear nothing as long as its requests are on their way, with its pings behind them.
 const SIGN_OF_LIFE_MICROS: u64 = 125_000;
 
+/// Why a connection ended that the peer closed between two frames.
+pub(super) const CLOSED_BY_PEER: &str = "closed by the peer";
+
 /// Whether frames are read while many bytes are on their way out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reading {
@@ -100,7 +103,7 @@ pub(super) async fn pump(
                             return Poll::Ready(Err(error.to_string()));
                         }
                         Poll::Ready(None) => {
-                            return Poll::Ready(Err("closed by the peer".to_owned()));
+                            return Poll::Ready(Err(CLOSED_BY_PEER.to_owned()));
                         }
                         Poll::Pending => {
                             unread = false;

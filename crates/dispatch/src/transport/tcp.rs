@@ -44,6 +44,11 @@ const USER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How long the task that accepts has to let go of the listening socket.
 const UNBIND_TIMEOUT: Duration = Duration::from_secs(1);
+/// After how long without a byte the kernel asks whether the other machine is still there, and how often it asks again. It
+/// ends connections that nothing is sent on, and so no timeout of ours or of unacknowledged data would: those of hosts that
+/// vanished.
+#[cfg(target_os = "linux")]
+const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(5));
 
 /// Bytes read from a socket at once below TLS, which by itself would read 4 KiB.
 const TLS_READ_BYTES: usize = 32 * 1024;
@@ -250,7 +255,14 @@ impl Transport for TcpTransport {
 fn tune(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     #[cfg(target_os = "linux")]
-    socket2::SockRef::from(stream).set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    {
+        let socket = socket2::SockRef::from(stream);
+        socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+        let keepalive = socket2::TcpKeepalive::new()
+            .with_time(KEEPALIVE.0)
+            .with_interval(KEEPALIVE.1);
+        socket.set_tcp_keepalive(&keepalive)?;
+    }
     Ok(())
 }
 
@@ -469,7 +481,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_kernel_gives_up_on_a_connection_whose_packets_nobody_acknowledges() {
+    async fn the_kernel_gives_up_on_a_connection_whose_other_side_has_vanished() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (dialled, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
@@ -478,6 +490,10 @@ mod tests {
             let set = socket2::SockRef::from(&stream).tcp_user_timeout().unwrap();
             assert_eq!(set, Some(USER_TIMEOUT));
             assert!(stream.nodelay().unwrap());
+            let socket = socket2::SockRef::from(&stream);
+            assert!(socket.keepalive().unwrap());
+            assert_eq!(socket.tcp_keepalive_time().unwrap(), KEEPALIVE.0);
+            assert_eq!(socket.tcp_keepalive_interval().unwrap(), KEEPALIVE.1);
         }
     }
 }

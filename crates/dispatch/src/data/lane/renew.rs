@@ -2,13 +2,13 @@
 
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use keydispatch_core::message::Frame;
 
-use super::{CONNECT_TIMEOUT, Lane};
+use super::Lane;
 use crate::data::DataPlane;
+use crate::data::reach::{Earlier, reach};
 use crate::data::wire::{self, CallHeader, Format, kind};
 use crate::transport::{BoxFuture, Connection};
 
@@ -26,14 +26,13 @@ impl Lane {
     /// A connection that is to take the place of one, once that is outdated.
     pub(super) async fn renewed(
         &self,
-        plane: &DataPlane,
+        plane: &Arc<DataPlane>,
         outdated: BoxFuture<'static, ()>,
     ) -> Box<dyn Connection> {
         outdated.await;
         loop {
             // Where it does not work the old one is as good as it was: who no longer trusts it closes it.
-            let connecting = tokio::time::timeout(CONNECT_TIMEOUT, self.connect(plane)).await;
-            if let Ok(Ok(connection)) = connecting {
+            if let Ok(connection) = reach(&self.target, plane, Earlier::Stay).await {
                 return connection;
             }
             tokio::time::sleep(PAUSE).await;
@@ -55,8 +54,6 @@ impl Lane {
         let taken = tokio::time::timeout(HAND_OVER, reading).await;
         match taken {
             Ok(Ok(())) => {
-                let opened = &plane.counters.connections_opened;
-                opened.fetch_add(1, Ordering::Relaxed);
                 let (lane, waiting) = (Arc::clone(self), self.waiting());
                 plane.spawn(async move { lane.read_rest(old, waiting).await });
                 Ok(new)
@@ -82,7 +79,7 @@ impl Lane {
                     }
                 }
                 Ok(Err(why)) => {
-                    tracing::debug!(peer = %self.peer.name, why, "an outdated data connection is gone");
+                    tracing::debug!(peer = %self.target.peer.name, why, "an outdated data connection is gone");
                     return;
                 }
                 // A connection on which nothing is said may be taken for one that nobody needs.

@@ -1,0 +1,421 @@
+//! Data connections over a network that does as it is told, under virtual time.
+
+use std::collections::VecDeque;
+use std::task::{Context, Poll, Waker};
+
+use keydispatch_core::hello::Credentials;
+use keydispatch_core::message::{ControlMessage, Lane as LaneName, MAGIC, PROTOCOL_MAJOR};
+use keydispatch_core::{ClusterName, Codec, Generation};
+
+use super::lane::{Outcome, PendingCall};
+use super::wire::{CallHeader, Format, kind};
+use super::*;
+use crate::transport::{AcceptError, BoxFuture, ConnectionError, DialError};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// What becomes of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// Nobody answers the dial.
+    Hangs,
+    /// The handshake is answered, and nothing after it.
+    Stalls,
+    /// Every call is answered.
+    Answers,
+    /// The handshake is answered; then the connection's task panics.
+    Panics,
+}
+
+/// Dials meet their fates in order; the last one is everybody's after it.
+#[derive(Debug)]
+struct Fates {
+    left: Mutex<VecDeque<Fate>>,
+    dials: AtomicU64,
+    /// What the peer says of itself.
+    hello: Hello,
+}
+
+impl Transport for Fates {
+    fn local_address(&self) -> Address {
+        address()
+    }
+
+    fn dial<'a>(&'a self, _: &'a Address) -> BoxFuture<'a, Result<Box<dyn Connection>, DialError>> {
+        self.dials.fetch_add(1, Ordering::Relaxed);
+        let mut left = self.left.lock().unwrap();
+        let fate = if left.len() > 1 {
+            left.pop_front()
+        } else {
+            left.front().copied()
+        };
+        let hello = self.hello.clone();
+        Box::pin(async move {
+            match fate {
+                Some(Fate::Hangs) | None => std::future::pending().await,
+                Some(fate) => Ok(Box::new(Scripted::new(fate, hello)) as Box<dyn Connection>),
+            }
+        })
+    }
+
+    fn accept(&self) -> BoxFuture<'_, Result<Box<dyn Connection>, AcceptError>> {
+        Box::pin(std::future::pending())
+    }
+
+    fn unbind(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
+}
+
+struct Scripted {
+    fate: Fate,
+    hello: Hello,
+    incoming: VecDeque<Frame>,
+    greeted: bool,
+    received: u64,
+    waker: Option<Waker>,
+}
+
+impl Scripted {
+    fn new(fate: Fate, hello: Hello) -> Self {
+        Scripted {
+            fate,
+            hello,
+            incoming: VecDeque::new(),
+            greeted: false,
+            received: 0,
+            waker: None,
+        }
+    }
+}
+
+impl Connection for Scripted {
+    fn credentials(&self) -> &Credentials {
+        &Credentials::Unchecked
+    }
+
+    fn peer(&self) -> &str {
+        "scripted"
+    }
+
+    fn set_frame_limit(&mut self, _: usize) {}
+
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, ConnectionError>>> {
+        match self.incoming.pop_front() {
+            Some(frame) => {
+                self.received += 1;
+                Poll::Ready(Some(Ok(frame)))
+            }
+            None if self.greeted && self.fate == Fate::Panics => panic!("as it was told"),
+            None => {
+                self.waker = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+
+    fn received(&self) -> u64 {
+        self.received
+    }
+
+    fn send_with(&mut self, frame: Frame, rest: Bytes) {
+        let answer = match frame.kind {
+            kind::CALL if self.fate == Fate::Answers => {
+                let (header, mut message) = wire::split::<CallHeader>(&frame.body).unwrap();
+                if !rest.is_empty() {
+                    message = rest;
+                }
+                let mut body = postcard::to_allocvec(&header.number).unwrap();
+                body.extend(&message);
+                Some(Frame {
+                    kind: kind::REPLY,
+                    body: body.into(),
+                })
+            }
+            kind::PING if self.fate == Fate::Answers => Some(wire::empty(kind::PONG)),
+            _ if !self.greeted => {
+                self.greeted = true;
+                Some(ControlMessage::Hello(self.hello.clone()).encode())
+            }
+            _ => None,
+        };
+        self.incoming.extend(answer);
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    fn buffered(&self) -> usize {
+        0
+    }
+
+    fn poll_flush(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ConnectionError>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+fn address() -> Address {
+    Address::try_new("far:1").unwrap()
+}
+
+fn node(name: &str) -> NodeId {
+    NodeId {
+        name: NodeName::try_new(name).unwrap(),
+        generation: Generation {
+            number: 1,
+            random: 1,
+        },
+    }
+}
+
+fn hello(name: &str) -> Hello {
+    Hello {
+        magic: MAGIC,
+        major: PROTOCOL_MAJOR,
+        minor: 1,
+        lane: LaneName::Data,
+        cluster: ClusterName::try_new("c").unwrap(),
+        node: node(name),
+        nonce: name.len() as u64,
+        address: address(),
+        placement: 1,
+        periods_ms: (250, 1_500),
+        joined: true,
+        highest_of_yours: None,
+        offers: Offers::default(),
+    }
+}
+
+struct Stage {
+    plane: Arc<DataPlane>,
+    fates: Arc<Fates>,
+}
+
+impl Stage {
+    fn set(fates: &[Fate]) -> Stage {
+        Stage::with(fates, hello("far"))
+    }
+
+    /// A node, and a peer that is up and says this.
+    fn with(fates: &[Fate], theirs: Hello) -> Stage {
+        let fates = Arc::new(Fates {
+            left: Mutex::new(fates.iter().copied().collect()),
+            dials: AtomicU64::new(0),
+            hello: theirs,
+        });
+        let plane = DataPlane::new(DataConfig {
+            transport: Some(Arc::clone(&fates) as Arc<dyn Transport>),
+            hello: Arc::new(ArcSwap::from_pointee(hello("n"))),
+            pool_size: 1,
+            max_payload_bytes: 1_000,
+            checks_messages: false,
+            topic_bytes: 1_000,
+            drain_timeout: SECOND,
+        });
+        plane.member_up(node("far"), address(), None);
+        Stage { plane, fates }
+    }
+
+    fn lane(&self) -> Arc<Lane> {
+        let peers = self.plane.peers.pin();
+        let peer = peers.get(&node("far").name).unwrap();
+        Arc::clone(&peer.lanes[0])
+    }
+
+    fn begin(&self) -> Result<PendingCall, CallError> {
+        let call = self.lane().call(&self.plane, |number| {
+            let header = CallHeader {
+                number,
+                sequence: 1,
+                timeout_ms: 60_000,
+                format: Format::NONE,
+            };
+            Ok(wire::encode(kind::CALL, &header, Codec::Postcard, &7_u8, 1_000).unwrap())
+        });
+        call.map_err(|unsent| unsent.error)
+    }
+
+    async fn call(&self) -> Result<Outcome, CallError> {
+        Ok(self.begin()?.outcome().await)
+    }
+
+    async fn is_answered(&self) -> bool {
+        matches!(self.call().await, Ok(Outcome::Reply(_)))
+    }
+
+    /// The peer is heard on its control connection.
+    fn heard(&self) {
+        self.plane.heard(&node("far"));
+    }
+
+    fn dials(&self) -> u64 {
+        self.fates.dials.load(Ordering::Relaxed)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dial_that_hangs_holds_up_no_second_one() {
+    let stage = Stage::set(&[Fate::Hangs, Fate::Hangs, Fate::Answers]);
+    assert!(stage.is_answered().await);
+    assert_eq!(stage.dials(), 3);
+    // One that comes through at once has none beside it.
+    let stage = Stage::set(&[Fate::Answers]);
+    assert!(stage.is_answered().await);
+    tokio::time::sleep(5 * SECOND).await;
+    assert!(stage.is_answered().await);
+    assert_eq!(stage.dials(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_silence_the_first_word_on_the_control_connection_ends_the_pause() {
+    let stage = Stage::set(&[
+        Fate::Hangs,
+        Fate::Hangs,
+        Fate::Hangs,
+        Fate::Hangs,
+        Fate::Answers,
+    ]);
+    assert!(matches!(stage.call().await, Ok(Outcome::NotSent(_))));
+    let before = stage.dials();
+    assert!(matches!(stage.call().await, Err(CallError::NotSent { .. })));
+    // The shortest pause is kept all the same, so that a peer that is heard and cannot be dialled is not dialled always.
+    tokio::time::sleep(Duration::from_millis(51)).await;
+    stage.fates.left.lock().unwrap().drain(..).next_back();
+    stage.fates.left.lock().unwrap().push_back(Fate::Answers);
+    stage.heard();
+    assert!(stage.is_answered().await);
+    assert_eq!(stage.dials(), before + 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_is_stuck_is_replaced_once_the_peer_is_heard_elsewhere() {
+    let stage = Stage::set(&[Fate::Stalls, Fate::Answers]);
+    assert!(matches!(stage.call().await, Ok(Outcome::Lost)));
+    // Suspended: TCP may still deliver, and nothing says that another connection would.
+    tokio::time::sleep(30 * SECOND).await;
+    assert!(matches!(stage.call().await, Err(CallError::NotSent { .. })));
+    assert_eq!(stage.dials(), 1);
+    stage.heard();
+    while !stage.is_answered().await {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        assert_eq!(stage.lane().pending(), 0);
+    }
+    assert_eq!(stage.dials(), 2);
+    assert_eq!(stage.plane.stats().suspended, []);
+    // And again, as often as it takes.
+    let stage = Stage::set(&[Fate::Stalls, Fate::Stalls, Fate::Stalls, Fate::Answers]);
+    while !stage.is_answered().await {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        stage.heard();
+    }
+    assert_eq!(stage.dials(), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_would_handle_both_connections_keeps_the_one_it_has() {
+    let old = Hello {
+        minor: 0,
+        ..hello("far")
+    };
+    let stage = Stage::with(&[Fate::Stalls, Fate::Answers], old);
+    assert!(matches!(stage.call().await, Ok(Outcome::Lost)));
+    for _ in 0..100 {
+        stage.heard();
+        tokio::time::sleep(SECOND / 10).await;
+    }
+    assert!(matches!(stage.call().await, Err(CallError::NotSent { .. })));
+    assert_eq!(stage.dials(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_whose_task_panics_fails_its_calls_and_is_dialled_again() {
+    let stage = Stage::set(&[Fate::Panics, Fate::Answers]);
+    let (first, second) = (stage.begin().unwrap(), stage.begin().unwrap());
+    for mut call in [first, second] {
+        let outcome = call.outcome().await;
+        assert!(
+            matches!(outcome, Outcome::Lost | Outcome::NotSent(_)),
+            "{outcome:?}"
+        );
+    }
+    assert_eq!(stage.lane().pending(), 0);
+    while !stage.is_answered().await {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_queued_before_the_peer_said_what_it_takes_fails_alone() {
+    let mut theirs = hello("far");
+    theirs.offers.max_payload_bytes = Some(10);
+    let stage = Stage::with(&[Fate::Answers], theirs);
+    let lane = stage.lane();
+    let long = |number| {
+        let header = CallHeader {
+            number,
+            sequence: 1,
+            timeout_ms: 60_000,
+            format: Format::NONE,
+        };
+        Ok(wire::encode(
+            kind::CALL,
+            &header,
+            Codec::Postcard,
+            &vec![7_u8; 1_000],
+            1_000,
+        )
+        .unwrap())
+    };
+    let mut long = lane.call(&stage.plane, long).unwrap();
+    let mut short = stage.begin().unwrap();
+    assert!(matches!(long.outcome().await, Outcome::TooLarge { .. }));
+    assert!(matches!(short.outcome().await, Outcome::Reply(_)));
+}
+
+/// A connection from a peer that said Hello and nothing since.
+fn from_peer(stage: &Stage, name: &str) {
+    let connection = Box::new(Scripted::new(Fate::Stalls, hello("n")));
+    stage.plane.inbound(connection, hello(name));
+}
+
+async fn open_after(stage: &Stage, time: Duration) -> u64 {
+    tokio::time::sleep(time).await;
+    stage.plane.stats().connections_inbound
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_connection_of_a_peer_ends_with_the_peer_and_one_of_a_living_peer_when_idle() {
+    let stage = Stage::set(&[Fate::Answers]);
+    from_peer(&stage, "far");
+    assert_eq!(open_after(&stage, 120 * SECOND).await, 1);
+    stage.plane.member_down(&node("far"));
+    assert_eq!(open_after(&stage, 10 * SECOND).await, 0);
+    // Nobody knows that one yet.
+    from_peer(&stage, "stranger");
+    assert_eq!(open_after(&stage, SECOND).await, 1);
+    assert_eq!(open_after(&stage, 10 * SECOND).await, 0);
+    // An earlier life of one who is up.
+    let earlier = NodeId {
+        generation: Generation {
+            number: 2,
+            random: 1,
+        },
+        ..node("far")
+    };
+    stage.plane.member_up(earlier, address(), None);
+    from_peer(&stage, "far");
+    assert_eq!(open_after(&stage, 10 * SECOND).await, 0);
+    stage.plane.member_up(node("far"), address(), None);
+    from_peer(&stage, "far");
+    assert_eq!(open_after(&stage, 120 * SECOND).await, 1);
+    assert_eq!(open_after(&stage, 300 * SECOND).await, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peers_connection_whose_task_panics_is_not_counted_any_more() {
+    let stage = Stage::set(&[Fate::Answers]);
+    let mut connection = Scripted::new(Fate::Panics, hello("n"));
+    connection.greeted = true;
+    stage.plane.inbound(Box::new(connection), hello("far"));
+    assert_eq!(open_after(&stage, Duration::from_millis(1)).await, 0);
+}
