@@ -89,6 +89,12 @@ impl<R> Route<R> {
     }
 }
 
+/// A message, and where its reply goes.
+type Question<P> = (
+    Payload<<P as Protocol>::Call>,
+    Route<<P as Protocol>::Reply>,
+);
+
 /// A call that waits for its turn.
 ///
 /// Rule: a call that is dropped before it was opened has not run, and its caller is told so. It does not matter who drops
@@ -96,7 +102,7 @@ impl<R> Route<R> {
 /// one that the handler had, and nobody may send it on.
 pub(crate) struct WaitingCall<P: Protocol> {
     /// None once it was opened.
-    call: Option<(Payload<P::Call>, Route<P::Reply>)>,
+    call: Option<Question<P>>,
     pub(crate) deadline: Instant,
     /// The version that the message is of.
     pub(crate) version: u32,
@@ -124,7 +130,7 @@ impl<P: Protocol> WaitingCall<P> {
     }
 
     /// The message and where its reply goes: from now on they are the opener's to answer. None only after the first time.
-    pub(crate) fn open(&mut self) -> Option<(Payload<P::Call>, Route<P::Reply>)> {
+    pub(crate) fn open(&mut self) -> Option<Question<P>> {
         self.call.take()
     }
 }

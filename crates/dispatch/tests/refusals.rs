@@ -49,7 +49,7 @@ async fn a_node_whose_address_refuses_everybody_stays_up_while_it_reaches_them()
             .await;
         }
         for node in nodes.into_iter().chain([hidden]) {
-            node.leave().await;
+            node.leave().await.unwrap();
         }
         for changes in &mut changes {
             while let Some(change) = changes.next().await {

@@ -21,7 +21,7 @@ impl Bench {
         let node = self.near(&[]).await?;
         self.killed_alone(&node).await?;
         self.large_batch(&node).await?;
-        node.leave().await;
+        node.leave().await?;
         Ok(())
     }
 
@@ -102,7 +102,7 @@ impl Bench {
             let longest = |stats: keydispatch::NodeStats| stats.longest_turn.as_secs_f64() * 1e3;
             let here = longest(adder.stats().await.ok_or("the node has stopped")?);
             let there = longest(node.stats().await.ok_or("the node has stopped")?);
-            adder.leave().await;
+            adder.leave().await?;
             while let Some(change) = changes.next().await {
                 match change {
                     MemberChange::Down { .. } => deaths += 1,

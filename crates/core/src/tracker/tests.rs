@@ -853,7 +853,7 @@ fn an_owner_hears_who_has_its_version_and_nobody_says_so_before() {
     // What goes to c is lost with its link; b has all.
     net.disconnect(&a, &c);
     net.deliver_all();
-    assert_eq!(net.at(&a).without(version), [c.name.clone()]);
+    assert_eq!(net.at(&a).without(version), std::slice::from_ref(&c.name));
     let drained = net.seen[&b].values();
     assert!(
         drained

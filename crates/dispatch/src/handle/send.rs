@@ -52,6 +52,9 @@ pub(super) struct Failed<M> {
     pub(super) tried: Option<Tried>,
 }
 
+/// Why a call was not put into a mailbox, and its message, where that was made.
+type NotPut<C> = (CallError, Option<Payload<C>>);
+
 /// A call on its way.
 pub(super) enum Started<R> {
     Local {
@@ -195,7 +198,7 @@ impl<P: Protocol> Channel<P> {
         info: &ServiceInfo,
         deadline: Deadline,
         make: impl FnOnce() -> Option<Payload<P::Call>>,
-    ) -> Result<Started<P::Reply>, (CallError, Option<Payload<P::Call>>)> {
+    ) -> Result<Started<P::Reply>, NotPut<P::Call>> {
         check_version::<P>(info).map_err(|error| (error, None))?;
         // Rule: nobody waits for its own handler to end.
         if current::is(info.id()) {
