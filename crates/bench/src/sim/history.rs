@@ -354,7 +354,8 @@ fn silence(world: &mut World) -> (f64, f64) {
 
 /// The most that a node of an idle cluster sends in a second: a probe, and the answer to another one's; a digest, and
 /// all that is known to somebody who asks once in ten seconds. Where there and back takes longer than a probe waits, or
-/// much is sent twice, all probes ask for help; elsewhere it is chance when one does.
+/// much is sent twice, all probes ask for help; elsewhere it is chance when one does. Where much is sent twice, suspicions
+/// come and are refuted without an end, too, and there is something to be passed on at every turn of gossip.
 fn idle_messages(world: &World) -> f64 {
     const DIRECT: f64 = 2.0;
     const HELPED: f64 = 3.0 * 4.0;
@@ -365,5 +366,11 @@ fn idle_messages(world: &World) -> f64 {
     let slow = 4 * world.network.base_latency() > membership.probe_timeout();
     let lossy = world.profile.lost_ppm > 10_000;
     let helped = if slow || lossy { 1.0 } else { BY_CHANCE };
-    (DIRECT + HELPED * helped) / membership.probe_period().as_secs_f64() + OTHERS
+    let probes = (DIRECT + HELPED * helped) / membership.probe_period().as_secs_f64();
+    let gossip = if lossy {
+        membership.gossip_fan_out() as f64 / membership.gossip_period().as_secs_f64()
+    } else {
+        0.0
+    };
+    probes + gossip + OTHERS
 }

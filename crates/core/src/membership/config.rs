@@ -65,6 +65,16 @@ impl MembershipConfig {
         self.probe_rtt
     }
 
+    /// How often what is to be passed on goes to [`gossip_fan_out`](Self::gossip_fan_out) members.
+    pub fn gossip_period(&self) -> Duration {
+        self.gossip
+    }
+
+    /// How many members are gossiped to at once.
+    pub fn gossip_fan_out(&self) -> usize {
+        FAN_OUT.get()
+    }
+
     pub(super) fn engine(&self, rules: &Rules) -> foca::Config {
         foca::Config {
             probe_period: self.probe,
