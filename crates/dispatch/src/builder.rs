@@ -77,6 +77,9 @@ pub enum StartError {
         /// How long was waited.
         waited: Duration,
     },
+    /// The operating system gave no threads for the node.
+    #[error("no threads for the node: {0}; raise the limit of threads or processes")]
+    Threads(#[source] std::io::Error),
     /// The node stopped while it was starting.
     #[error("the node stopped while it was starting")]
     Stopped,
@@ -123,6 +126,7 @@ pub struct NodeBuilder {
     start_timeout: Duration,
     expect: usize,
     drain_timeout: Duration,
+    own_threads: bool,
     /// How far the wall clock is behind, in tests.
     clock_behind: Duration,
 }
@@ -146,6 +150,7 @@ pub(crate) struct Checked {
     pub(crate) start_timeout: Duration,
     pub(crate) expect: usize,
     pub(crate) drain_timeout: Duration,
+    pub(crate) own_threads: bool,
     pub(crate) clock_behind: Duration,
 }
 
@@ -180,6 +185,7 @@ impl NodeBuilder {
             start_timeout: DEFAULT_START_TIMEOUT,
             expect: 0,
             drain_timeout: DEFAULT_DRAIN_TIMEOUT,
+            own_threads: true,
             clock_behind: Duration::ZERO,
         }
     }
@@ -334,6 +340,17 @@ impl NodeBuilder {
         self
     }
 
+    /// Whether the node has threads of its own, which all nodes of a process share: half as many as there are processors, 1
+    /// to 4, called `dispatch-node-0` and so on. By default yes: then handlers that block their threads cost the node nothing
+    /// but the answers of its own services.
+    ///
+    /// Without them it runs on the runtime that `start` is called on, beside its services: for tests under
+    /// `tokio::time::pause` and for simulators of whole programs, where time and order are those of one runtime.
+    pub fn own_threads(mut self, own: bool) -> Self {
+        self.own_threads = own;
+        self
+    }
+
     /// Lets the wall clock, which generations are taken from, be behind by that: for tests of restarts with a clock that
     /// was set back.
     #[cfg(feature = "testkit-clock")]
@@ -414,6 +431,7 @@ impl NodeBuilder {
             start_timeout: self.start_timeout,
             expect: self.expect,
             drain_timeout: self.drain_timeout,
+            own_threads: self.own_threads,
             clock_behind: self.clock_behind,
         })
     }

@@ -11,14 +11,15 @@ use keydispatch_core::Escaped;
 use keydispatch_core::hello;
 use keydispatch_core::limits::MAX_CONTROL_FRAME_BYTES;
 use keydispatch_core::links::LinkId;
-use keydispatch_core::message::{ControlMessage, Frame, Hello, Lane, kind};
+use keydispatch_core::message::{Address, ControlMessage, Frame, Hello, Lane, kind};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::complaints::{Complaints, host};
 use crate::data::DataPlane;
 use crate::driver::Input;
-use crate::transport::{Connection, ConnectionError, Transport};
+use crate::runtime::logged;
+use crate::transport::{Connection, ConnectionError, DialError, Transport};
 
 /// Length prefix and kind of a frame.
 pub(crate) const FRAME_HEAD_BYTES: usize = 5;
@@ -42,6 +43,56 @@ pub(crate) struct Outgoing {
     pub(crate) queued: Arc<AtomicUsize>,
     /// The driver hears once the queue has been above and falls below this.
     pub(crate) drained_below: usize,
+}
+
+/// Says to the driver that a task has panicked, as the event that it waits for from that task.
+///
+/// Rule: whatever the driver waits for comes, or a link that nobody serves would count as open for ever.
+pub(crate) struct Report {
+    inputs: mpsc::Sender<Input>,
+    input: Option<Input>,
+}
+
+impl Report {
+    /// Of the task of a link.
+    pub(crate) fn closed(inputs: &mpsc::Sender<Input>, link: LinkId) -> Self {
+        let why = "its task panicked".to_owned();
+        Report {
+            inputs: inputs.clone(),
+            input: Some(Input::Closed { link, why }),
+        }
+    }
+
+    /// Of a dial.
+    pub(crate) fn not_dialled(inputs: &mpsc::Sender<Input>, address: &Address) -> Self {
+        let outcome = Err(DialError::Unreachable {
+            address: address.clone(),
+            source: std::io::Error::other("its task panicked"),
+        });
+        Report {
+            inputs: inputs.clone(),
+            input: Some(Input::Dialled {
+                address: address.clone(),
+                outcome,
+            }),
+        }
+    }
+}
+
+impl Drop for Report {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        tracing::error!("a task of a control connection has panicked");
+        let inputs = self.inputs.clone();
+        if let (Some(input), Ok(runtime)) =
+            (self.input.take(), tokio::runtime::Handle::try_current())
+        {
+            // The queue may be full, and nobody can wait here.
+            runtime.spawn(async move { inputs.send(input).await });
+        }
+    }
 }
 
 enum Step {
@@ -184,12 +235,13 @@ pub(crate) async fn accept(
                 }
                 let (inputs, data, ours) = (inputs.clone(), Arc::clone(&data), Arc::clone(&ours));
                 let complaints = Arc::clone(&complaints);
-                waiting.spawn(async move {
+                let greeted = async move {
                     let greeting = greet(connection, &inputs, &data, &ours, &complaints);
                     if tokio::time::timeout(HELLO_TIMEOUT, greeting).await.is_err() {
                         tracing::debug!("a connection said no hello in time");
                     }
-                });
+                };
+                waiting.spawn(logged(greeted));
             }
             Err(error) => {
                 if data.is_closed() {

@@ -16,10 +16,12 @@ use tokio::task::AbortHandle;
 use crate::call::{CallError, Unsent};
 use crate::mailbox::AnyMailbox;
 use crate::pubsub::Topics;
+use crate::runtime::Runtimes;
 use crate::service::StopReason;
 use crate::transport::{Connection, Transport};
 
 mod contact;
+mod helped;
 pub(crate) mod inbound;
 pub(crate) mod lane;
 mod leaving;
@@ -30,6 +32,7 @@ mod reach;
 pub(crate) mod wire;
 
 use contact::Contact;
+use helped::Helper;
 use inbound::{Caller, Serving};
 use lane::Lane;
 use leaving::Callers;
@@ -48,6 +51,7 @@ pub(crate) struct DataConfig {
     pub(crate) checks_messages: bool,
     pub(crate) topic_bytes: usize,
     pub(crate) drain_timeout: Duration,
+    pub(crate) runtimes: Runtimes,
 }
 
 /// Counters of the data lane, from the node's start.
@@ -195,7 +199,8 @@ pub(crate) struct DataPlane {
     callers: Mutex<Callers>,
     /// How many services run; whoever waits for them to stop reads it.
     running: watch::Sender<usize>,
-    runtime: tokio::runtime::Handle,
+    runtimes: Runtimes,
+    helper: Arc<Helper>,
     /// When a dropped cast was last logged.
     complained: Mutex<Option<tokio::time::Instant>>,
 }
@@ -227,7 +232,8 @@ impl DataPlane {
             departed: AtomicBool::new(false),
             callers: Mutex::default(),
             running: watch::channel(0).0,
-            runtime: tokio::runtime::Handle::current(),
+            helper: Helper::new(config.runtimes.clone()),
+            runtimes: config.runtimes,
             complained: Mutex::default(),
         })
     }
@@ -261,9 +267,9 @@ impl DataPlane {
     }
 
     /// Runs a task of this lane until it ends or the node does.
-    fn spawn(self: &Arc<Self>, task: impl Future<Output = ()> + Send + 'static) {
+    pub(crate) fn spawn(self: &Arc<Self>, task: impl Future<Output = ()> + Send + 'static) {
         let mut stopping = self.stopping.subscribe();
-        self.runtime.spawn(async move {
+        self.helper.spawn(async move {
             tokio::select! {
                 () = task => {}
                 _ = stopping.wait_for(|stop| *stop) => {}
@@ -271,12 +277,17 @@ impl DataPlane {
         });
     }
 
+    /// Goes on with the tasks of this lane where the services hold their threads. Runs on others, as long as the node.
+    pub(crate) async fn help(self: Arc<Self>) {
+        Arc::clone(&self.helper).watch().await;
+    }
+
     /// Runs a service's task; [`stop_services`](Self::stop_services) and [`close`](Self::close) end it.
     pub(crate) fn spawn_service(
         &self,
         task: impl Future<Output = ()> + Send + 'static,
     ) -> AbortHandle {
-        self.runtime.spawn(task).abort_handle()
+        self.runtimes.spawn_service(task).abort_handle()
     }
 
     pub(crate) fn add_local(
@@ -306,12 +317,12 @@ impl DataPlane {
         }
     }
 
-    pub(crate) fn remove_local(&self, sequence: u64) {
-        if self.local.pin().remove(&sequence).is_some() {
-            // Its mailbox goes now, not when enough others have gone, too.
-            self.local.guard().flush();
-            self.running.send_modify(|running| *running -= 1);
-        }
+    /// Nobody reaches the service any more. It counts as running until what is returned is dropped.
+    pub(crate) fn remove_local(&self, sequence: u64) -> Option<StillRunning<'_>> {
+        self.local.pin().remove(&sequence)?;
+        // Its mailbox goes now, not when enough others have gone, too.
+        self.local.guard().flush();
+        Some(StillRunning(&self.running))
     }
 
     pub(crate) fn local(&self, sequence: u64) -> Option<Arc<dyn AnyMailbox>> {
@@ -454,7 +465,7 @@ impl DataPlane {
     }
 
     /// A peer opened a connection, and its Hello was accepted.
-    pub(crate) fn inbound(self: &Arc<Self>, connection: Box<dyn Connection>, theirs: Hello) {
+    pub(crate) fn inbound(self: &Arc<Self>, mut connection: Box<dyn Connection>, theirs: Hello) {
         let Some(inbound) = self.places.add(&theirs) else {
             tracing::warn!(peer = %theirs.node, "closing a data connection: there are too many");
             return;
@@ -466,6 +477,8 @@ impl DataPlane {
         let caller = Caller::new(theirs.node.name, limit, theirs.minor < MINOR_GOES_AWAY);
         let admitted = self.admit(&caller);
         let serving = Serving::new(caller, inbound, admitted, Arc::clone(self));
+        // It was accepted on the node's own threads.
+        connection.move_here();
         self.spawn(serving.run(connection));
     }
 
@@ -553,6 +566,15 @@ impl DataPlane {
 
 /// Why a node that membership does not have up cannot be reached.
 const NOT_UP: &str = "it is not up";
+
+/// A service that nobody reaches any more, and that is not at its end yet.
+pub(crate) struct StillRunning<'a>(&'a watch::Sender<usize>);
+
+impl Drop for StillRunning<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|running| *running -= 1);
+    }
+}
 
 #[cfg(test)]
 mod tests;

@@ -21,9 +21,11 @@ use tokio::task::JoinSet;
 use crate::claim::{Claim, Life};
 use crate::control::{self, Outgoing};
 use crate::data::DataPlane;
+use crate::ending::{Ending, Fatal};
 use crate::events::Watchers;
 use crate::journal::Journal;
 use crate::members::{Member, MemberChange, MemberWatchers};
+use crate::runtime::logged;
 use crate::transport::{Connection, DialError, Transport};
 
 mod turn;
@@ -94,6 +96,8 @@ pub(crate) enum Command {
     Leave {
         reply: oneshot::Sender<()>,
     },
+    #[cfg(feature = "testkit-faults")]
+    Panic,
 }
 
 /// Whose keys are taken away.
@@ -151,6 +155,18 @@ pub(crate) enum Phase {
     /// A living node has the name; where it is, if known.
     NameTaken(Option<Address>),
     Stopped,
+    /// It ended without anybody having asked for it.
+    Failed(Fatal),
+}
+
+impl Phase {
+    /// True where the node has ended.
+    pub(crate) fn is_final(&self) -> bool {
+        match self {
+            Phase::Joining | Phase::Synced => false,
+            Phase::NameTaken(_) | Phase::Stopped | Phase::Failed(_) => true,
+        }
+    }
 }
 
 /// What readers and the driver share.
@@ -237,6 +253,8 @@ pub(crate) struct Driver {
     pub(crate) inputs: mpsc::Receiver<Input>,
     pub(crate) input_sender: mpsc::Sender<Input>,
     pub(crate) shutdown: watch::Receiver<bool>,
+    /// What the node cannot do without has ended.
+    pub(crate) fatal: mpsc::UnboundedReceiver<Fatal>,
     pub(crate) phase: watch::Sender<Phase>,
     pub(crate) links: Links,
     pub(crate) backlog: Backlog,
@@ -280,11 +298,30 @@ enum Wake {
     Dropped,
     /// The turn before left something.
     More,
+    Fatal(Fatal),
 }
 
 impl Driver {
     /// Runs until the node leaves, is dropped, or finds its name taken.
-    pub(crate) async fn run(mut self) {
+    pub(crate) async fn run(self) {
+        let mut ending = Ending {
+            shared: Arc::clone(&self.shared),
+            data: Arc::clone(&self.data),
+            phase: self.phase.clone(),
+            how: None,
+        };
+        let (how, leave) = self.drive().await;
+        ending.how = Some(how);
+        drop(ending);
+        if let Some(reply) = leave {
+            // The caller may have gone; the node has left all the same.
+            let _ = reply.send(());
+        }
+    }
+
+    /// Returns how it ended, and who asked for it.
+    async fn drive(mut self) -> (Phase, Option<oneshot::Sender<()>>) {
+        let mut how = Phase::Stopped;
         let mut commands = Vec::with_capacity(BATCH);
         let mut inputs = Vec::with_capacity(BATCH);
         let leave = loop {
@@ -311,6 +348,10 @@ impl Driver {
                 Wake::Timer => self.handle_timer(&mut inputs).await,
                 Wake::Ended => self.remove_ended(),
                 Wake::Dropped => break None,
+                Wake::Fatal(fatal) => {
+                    how = Phase::Failed(fatal);
+                    break None;
+                }
                 Wake::More => {
                     self.handle_inputs();
                     if let Some(reply) = self.handle_commands() {
@@ -327,10 +368,7 @@ impl Driver {
         }
         let said_goodbye = leave.is_some() || self.goodbye_on_drop;
         self.stop(said_goodbye).await;
-        if let Some(reply) = leave {
-            // The caller may have gone; the node has left all the same.
-            let _ = reply.send(());
-        }
+        (how, leave)
     }
 
     async fn wait(&mut self, commands: &mut Vec<Command>, inputs: &mut Vec<Input>) -> Wake {
@@ -348,6 +386,7 @@ impl Driver {
         // In no fixed order: a flood of frames must not keep commands or timers waiting.
         tokio::select! {
             _ = self.shutdown.wait_for(|stop| *stop) => Wake::Dropped,
+            Some(fatal) = self.fatal.recv() => Wake::Fatal(fatal),
             _ = self.inputs.recv_many(inputs, BATCH), if backlog.inputs.is_empty() => Wake::Inputs,
             () = self.shared.ended_signal.notified(), if backlog.adding.is_none() => Wake::Ended,
             _ = self.commands.recv_many(commands, BATCH), if backlog.takes_commands() => Wake::Commands,
@@ -489,6 +528,8 @@ impl Driver {
                     answers.push(Answer::Without(version, reply));
                 }
                 Command::Leave { reply } => leave = Some(reply),
+                #[cfg(feature = "testkit-faults")]
+                Command::Panic => panic!("told to by a test"),
             }
         }
         self.cluster.commit(now);
@@ -611,7 +652,8 @@ impl Driver {
         let link = LinkId(self.links.last);
         let (outgoing, receiver) = mpsc::unbounded_channel();
         let queued = Arc::new(AtomicUsize::new(0));
-        self.links.tasks.spawn(control::serve(
+        let report = control::Report::closed(&self.input_sender, link);
+        let serving = control::serve(
             connection,
             link,
             Outgoing {
@@ -620,7 +662,12 @@ impl Driver {
                 drained_below: CONGESTED_BYTES / 4,
             },
             self.input_sender.clone(),
-        ));
+        );
+        let task = async move {
+            let _report = report;
+            serving.await;
+        };
+        self.links.tasks.spawn(logged(task));
         self.links.open.insert(
             link,
             Link {
@@ -678,11 +725,14 @@ impl Driver {
                     return;
                 };
                 let inputs = self.input_sender.clone();
-                self.links.tasks.spawn(async move {
+                let report = control::Report::not_dialled(&inputs, &address);
+                let task = async move {
+                    let _report = report;
                     let outcome = transport.dial(&address).await;
                     // The driver is gone only when the node is.
                     let _ = inputs.send(Input::Dialled { address, outcome }).await;
-                });
+                };
+                self.links.tasks.spawn(logged(task));
             }
             // The task flushes what was queued, and then ends.
             Output::Close { link } => {
@@ -752,10 +802,6 @@ impl Driver {
         self.data.close();
         if let Some(transport) = &self.transport {
             transport.unbind().await;
-        }
-        self.shared.close();
-        if !matches!(*self.phase.borrow(), Phase::NameTaken(_)) {
-            self.phase.send_replace(Phase::Stopped);
         }
     }
 }

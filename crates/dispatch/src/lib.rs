@@ -57,6 +57,7 @@ mod deadline;
 mod discovery;
 mod drain;
 mod driver;
+mod ending;
 mod events;
 mod fanout;
 #[cfg(fuzzing)]
@@ -73,6 +74,7 @@ mod protocol;
 mod pubsub;
 mod reach;
 mod registry;
+mod runtime;
 mod service;
 mod settings;
 mod supervise;
@@ -118,4 +120,6 @@ pub mod testkit {
         AUTHORITY_LIFETIME, Authority, AuthorityError, Issued, NODE_LIFETIME, Revoked,
     };
     pub use crate::memory::MemoryNetwork;
+    #[cfg(feature = "testkit-faults")]
+    pub use crate::node::panic_inside;
 }

@@ -265,6 +265,8 @@ pub(crate) trait AnyMailbox: Send + Sync {
     fn stop(&self, reason: StopReason);
     /// Hears once everything that is in it now was handled, or an error where the service has ended.
     fn mark(&self) -> oneshot::Receiver<()>;
+    /// The protocol's.
+    fn name(&self) -> &'static str;
     fn as_any(&self) -> &dyn Any;
 }
 
@@ -340,6 +342,10 @@ impl<P: Protocol> AnyMailbox for Mailbox<P> {
         let (sender, receiver) = oneshot::channel();
         self.put_in_any_case(Envelope::Mark(sender));
         receiver
+    }
+
+    fn name(&self) -> &'static str {
+        P::NAME
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -17,6 +17,7 @@ use crate::data::{DataConfig, DataPlane, DataStats};
 use crate::deadline;
 use crate::discovery::Seed;
 use crate::driver::{Backlog, Clock, Command, Driver, Links, Phase, QUEUE, Shared};
+use crate::ending::{Fatal, Vital};
 use crate::handle::ServiceHandle;
 use crate::join;
 use crate::journal::Journal;
@@ -24,7 +25,8 @@ use crate::members::{Member, MemberChanges};
 use crate::protocol::Protocol;
 use crate::pubsub::PubSub;
 use crate::registry::Registry;
-use crate::service::{ServeError, ServeOptions, Served, Service};
+use crate::runtime::{Kept, Runtimes};
+use crate::service::{ServeError, ServeOptions, Served, Service, blocking};
 use crate::supervise::{SuperviseOptions, Supervised};
 use crate::tls::{self, Tls};
 use crate::transport::Transport;
@@ -34,7 +36,9 @@ use crate::transport::tcp::TcpTransport;
 ///
 /// Cheap to clone. When the last clone is dropped the node stops as if its process had died, unless
 /// [`permdown_on_shutdown`](NodeBuilder::permdown_on_shutdown) is set: then it says goodbye, as [`leave`](Self::leave) does.
-/// Handles and registries taken from it do not keep it alive. It runs on the tokio runtime that it was started on.
+/// Handles and registries taken from it do not keep it alive. Its services run on the tokio runtime that it was started
+/// on, and it ends with that; it runs on threads of its own, so that a handler that blocks holds up nothing but its
+/// service; see [`own_threads`](NodeBuilder::own_threads).
 #[derive(Clone)]
 pub struct Node {
     inner: Arc<Inner>,
@@ -55,6 +59,7 @@ struct Inner {
     /// Dropped last: tells the driver to stop.
     shutdown: watch::Sender<bool>,
     tasks: Vec<JoinHandle<()>>,
+    _threads: Kept,
 }
 
 impl Drop for Inner {
@@ -106,7 +111,8 @@ impl Node {
     }
 
     pub(crate) async fn start(checked: Checked) -> Result<Node, StartError> {
-        let (transport, tls) = bind(&checked).await?;
+        let (runtimes, kept) = Runtimes::start(checked.own_threads).map_err(StartError::Threads)?;
+        let (transport, tls) = bind(&checked, &runtimes).await?;
         let until = deadline::after(checked.start_timeout);
         let listening = transport
             .as_ref()
@@ -155,7 +161,9 @@ impl Node {
             checks_messages: checked.checks_messages,
             topic_bytes: checked.topic_bytes,
             drain_timeout: checked.drain_timeout,
+            runtimes: runtimes.clone(),
         });
+        let (fatal, fatal_receiver) = mpsc::unbounded_channel();
         let driver = Driver {
             cluster,
             clock,
@@ -169,29 +177,47 @@ impl Node {
             inputs: input_receiver,
             input_sender: inputs.clone(),
             shutdown: shutdown_receiver,
+            fatal: fatal_receiver,
             phase: phase_sender,
             links: Links::default(),
             backlog: Backlog::default(),
         };
         let mut tasks = Vec::new();
         if let Some(tls) = &tls {
-            tasks.push(tokio::spawn(tls::watch(Arc::clone(tls))));
+            tasks.push(runtimes.spawn(tls::watch(Arc::clone(tls))));
         }
         if let Some(transport) = &transport {
-            tasks.push(tokio::spawn(control::accept(
-                Arc::clone(transport),
-                inputs,
-                Arc::clone(&data),
-                hello,
-            )));
+            let accepting =
+                control::accept(Arc::clone(transport), inputs, Arc::clone(&data), hello);
+            let vital = Vital::unless_panicked(&fatal, "acceptor");
+            tasks.push(runtimes.spawn(async move {
+                let _vital = vital;
+                accepting.await;
+            }));
             if checked.resolves_names() && checked.seeds.iter().any(Seed::is_name) {
                 let seeds = (checked.seeds.clone(), seeds.awaited);
-                tasks.push(tokio::spawn(join::resolve_again(
-                    seeds.0, seeds.1, until, commands,
-                )));
+                tasks.push(runtimes.spawn(join::resolve_again(seeds.0, seeds.1, until, commands)));
             }
         }
-        tokio::spawn(driver.run());
+        let watching = blocking::watch(Arc::clone(&data), checked.name.clone(), nonce);
+        let helping = Arc::clone(&data).help();
+        let mut ended = phase.clone();
+        runtimes.spawn(async move {
+            tokio::select! {
+                () = watching => {}
+                () = helping => {}
+                _ = ended.wait_for(Phase::is_final) => {}
+            }
+        });
+        let vital = Vital::as_long_as_the_node(&fatal, "services' runtime");
+        runtimes.spawn_service(vital.until(phase.clone()));
+        runtimes.spawn({
+            let kept = kept.clone();
+            async move {
+                driver.run().await;
+                drop(kept);
+            }
+        });
         let pubsub = PubSub::new(Arc::clone(&data), checked.name.clone());
         let node = Node {
             inner: Arc::new(Inner {
@@ -206,6 +232,7 @@ impl Node {
                 tls,
                 shutdown,
                 tasks,
+                _threads: kept,
             }),
         };
         node.wait_synced(checked.start_timeout, until).await?;
@@ -314,14 +341,13 @@ impl Node {
         }
     }
 
-    /// Waits until the node has stopped by itself, and says why: only a living node of the same name makes it do so.
+    /// Waits until the node has stopped, and says why.
     pub async fn stopped(&self) -> StopCause {
         let mut phase = self.inner.phase.clone();
-        let ended = phase
-            .wait_for(|phase| matches!(phase, Phase::NameTaken(_) | Phase::Stopped))
-            .await;
-        match ended.as_deref() {
+        match phase.wait_for(Phase::is_final).await.as_deref() {
             Ok(Phase::NameTaken(by)) => StopCause::NameTaken { by: by.clone() },
+            Ok(Phase::Failed(Fatal::RuntimeEnded)) => StopCause::RuntimeEnded,
+            Ok(Phase::Failed(Fatal::Panicked)) => StopCause::Panicked,
             _ => StopCause::Left,
         }
     }
@@ -340,7 +366,7 @@ impl Node {
                     name: self.name().clone(),
                     by,
                 }),
-                Phase::Stopped => Err(StartError::Stopped),
+                Phase::Stopped | Phase::Failed(_) => Err(StartError::Stopped),
             },
             Ok(Err(_)) => Err(StartError::Stopped),
             Err(_) => {
@@ -392,17 +418,28 @@ pub enum StopCause {
         /// Where the other is reached, where that is known.
         by: Option<Address>,
     },
+    /// The runtime that it was started on has ended, and its services with it.
+    RuntimeEnded,
+    /// A task inside the node panicked: a fault of this library. The log has the place.
+    Panicked,
+}
+
+/// Lets the node end by a panic of its driver: for tests of what waits on it.
+#[cfg(feature = "testkit-faults")]
+pub async fn panic_inside(node: &Node) {
+    // An error says that the node has stopped already.
+    let _ = node.command(Command::Panic).await;
 }
 
 /// The transport, and what it is encrypted by.
 type Bound = (Option<Arc<dyn Transport>>, Option<Arc<Tls>>);
 
-async fn bind(checked: &Checked) -> Result<Bound, StartError> {
+async fn bind(checked: &Checked, runtimes: &Runtimes) -> Result<Bound, StartError> {
     Ok(match &checked.network {
         None => (None, None),
         Some(Network::Memory(network)) => (Some(network.bind(&checked.bind)?), None),
         Some(Network::Plaintext) => {
-            let transport = TcpTransport::plaintext(&checked.bind)?;
+            let transport = runtimes.enter(|| TcpTransport::plaintext(&checked.bind))?;
             (Some(Arc::new(transport)), None)
         }
         Some(Network::Tls(files)) => {
@@ -412,7 +449,8 @@ async fn bind(checked: &Checked) -> Result<Bound, StartError> {
             // It ends early only where the runtime does.
             let tls = loading.await.map_err(|_| StartError::Stopped)??;
             tls.check_node(&checked.name)?;
-            let transport = TcpTransport::tls(&checked.bind, Arc::clone(&tls))?;
+            let transport =
+                runtimes.enter(|| TcpTransport::tls(&checked.bind, Arc::clone(&tls)))?;
             (Some(Arc::new(transport)), Some(tls))
         }
     })

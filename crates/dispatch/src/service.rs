@@ -16,6 +16,7 @@ use crate::mailbox::{AnyMailbox, Mailbox, ReplyTo, queue};
 use crate::protocol::Protocol;
 use crate::registry::{Registration, Registry, RegistryError};
 
+pub(crate) mod blocking;
 mod context;
 pub(crate) mod current;
 mod info;
@@ -81,6 +82,42 @@ pub enum Ended {
 /// ```
 ///
 /// What a service's own tasks have to tell it is a private message: see [`HandleInfo`].
+///
+/// # What blocks
+///
+/// Handlers run on the tokio runtime that the node was started on. One that computes for long, or waits without `await`
+/// (files, locks, `std::thread::sleep`), holds a thread of that runtime: the other services, and whatever else the program
+/// runs there, wait for it once all of the threads are held. The node itself does not: it has threads of its own, so the
+/// other nodes go on hearing of it, and callers wait for their answers until their timeouts. What blocks belongs into
+/// [`spawn_blocking`](https://docs.rs/tokio/latest/tokio/task/fn.spawn_blocking.html); awaiting it holds nobody up:
+///
+/// ```
+/// use keydispatch::{Context, Protocol, ReplyTo, Service};
+/// # struct Sums;
+/// # impl Protocol for Sums {
+/// #     const NAME: &'static str = "sum";
+/// #     type Call = u64; type Reply = u64; type Cast = ();
+/// # }
+/// struct Sum;
+///
+/// impl Service for Sum {
+///     type Protocol = Sums;
+///
+///     async fn handle_call(&mut self, up_to: u64, reply_to: ReplyTo<u64>, _: &mut Context<Self>) {
+///         let sum = tokio::task::spawn_blocking(move || (0..=up_to).sum());
+///         // Where it panics the call fails with `NoReply`.
+///         if let Ok(sum) = sum.await {
+///             reply_to.reply(sum);
+///         }
+///     }
+/// }
+/// ```
+///
+/// This service handles its next message once this one is done; with the work in a spawned task that takes `reply_to` along
+/// it goes on at once. A handler that has held a thread for a second is named in the log, at `warn`, once, and again after
+/// twice as long. One that merely awaits for long is not.
+///
+/// # Panics
 ///
 /// A handler that panics ends this instance alone: its entry leaves the registry at once, and its callers get
 /// [`CallError::Stopped`](crate::CallError::Stopped). With `panic = "abort"` it ends the process, as any panic does.
@@ -292,7 +329,7 @@ pub(crate) async fn serve<S: Service>(
     };
     let current = Current::of(&id);
     let running = runner.run(service, id, receiver, started);
-    let task = data.spawn_service(current::turns(current, running));
+    let task = data.spawn_service(current::turns(current, Arc::clone(&flag), running));
     let unfinished = AbortUnlessDone(Some(task.clone()));
     match start.await {
         Ok(Ok(())) => {}

@@ -2,6 +2,7 @@
 
 pub(crate) mod framing;
 pub(crate) mod metered;
+pub(crate) mod socket;
 pub(crate) mod tcp;
 
 use std::fmt::Debug;
@@ -67,6 +68,9 @@ pub(crate) trait Connection: Send + 'static {
 
     /// Bytes that arrived so far, of whole frames or not: each of them shows that the other side is there.
     fn received(&self) -> u64;
+
+    /// Belongs from the next poll on to the runtime that polls it then: until then to the one that it was made on.
+    fn move_here(&mut self) {}
 
     /// Queues a frame, which [`poll_flush`](Self::poll_flush) sends.
     fn send(&mut self, frame: Frame) {

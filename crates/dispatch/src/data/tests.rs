@@ -204,6 +204,7 @@ impl Stage {
             hello: theirs,
         });
         let plane = DataPlane::new(DataConfig {
+            runtimes: crate::runtime::Runtimes::start(false).unwrap().0,
             transport: Some(Arc::clone(&fates) as Arc<dyn Transport>),
             hello: Arc::new(ArcSwap::from_pointee(hello("n"))),
             pool_size: 1,

@@ -1,7 +1,8 @@
 //! Which service a thread is at work for: known to what its handler calls, and to whoever watches the threads.
 
 use std::future::poll_fn;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use keydispatch_core::ServiceId;
@@ -89,16 +90,65 @@ pub(crate) fn is(id: &ServiceId) -> bool {
     current() == Some(Current::of(id))
 }
 
+/// A thread that is at work for a service, in one turn.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Seen {
+    /// Tells threads apart.
+    pub(super) thread: usize,
+    /// Another one each time: two looks that see the same saw one poll that lasted.
+    pub(super) turn: u64,
+    pub(super) sequence: u64,
+}
+
+/// The threads that are at work for services of that node right now.
+pub(super) fn at_work(nonce: u64) -> Vec<Seen> {
+    let threads = THREADS.lock().unwrap_or_else(PoisonError::into_inner);
+    let threads = threads.iter().filter_map(Weak::upgrade);
+    threads
+        .filter_map(|work| {
+            let turn = work.turn.load(Ordering::Acquire);
+            let current = work.current()?;
+            // Read again: it may have gone on between.
+            let same = work.turn.load(Ordering::Acquire) == turn;
+            (same && current.nonce == nonce).then(|| Seen {
+                thread: Arc::as_ptr(&work).addr(),
+                turn,
+                sequence: current.sequence,
+            })
+        })
+        .collect()
+}
+
 /// Runs what a service does, known as [`current`] meanwhile.
 pub(super) fn turns<T>(
     service: Current,
+    ended: Arc<AtomicBool>,
     task: impl Future<Output = T> + Send,
 ) -> impl Future<Output = T> + Send {
-    let mut task = Box::pin(task);
+    let mut running = Running {
+        _ended: SetWhenDropped(ended),
+        task: Box::pin(task),
+    };
     poll_fn(move |cx| {
+        let running = &mut running;
         let _turn = Turn::begin(service);
-        task.as_mut().poll(cx)
+        running.task.as_mut().poll(cx)
     })
+}
+
+/// The fields are dropped in this order: where a runtime ends, its tasks are dropped as they are, and a handler that is
+/// dropped with its chance to reply has not chosen not to.
+struct Running<F> {
+    _ended: SetWhenDropped,
+    task: Pin<Box<F>>,
+}
+
+struct SetWhenDropped(Arc<AtomicBool>);
+
+impl Drop for SetWhenDropped {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
 }
 
 /// One poll. Ends when dropped, so that a panic ends it, too.
@@ -133,7 +183,7 @@ mod tests {
     #[tokio::test]
     async fn a_service_is_current_in_its_own_task_between_waits_and_after_them_alone() {
         assert_eq!(current(), None);
-        let seen = turns(ONE, async {
+        let seen = turns(ONE, Arc::default(), async {
             let before = current();
             tokio::task::yield_now().await;
             let spawned = tokio::spawn(async { current() }).await.unwrap();
@@ -145,7 +195,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_ends_the_turn() {
-        let task = tokio::spawn(turns(ONE, async { panic!("told to") }));
+        let task = tokio::spawn(turns(ONE, Arc::default(), async { panic!("told to") }));
         assert!(task.await.unwrap_err().is_panic());
         // The runtime of a test has one thread.
         assert_eq!(current(), None);

@@ -111,9 +111,9 @@ impl Runner {
         let reason = ending
             .handle_all(&mut service, &mut cx, &mut inbox, &flag)
             .await;
-        // The entry goes first, so that nobody finds a service that is stopping.
+        // The entry goes first, so that nobody finds a service that is stopping. A node that leaves waits for its end.
         ending.runner.life.end();
-        ending.runner.data.remove_local(ending.id.sequence);
+        let _counted = ending.runner.data.remove_local(ending.id.sequence);
         // It may have been removed by hand already.
         let _ = ending.runner.registry.remove_service(&ending.id).await;
         service.stopped(reason).await;

@@ -19,9 +19,11 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::complaints::Complaints;
 use crate::data::done_by;
+use crate::runtime::logged;
 use crate::tls::{Admitted, Role, Standing, TLS_BUFFER_BYTES, Tls, tls_error};
 use crate::transport::framing::Framed;
 use crate::transport::metered::{Metered, Received};
+use crate::transport::socket::{Move, Socket};
 use crate::transport::{
     AcceptError, BindError, BoxFuture, Connection, ConnectionError, DIAL_TIMEOUT, DialError,
     Transport,
@@ -121,11 +123,14 @@ impl TcpTransport {
             why,
         };
         let identity = tls.identity().await;
-        let received = Received::default();
+        let (received, moving) = (Received::default(), Move::default());
         let stream = TlsConnector::from(Arc::clone(&identity.client))
             .connect_with(
                 tls.server_name(),
-                BufReader::with_capacity(TLS_READ_BYTES, Metered::new(stream, &received)),
+                BufReader::with_capacity(
+                    TLS_READ_BYTES,
+                    Metered::new(Socket::new(stream, &moving), &received),
+                ),
                 |session| session.set_buffer_limit(Some(TLS_BUFFER_BYTES)),
             )
             .await
@@ -138,7 +143,10 @@ impl TcpTransport {
             )
             .map_err(refused)?;
         Ok(Box::new(TcpConnection::encrypted(
-            stream, received, admitted, peer,
+            stream,
+            (received, moving),
+            admitted,
+            peer,
         )))
     }
 
@@ -177,7 +185,7 @@ impl TcpTransport {
                         return Ok(Box::new(TcpConnection::plaintext(stream, peer.to_string())));
                     };
                     let (tls, complaints) = (Arc::clone(tls), Arc::clone(&self.complaints));
-                    handshakes.spawn(async move {
+                    handshakes.spawn(logged(async move {
                         match shake_hands(&tls, stream, peer).await {
                             Ok(connection) => Some(connection),
                             Err(why) => {
@@ -185,7 +193,7 @@ impl TcpTransport {
                                 None
                             }
                         }
-                    });
+                    }));
                 }
                 Err(error) if is_closed(&error) => {
                     return Err(AcceptError {
@@ -311,9 +319,12 @@ async fn shake_hands(
     peer: SocketAddr,
 ) -> Result<Box<dyn Connection>, String> {
     let identity = tls.identity().await;
-    let received = Received::default();
+    let (received, moving) = (Received::default(), Move::default());
     let handshake = TlsAcceptor::from(Arc::clone(&identity.server)).accept_with(
-        BufReader::with_capacity(TLS_READ_BYTES, Metered::new(stream, &received)),
+        BufReader::with_capacity(
+            TLS_READ_BYTES,
+            Metered::new(Socket::new(stream, &moving), &received),
+        ),
         |session| session.set_buffer_limit(Some(TLS_BUFFER_BYTES)),
     );
     let stream = timeout(HANDSHAKE_TIMEOUT, handshake)
@@ -324,7 +335,10 @@ async fn shake_hands(
     let admitted = tls.admit(&identity, certificates, Role::Client)?;
     let peer = peer.to_string();
     Ok(Box::new(TcpConnection::encrypted(
-        stream, received, admitted, peer,
+        stream,
+        (received, moving),
+        admitted,
+        peer,
     )))
 }
 
@@ -355,6 +369,7 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 struct TcpConnection<S> {
     framed: Framed<S>,
     received: Received,
+    moving: Move,
     credentials: Credentials,
     /// None without encryption.
     standing: Option<Standing>,
@@ -362,10 +377,16 @@ struct TcpConnection<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> TcpConnection<S> {
-    fn encrypted(stream: S, received: Received, admitted: Admitted, peer: String) -> Self {
+    fn encrypted(
+        stream: S,
+        (received, moving): (Received, Move),
+        admitted: Admitted,
+        peer: String,
+    ) -> Self {
         TcpConnection {
             framed: Framed::new(stream),
             received,
+            moving,
             credentials: admitted.credentials,
             standing: Some(admitted.standing),
             peer,
@@ -389,12 +410,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TcpConnection<S> {
     }
 }
 
-impl TcpConnection<Metered<TcpStream>> {
+impl TcpConnection<Metered<Socket>> {
     fn plaintext(stream: TcpStream, peer: String) -> Self {
-        let received = Received::default();
+        let (received, moving) = (Received::default(), Move::default());
         TcpConnection {
-            framed: Framed::plaintext(Metered::new(stream, &received)),
+            framed: Framed::plaintext(Metered::new(Socket::new(stream, &moving), &received)),
             received,
+            moving,
             credentials: Credentials::Unchecked,
             standing: None,
             peer,
@@ -439,6 +461,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Connection for TcpConne
 
     fn received(&self) -> u64 {
         self.received.bytes()
+    }
+
+    fn move_here(&mut self) {
+        self.moving.ask();
     }
 
     fn send_with(&mut self, frame: Frame, rest: Bytes) {
