@@ -29,6 +29,7 @@ mod outbox;
 mod places;
 mod pump;
 mod reach;
+mod undialled;
 pub(crate) mod wire;
 
 use contact::Contact;
@@ -163,6 +164,7 @@ impl Heard {
 #[derive(Debug)]
 struct Peer {
     node: NodeId,
+    address: Address,
     contact: Arc<Contact>,
     lanes: Box<[Arc<Lane>]>,
 }
@@ -426,6 +428,7 @@ impl DataPlane {
         let name = node.name.clone();
         let peer = Arc::new(Peer {
             node,
+            address,
             contact,
             lanes,
         });
@@ -443,6 +446,15 @@ impl DataPlane {
         {
             peer.contact.offers(offers);
             peer.contact.hear();
+        }
+    }
+
+    /// A control connection to that address did not come about; it matters where a node is up that is to be reached there.
+    pub(crate) fn not_dialled(&self, address: &Address, why: &str) {
+        for (_, peer) in &self.peers.pin() {
+            if peer.address == *address {
+                peer.contact.undialled.failed(&peer.node, address, why);
+            }
         }
     }
 

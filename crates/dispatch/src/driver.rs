@@ -618,6 +618,7 @@ impl Driver {
                 address,
                 outcome: Err(error),
             } => {
+                self.data.not_dialled(&address, &error.to_string());
                 let failure = match error {
                     DialError::Refused { .. } => DialFailure::Refused,
                     error => DialFailure::Unreachable(error.to_string()),

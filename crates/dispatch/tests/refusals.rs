@@ -3,11 +3,11 @@
 
 use std::time::Duration;
 
-use keydispatch::{MemberChange, NewService, Node};
+use keydispatch::{Context, MemberChange, NewService, Node, Protocol, ReplyTo, Service};
 
 mod support;
 
-use support::eventually;
+use support::{Log, eventually};
 
 fn describe(name: &str) -> keydispatch::NodeBuilder {
     Node::builder(name)
@@ -59,4 +59,57 @@ async fn a_node_whose_address_refuses_everybody_stays_up_while_it_reaches_them()
             }
         }
     }
+}
+
+struct Echoes;
+
+impl Protocol for Echoes {
+    const NAME: &'static str = "echo";
+    type Call = u32;
+    type Reply = u32;
+    type Cast = ();
+}
+
+struct Echo;
+
+impl Service for Echo {
+    type Protocol = Echoes;
+
+    async fn handle_call(&mut self, call: u32, reply_to: ReplyTo<u32>, _: &mut Context<Self>) {
+        reply_to.reply(call);
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_is_up_and_cannot_be_dialled_is_named_once_with_its_address_and_the_reason() {
+    let (log, _guard) = Log::capture();
+    let seed = describe("seed").start().await.unwrap();
+    let hidden = describe("hidden")
+        .advertise("127.0.0.1:1")
+        .seeds([seed.address().as_str()])
+        .start()
+        .await
+        .unwrap();
+    hidden.serve(Echo).await.unwrap();
+    let echoes = seed.services::<Echoes>();
+    echoes.wait_online(1).await.unwrap();
+    let warned = || log.lines(&["WARN", "cannot be dialled", "hidden", "127.0.0.1:1"]);
+    // Nobody waits here: each call takes the time that a dial takes, or a pause between two of them.
+    let options = keydispatch::CallOptions::new().timeout(Duration::from_millis(200));
+    while warned().is_empty() {
+        let error = echoes
+            .with(options.clone())
+            .call("key", 1)
+            .await
+            .unwrap_err();
+        assert!(!error.may_have_run(), "{error}");
+    }
+    for _ in 0..10 {
+        echoes
+            .with(options.clone())
+            .call("key", 1)
+            .await
+            .unwrap_err();
+    }
+    assert_eq!(warned().len(), 1, "{:?}", warned());
 }

@@ -8,6 +8,7 @@ use keydispatch_core::message::Offers;
 use tokio::sync::Notify;
 
 use super::Heard;
+use super::undialled::Undialled;
 
 /// See the module.
 #[derive(Debug)]
@@ -20,6 +21,7 @@ pub(super) struct Contact {
     heard: Heard,
     /// Told of everything that is heard there.
     hearing: Notify,
+    pub(super) undialled: Undialled,
 }
 
 impl Default for Contact {
@@ -29,6 +31,7 @@ impl Default for Contact {
             replaces: AtomicBool::new(false),
             heard: Heard::default(),
             hearing: Notify::new(),
+            undialled: Undialled::default(),
         }
     }
 }

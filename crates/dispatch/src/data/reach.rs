@@ -71,6 +71,21 @@ pub(super) async fn reach(
     plane: &Arc<DataPlane>,
     earlier: Earlier,
 ) -> Result<Box<dyn Connection>, Unreached> {
+    let reached = dial(target, plane, earlier).await;
+    let undialled = &target.contact.undialled;
+    match &reached {
+        Ok(_) => undialled.over(),
+        Err(failed) => undialled.failed(&target.peer, &target.address, &failed.why),
+    }
+    reached
+}
+
+/// The same; the first of several dials that comes through.
+async fn dial(
+    target: &Arc<Target>,
+    plane: &Arc<DataPlane>,
+    earlier: Earlier,
+) -> Result<Box<dyn Connection>, Unreached> {
     let begun = Instant::now();
     // Ends the dials that are left when it is dropped.
     let mut dials = JoinSet::new();
