@@ -141,6 +141,11 @@ async fn the_three_subscriptions_are_streams() {
     ));
     node.leave().await.unwrap();
     assert!(next(&mut members).await.is_none());
+    // Leaving takes the keys away first.
+    assert!(matches!(
+        next(&mut services).await,
+        Some(ServiceEvent::Updated { .. })
+    ));
     assert!(next(&mut services).await.is_none());
     assert!(next(&mut topic).await.is_none());
 }
