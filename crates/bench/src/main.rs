@@ -119,7 +119,10 @@ fn run(command: Command) -> Result<(), fleet::Error> {
         Command::RollingNode(options) => {
             log();
             let runtime = tokio::runtime::Runtime::new()?;
-            runtime.block_on(rolling::run_node(options, say))
+            let outcome = runtime.block_on(rolling::run_node(options, say));
+            // Whoever reads the standard input is not waited for.
+            runtime.shutdown_background();
+            outcome
         }
         Command::Register(options) => register::run(options, say),
         Command::RegisterFar(far) => register::run_far(far, say),
