@@ -11,7 +11,7 @@ use keydispatch_core::Escaped;
 use keydispatch_core::hello;
 use keydispatch_core::limits::MAX_CONTROL_FRAME_BYTES;
 use keydispatch_core::links::LinkId;
-use keydispatch_core::message::{Address, ControlMessage, Frame, Hello, Lane, kind};
+use keydispatch_core::message::{Address, ControlMessage, Frame, Hello, Lane, Refusal, kind};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -276,7 +276,9 @@ async fn greet(
     match ControlMessage::decode(&first) {
         Ok(Some(ControlMessage::Hello(theirs))) if theirs.lane == Lane::Data => {
             let ours = ours.load();
-            let verdict = hello::check(&ours, &theirs, connection.credentials());
+            let greeted = data.greet();
+            let verdict = hello::check(&ours, &theirs, connection.credentials())
+                .and_then(|()| greeted.as_ref().map(|_| ()).ok_or(Refusal::Left));
             let answer = match &verdict {
                 Ok(()) => ControlMessage::Hello(Hello {
                     lane: Lane::Data,
@@ -284,7 +286,9 @@ async fn greet(
                 }),
                 Err(refusal) => {
                     let why = refusal.to_string();
-                    if complaints.is_news(host(connection.peer()), &why) {
+                    if *refusal != Refusal::Left
+                        && complaints.is_news(host(connection.peer()), &why)
+                    {
                         tracing::warn!(peer = %theirs.node, why = %Escaped(why), "refusing a data connection");
                     }
                     ControlMessage::Refuse(refusal.clone())

@@ -262,7 +262,7 @@ impl Caller {
     }
 }
 
-fn kind(error: &CallError) -> &'static str {
+pub(crate) fn kind(error: &CallError) -> &'static str {
     match error {
         CallError::NoService { .. } => "no service",
         CallError::NoInstance { .. } => "no instance",
@@ -273,6 +273,8 @@ fn kind(error: &CallError) -> &'static str {
         CallError::Stopped => "stopped",
         CallError::Gone { .. } => "gone",
         CallError::NoReply => "no reply",
+        CallError::NodeStopped => "node stopped",
+        CallError::Incompatible { .. } => "incompatible",
         _ => "other",
     }
 }

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
 use crate::fleet::Error;
+use crate::net::load::kind;
 
 /// Keys that are called.
 pub(super) const KEYS: usize = 1_000;
@@ -141,9 +142,7 @@ impl Counts {
     fn failed(&mut self, error: &CallError) {
         self.failed += 1;
         self.may_have_run += u64::from(error.may_have_run());
-        let kind = format!("{error:?}");
-        let kind = kind.split([' ', '{', '(']).next().unwrap_or_default();
-        *self.by_kind.entry(kind.to_owned()).or_default() += 1;
+        *self.by_kind.entry(kind(error).to_owned()).or_default() += 1;
         tracing::warn!(%error, "a call failed");
     }
 }

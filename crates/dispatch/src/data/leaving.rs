@@ -31,6 +31,10 @@ pub(super) struct Callers {
     last: u64,
     /// This node goes away: a new connection is told so first of all.
     turned_away: bool,
+    /// Connections whose Hello is about to be answered.
+    greeted: usize,
+    /// Every peer has sent its last: whoever opens a connection now is refused.
+    refusing: bool,
     last_fence: u64,
 }
 
@@ -51,6 +55,23 @@ impl Drop for Admitted {
     }
 }
 
+/// A connection whose Hello is about to be answered, until it is among the callers.
+///
+/// Rule: nobody has its Hello answered and is then forgotten. It may have sent a call right behind the answer, which would
+/// look like one that was lost on the way and may have run.
+pub(crate) struct Greeted(Arc<DataPlane>);
+
+impl Drop for Greeted {
+    fn drop(&mut self) {
+        let mut callers = self
+            .0
+            .callers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        callers.greeted -= 1;
+    }
+}
+
 /// Looks again and again until it is done; false where time is up before.
 pub(crate) async fn done_by(until: Instant, mut is_done: impl FnMut() -> bool) -> bool {
     let mut pause = LOOK_PAUSE.0;
@@ -67,6 +88,16 @@ pub(crate) async fn done_by(until: Instant, mut is_done: impl FnMut() -> bool) -
 }
 
 impl DataPlane {
+    /// A peer has said Hello; none where it is too late for that.
+    pub(crate) fn greet(self: &Arc<Self>) -> Option<Greeted> {
+        let mut callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
+        if callers.refusing {
+            return None;
+        }
+        callers.greeted += 1;
+        Some(Greeted(Arc::clone(self)))
+    }
+
     /// A peer has opened a connection.
     pub(super) fn admit(self: &Arc<Self>, caller: &Arc<Caller>) -> Admitted {
         let mut callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
@@ -91,13 +122,21 @@ impl DataPlane {
         }
     }
 
-    /// Waits until every peer has sent its last frame; false where time is up before.
+    /// Waits until every peer has sent its last frame, and refuses new connections from then on; false where time is up
+    /// before.
     pub(crate) async fn heard_the_last(&self, until: Instant) -> bool {
         let old = self.open_callers(|caller| caller.is_old()) > 0;
         let heard = done_by(until, || {
-            self.open_callers(|caller| !caller.is_old() && !caller.has_gone()) == 0
+            let mut callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
+            let has_more = |caller: &Arc<Caller>| !caller.is_old() && !caller.has_gone();
+            callers.refusing = callers.greeted == 0 && !callers.open.values().any(has_more);
+            callers.refusing
         });
         let heard = heard.await;
+        self.callers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .refusing = true;
         if old {
             // Nobody says when it has sent its last.
             tokio::time::sleep_until(until.min(Instant::now() + OLD_PEER)).await;
