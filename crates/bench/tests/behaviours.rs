@@ -443,7 +443,7 @@ async fn a_service_that_panics_disappears(stage: Stage) {
     let Answer::Failed(seen) = stage.tell(Order::PanicCounter(id)).await else {
         panic!("the caller of a service that panics gets an error");
     };
-    assert!(seen.contains("Stopped"), "{seen}");
+    assert!(seen.contains("stopped before it replied"), "{seen}");
     let left = stage.near_lists("counter", 1).await;
     assert_eq!(left[0].id, other);
 }

@@ -150,7 +150,7 @@ fn without_heeding_verdicts_the_dead_stay_listed_where_somebody_slept() {
 
 #[test]
 fn without_telling_verdicts_those_who_have_no_link_miss_the_living() {
-    noticed("verdict_is_told", "severed", 8, 14..20);
+    noticed("verdict_is_told", "severed", 8, 20..26);
 }
 
 #[test]
