@@ -97,19 +97,11 @@ async fn a_node_that_is_up_and_cannot_be_dialled_is_named_once_with_its_address_
     // Nobody waits here: each call takes the time that a dial takes, or a pause between two of them.
     let options = keydispatch::CallOptions::new().timeout(Duration::from_millis(200));
     while warned().is_empty() {
-        let error = echoes
-            .with(options.clone())
-            .call("key", 1)
-            .await
-            .unwrap_err();
+        let error = echoes.with(options).call("key", 1).await.unwrap_err();
         assert!(!error.may_have_run(), "{error}");
     }
     for _ in 0..10 {
-        echoes
-            .with(options.clone())
-            .call("key", 1)
-            .await
-            .unwrap_err();
+        echoes.with(options).call("key", 1).await.unwrap_err();
     }
     assert_eq!(warned().len(), 1, "{:?}", warned());
 }
