@@ -22,8 +22,8 @@ mod tests;
 
 pub(crate) use dials::{Dials, Purpose, SeedState};
 
-/// How long either side waits for the other's part of the handshake.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Shortest and longest time that [`hello_timeout`] gives.
+const HELLO_TIMEOUTS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
 
 /// A second connection of a pair within this time of the first is taken for a crossed dial, and the one that
 /// the smaller name dialled stays. A later one means that the other side has lost the first, so the newer stays.
@@ -40,6 +40,16 @@ const MAX_WAITING_PACKETS: usize = 8;
 
 /// Most links that were closed on the word of others and may still bring a goodbye.
 const MAX_FORGOTTEN: usize = 64;
+
+/// How long a connection may take, from when this side dialled or accepted it, until the other side's Hello is here: the
+/// `down_period`, at least a second and at most five.
+///
+/// Rule: a Hello is no older than what it takes to find out a death. One that waited for longer in a stalled connection
+/// may be the last word of a process that has died since, and everybody who is told by whoever believes it would list
+/// the dead.
+pub fn hello_timeout(down_period: Duration) -> Duration {
+    down_period.clamp(HELLO_TIMEOUTS.0, HELLO_TIMEOUTS.1)
+}
 
 /// Names one connection; chosen by the driver, never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -392,6 +402,9 @@ impl Links {
         };
         let known = self.due.take();
         match (state, message) {
+            (State::Greeting, ControlMessage::Hello(_)) if self.is_late(now, link) => {
+                self.give_up_greeting(now, link);
+            }
             (State::Greeting, ControlMessage::Hello(theirs)) => {
                 self.handle_hello(now, link, theirs, names);
             }
@@ -530,20 +543,14 @@ impl Links {
 
     pub(crate) fn handle_timeout(&mut self, now: Instant, names: &impl Names) {
         self.due = None;
+        let patience = hello_timeout(self.down_period);
         let late: Vec<LinkId> = self
             .unready()
-            .filter(|(_, link)| {
-                matches!(link.state, State::Greeting) && now.since(link.since) >= HANDSHAKE_TIMEOUT
-            })
             .map(|(id, _)| id)
+            .filter(|id| self.is_late(now, *id))
             .collect();
         for link in late {
-            if let Origin::Dialled(address) = &self.links[&link].origin {
-                let address = address.clone();
-                let failure = DialFailure::Unreachable("the handshake timed out".to_owned());
-                self.handle_dial_failed(now, &address, &failure);
-            }
-            self.close(now, link);
+            self.give_up_greeting(now, link);
         }
         let unanswered: Vec<LinkId> = self
             .unready()
@@ -557,7 +564,7 @@ impl Links {
             self.settle_doubt(now, link, names);
         }
         self.doubts
-            .retain(|_, doubt| now.since(doubt.since) < 4 * self.down_period + HANDSHAKE_TIMEOUT);
+            .retain(|_, doubt| now.since(doubt.since) < 4 * self.down_period + patience);
         self.waiting.retain(|_, frames| {
             frames.retain(|(since, _)| now.since(*since) < Duration::from_secs(1));
             !frames.is_empty()
@@ -585,11 +592,29 @@ impl Links {
         }
     }
 
+    /// True where the other side's Hello should have come by now.
+    fn is_late(&self, now: Instant, link: LinkId) -> bool {
+        let patience = hello_timeout(self.down_period);
+        let link = self.links.get(&link);
+        link.is_some_and(|link| {
+            matches!(link.state, State::Greeting) && now.since(link.since) >= patience
+        })
+    }
+
+    fn give_up_greeting(&mut self, now: Instant, link: LinkId) {
+        if let Origin::Dialled(address) = &self.links[&link].origin {
+            let address = address.clone();
+            let failure = DialFailure::Unreachable("the handshake timed out".to_owned());
+            self.handle_dial_failed(now, &address, &failure);
+        }
+        self.close(now, link);
+    }
+
     fn next_timeout(&self) -> Option<Instant> {
         let handshakes = self
             .unready()
             .filter_map(|(_, link)| match link.state {
-                State::Greeting => Some(link.since + HANDSHAKE_TIMEOUT),
+                State::Greeting => Some(link.since + hello_timeout(self.down_period)),
                 State::InQuestion(_) => Some(link.since + CHALLENGE_TIMEOUT),
                 State::Ready(_) => None,
             })

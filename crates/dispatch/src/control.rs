@@ -30,9 +30,6 @@ const WRITE_AHEAD_BYTES: usize = 256 * 1024;
 /// How long a connection that is done with waits for the peer to close it.
 const LINGER: Duration = Duration::from_millis(300);
 
-/// How long a connection that was accepted has to say Hello.
-const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// Most accepted connections that have yet to say Hello.
 const MAX_WAITING: usize = 1_024;
 
@@ -216,12 +213,14 @@ async fn flush(connection: &mut dyn Connection, outgoing: &mut Outgoing) {
     .await;
 }
 
-/// Accepts connections until the task is aborted; each goes to the lane that its Hello names.
+/// Accepts connections until the task is aborted; each goes to the lane that its Hello names, which has to come within
+/// `patience` after the connection was made.
 pub(crate) async fn accept(
     transport: Arc<dyn Transport>,
     inputs: mpsc::Sender<Input>,
     data: Arc<DataPlane>,
     ours: Arc<ArcSwap<Hello>>,
+    patience: Duration,
 ) {
     let mut waiting = JoinSet::new();
     let complaints = Arc::new(Complaints::default());
@@ -235,9 +234,10 @@ pub(crate) async fn accept(
                 }
                 let (inputs, data, ours) = (inputs.clone(), Arc::clone(&data), Arc::clone(&ours));
                 let complaints = Arc::clone(&complaints);
+                let until = connection.opened() + patience;
                 let greeted = async move {
                     let greeting = greet(connection, &inputs, &data, &ours, &complaints);
-                    if tokio::time::timeout(HELLO_TIMEOUT, greeting).await.is_err() {
+                    if tokio::time::timeout_at(until, greeting).await.is_err() {
                         tracing::debug!("a connection said no hello in time");
                     }
                 };

@@ -317,6 +317,7 @@ impl Drop for MemoryTransport {
 struct MemoryConnection {
     framed: Framed<Metered<Ends>>,
     received: Received,
+    opened: tokio::time::Instant,
     peer: String,
 }
 
@@ -330,6 +331,7 @@ impl MemoryConnection {
         MemoryConnection {
             framed: Framed::new(Metered::new(ends, &received)),
             received,
+            opened: tokio::time::Instant::now(),
             peer: peer.to_owned(),
         }
     }
@@ -342,6 +344,10 @@ impl Connection for MemoryConnection {
 
     fn peer(&self) -> &str {
         &self.peer
+    }
+
+    fn opened(&self) -> tokio::time::Instant {
+        self.opened
     }
 
     fn set_frame_limit(&mut self, bytes: usize) {

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use keydispatch_core::limits::MAX_PAYLOAD_BYTES;
+use keydispatch_core::links::hello_timeout;
 use keydispatch_core::message::{Address, Offers};
 use keydispatch_core::{Cluster, ClusterConfig, ClusterName, ClusterStats, NodeName};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -187,8 +188,9 @@ impl Node {
             tasks.push(runtimes.spawn(tls::watch(Arc::clone(tls))));
         }
         if let Some(transport) = &transport {
-            let accepting =
-                control::accept(Arc::clone(transport), inputs, Arc::clone(&data), hello);
+            let patience = hello_timeout(checked.settings.down_period());
+            let transport = Arc::clone(transport);
+            let accepting = control::accept(transport, inputs, Arc::clone(&data), hello, patience);
             let vital = Vital::unless_panicked(&fatal, "acceptor");
             tasks.push(runtimes.spawn(async move {
                 let _vital = vital;

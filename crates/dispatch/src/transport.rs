@@ -53,6 +53,9 @@ pub(crate) trait Connection: Send + 'static {
     /// The other side as logs name it.
     fn peer(&self) -> &str;
 
+    /// When it was dialled or accepted, before any handshake of its own.
+    fn opened(&self) -> tokio::time::Instant;
+
     /// Ends when a new connection would be made with other certificates than this one, as far as this side knows.
     fn outdated(&self) -> BoxFuture<'static, ()> {
         Box::pin(std::future::pending())

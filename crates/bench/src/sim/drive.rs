@@ -60,7 +60,6 @@ impl World {
             }
             self.handle_input(process, input);
             self.pump(process);
-            self.speaker = None;
         }
         if self.processes[process].is_running() {
             self.run_timers(process);
@@ -147,6 +146,12 @@ impl World {
                     && let Some(cluster) = state.cluster.as_mut()
                 {
                     cluster.handle_disconnected(local, link);
+                }
+            }
+            Input::HelloDue { connection } => {
+                if let Some((side, None)) = state.connections.get(&connection).copied() {
+                    state.connections.remove(&connection);
+                    self.network.close(now, connection, side, &mut self.queue);
                 }
             }
             Input::Dialled {
@@ -247,7 +252,6 @@ impl World {
         let Some(cluster) = state.cluster.as_mut() else {
             return;
         };
-        self.speaker = self.network.opened_by(connection, 1 - side);
         let before = cluster.node().clone();
         cluster.handle_frame(local, link, frame);
         match frame.kind {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use keydispatch_core::limits::MAX_KNOWN_NODES;
+use keydispatch_core::links::hello_timeout;
 use keydispatch_core::{Cluster, Instant, MemberState, NodeId, ServiceInfo};
 use rand::RngExt;
 
@@ -44,8 +45,7 @@ impl World {
     }
 
     /// Rule: who has left never comes back in that life, and once the network has been whole for a while, nobody comes up
-    /// who is dead. Its own last words may still come where its connection was stalled: to a node that has forgotten its
-    /// death when it was cut off, they are news, until it answers.
+    /// who is dead. Last words that a stalled connection delivers are no exception: a Hello that old is not believed.
     pub(crate) fn judge_up(&mut self, process: usize, node: &NodeId) {
         let now = self.now;
         let permdown = self.constants.settings.permdown_period();
@@ -70,20 +70,16 @@ impl World {
             let both = state.started.max(other.started);
             self.joins_known.push(now.since(both));
         }
-        let grace = 2 * self.constants.settings.down_period();
+        let down_period = self.constants.settings.down_period();
+        let grace = 2 * down_period.max(hello_timeout(down_period));
         let is_long = |since: &Instant| now.since(*since) > grace;
         // Who has been dead for longer is forgotten, and anybody's late word is news.
         let is_remembered = |since: &Instant| now.since(*since) < permdown;
-        let is_own_word = || {
-            let speaker = self.speaker.map(|speaker| &self.processes[speaker].life);
-            speaker == Some(node)
-        };
         if self.whole_since.as_ref().is_some_and(is_long)
             && self
                 .ended
                 .get(node)
                 .is_some_and(|since| is_long(since) && is_remembered(since))
-            && !is_own_word()
         {
             let what = format!("{} sees {node} up, which is long dead", state.name);
             self.violate(what);

@@ -21,6 +21,10 @@ pub(crate) enum Input {
     Closed {
         connection: ConnectionId,
     },
+    /// A connection that was accepted has said nothing for as long as a handshake may take.
+    HelloDue {
+        connection: ConnectionId,
+    },
     Dialled {
         address: Address,
         outcome: Dialled,

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use keydispatch_core::links::LinkId;
+use keydispatch_core::links::{LinkId, hello_timeout};
 use keydispatch_core::message::Offers;
 use keydispatch_core::{Cluster, ClusterConfig, ClusterName, Instant, NodeId, NodeName, Settings};
 use rand::rngs::StdRng;
@@ -68,6 +68,11 @@ pub(crate) enum Event {
         /// Who accepted it; nobody where it failed.
         acceptor: Option<usize>,
         refused: bool,
+    },
+    /// The Hello of who dialled should have come by now.
+    HelloDue {
+        acceptor: usize,
+        connection: ConnectionId,
     },
     /// The next fault.
     Fault,
@@ -134,8 +139,6 @@ pub(crate) struct World {
     pub(crate) in_doubt: HashSet<NodeId>,
     /// The lives that are over, and since when.
     pub(crate) ended: HashMap<NodeId, Instant>,
-    /// Whose frame is being taken in.
-    pub(crate) speaker: Option<usize>,
     pub(crate) books: Books,
     pub(crate) coverage: Coverage,
     pub(crate) violations: Vec<Violation>,
@@ -191,7 +194,6 @@ impl World {
             by_nonce: HashMap::new(),
             in_doubt: HashSet::new(),
             ended: HashMap::new(),
-            speaker: None,
             books,
             coverage: Coverage::default(),
             violations: Vec::new(),
@@ -303,6 +305,10 @@ impl World {
                 acceptor,
                 refused,
             } => self.dialled(process, host, acceptor, refused),
+            Event::HelloDue {
+                acceptor,
+                connection,
+            } => self.deliver(acceptor, Input::HelloDue { connection }),
             Event::Fault => self.next_fault(),
             Event::Undo(undo) => self.undo(undo),
             Event::Work => self.next_work(),
@@ -500,6 +506,12 @@ impl World {
                 self.processes[acceptor]
                     .connections
                     .insert(connection, (1, None));
+                let patience = hello_timeout(self.constants.settings.down_period());
+                let due = Event::HelloDue {
+                    acceptor,
+                    connection,
+                };
+                self.queue.push(self.now + patience, due);
                 Dialled::Connected(connection)
             }
             _ if refused => {

@@ -486,9 +486,40 @@ fn a_handshake_that_never_ends_is_closed() {
         Credentials::Unchecked,
     );
     let due = links.poll_timeout().unwrap();
-    assert_eq!(due, Instant::ZERO + HANDSHAKE_TIMEOUT);
+    assert_eq!(due, Instant::ZERO + hello_timeout(DOWN));
     links.handle_timeout(due, &Known::default());
     assert!(matches!(links.poll_output(), Some(Output::Close { .. })));
+}
+
+/// Its sender may have died since: a stalled connection delivers what was sent before.
+#[test]
+fn a_hello_that_was_held_up_is_not_believed() {
+    for origin in [Origin::Accepted, Origin::Dialled(address(1))] {
+        let mut links = Links::new(
+            hello(node("a", 1), 1, 0),
+            DOWN,
+            Vec::new(),
+            Instant::ZERO,
+            1,
+        );
+        let link = LinkId(1);
+        links.handle_connected(Instant::ZERO, link, origin, Credentials::Unchecked);
+        let late = Instant::ZERO + hello_timeout(DOWN);
+        let frame = ControlMessage::Hello(hello(node("b", 1), 2, 1)).encode();
+        // Before the timers, as after a pause.
+        links.handle_frame(late, link, &frame, &Known::default());
+        let outputs = std::iter::from_fn(|| links.poll_output());
+        assert!(outputs.last().is_some_and(
+            |output| matches!(output, Output::Close { link: closed } if closed == link)
+        ));
+        let events = std::iter::from_fn(|| links.poll_event());
+        assert!(
+            events
+                .filter(|event| matches!(event, LinkEvent::Ready { .. }))
+                .count()
+                == 0
+        );
+    }
 }
 
 #[test]

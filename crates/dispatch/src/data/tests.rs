@@ -98,6 +98,10 @@ impl Connection for Scripted {
         "scripted"
     }
 
+    fn opened(&self) -> tokio::time::Instant {
+        tokio::time::Instant::now()
+    }
+
     fn set_frame_limit(&mut self, _: usize) {}
 
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, ConnectionError>>> {

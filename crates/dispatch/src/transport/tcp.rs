@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::complaints::Complaints;
@@ -109,6 +109,7 @@ impl TcpTransport {
 
     async fn connect(&self, address: &Address) -> Result<Box<dyn Connection>, DialError> {
         let stream = connect_any(address).await?;
+        let opened = Instant::now();
         let unreachable = |source| DialError::Unreachable {
             address: address.clone(),
             source,
@@ -146,6 +147,7 @@ impl TcpTransport {
             stream,
             (received, moving),
             admitted,
+            opened,
             peer,
         )))
     }
@@ -248,7 +250,7 @@ impl Transport for TcpTransport {
             self.unbound.send_replace(true);
             // Whoever accepts holds it until its task was polled once more.
             if let Some(listener) = listener {
-                let until = tokio::time::Instant::now() + UNBIND_TIMEOUT;
+                let until = Instant::now() + UNBIND_TIMEOUT;
                 done_by(until, || Arc::strong_count(&listener) == 1).await;
             }
         })
@@ -318,6 +320,7 @@ async fn shake_hands(
     stream: TcpStream,
     peer: SocketAddr,
 ) -> Result<Box<dyn Connection>, String> {
+    let opened = Instant::now();
     let identity = tls.identity().await;
     let (received, moving) = (Received::default(), Move::default());
     let handshake = TlsAcceptor::from(Arc::clone(&identity.server)).accept_with(
@@ -338,6 +341,7 @@ async fn shake_hands(
         stream,
         (received, moving),
         admitted,
+        opened,
         peer,
     )))
 }
@@ -373,6 +377,7 @@ struct TcpConnection<S> {
     credentials: Credentials,
     /// None without encryption.
     standing: Option<Standing>,
+    opened: Instant,
     peer: String,
 }
 
@@ -381,6 +386,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TcpConnection<S> {
         stream: S,
         (received, moving): (Received, Move),
         admitted: Admitted,
+        opened: Instant,
         peer: String,
     ) -> Self {
         TcpConnection {
@@ -389,6 +395,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TcpConnection<S> {
             moving,
             credentials: admitted.credentials,
             standing: Some(admitted.standing),
+            opened,
             peer,
         }
     }
@@ -419,6 +426,7 @@ impl TcpConnection<Metered<Socket>> {
             moving,
             credentials: Credentials::Unchecked,
             standing: None,
+            opened: Instant::now(),
             peer,
         }
     }
@@ -431,6 +439,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Connection for TcpConne
 
     fn peer(&self) -> &str {
         &self.peer
+    }
+
+    fn opened(&self) -> Instant {
+        self.opened
     }
 
     fn outdated(&self) -> BoxFuture<'static, ()> {
