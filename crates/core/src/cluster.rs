@@ -111,6 +111,8 @@ pub enum ClusterEvent {
     Isolated,
     /// Something that an operator should know.
     Warning {
+        /// Whom it is about, a node or an address: who causes many is to mute nobody else.
+        about: String,
         /// What.
         message: String,
     },
@@ -568,8 +570,9 @@ impl Cluster {
             }
             LinkEvent::Ghost { generation } => self.renew(now, generation.number),
             LinkEvent::NameTaken { by } => self.events.push_back(ClusterEvent::NameTaken { by }),
-            LinkEvent::Warning { message } => {
-                self.events.push_back(ClusterEvent::Warning { message });
+            LinkEvent::Warning { about, message } => {
+                let warning = ClusterEvent::Warning { about, message };
+                self.events.push_back(warning);
             }
         }
     }

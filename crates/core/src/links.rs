@@ -116,7 +116,7 @@ pub(crate) enum LinkEvent {
     /// The rival at that address did not answer: it was the ghost of an earlier life.
     Ghost { generation: Generation },
     /// Something an operator should know.
-    Warning { message: String },
+    Warning { about: String, message: String },
 }
 
 /// What the links need to know of membership.
@@ -339,9 +339,10 @@ impl Links {
         };
         let address = address.clone();
         if self.dials.complain(now, &address) {
-            self.warn(format!(
-                "{address} does not answer this node ({why}); still trying"
-            ));
+            self.warn(
+                &address,
+                format!("{address} does not answer this node ({why}); still trying"),
+            );
         }
     }
 
@@ -362,9 +363,10 @@ impl Links {
                 DialFailure::Refused => "nobody listens there",
                 DialFailure::Unreachable(why) => why,
             };
-            self.warn(format!(
-                "the seed {address} does not answer ({why}); still trying"
-            ));
+            self.warn(
+                address,
+                format!("the seed {address} does not answer ({why}); still trying"),
+            );
         }
         if let Some(rival) = self.rival.take_if(|rival| rival.address == *address) {
             self.events.push_back(LinkEvent::Ghost {
@@ -391,10 +393,8 @@ impl Links {
                 if matches!(state, State::Greeting) && frame.kind == kind::HELLO {
                     self.refuse_unreadable_hello(link, frame);
                 } else {
-                    self.warn(format!(
-                        "closing the connection to {}: {error}",
-                        self.describe(link)
-                    ));
+                    let peer = self.describe(link);
+                    self.warn(&peer, format!("closing the connection to {peer}: {error}"));
                 }
                 self.close(now, link);
                 return;
@@ -434,10 +434,9 @@ impl Links {
                 self.events.push_back(LinkEvent::Message { from, message });
             }
             (State::Greeting | State::InQuestion(_), _) => {
-                self.warn(format!(
-                    "closing the connection to {}: it spoke before the handshake was over",
-                    self.describe(link)
-                ));
+                let peer = self.describe(link);
+                let what = "it spoke before the handshake was over";
+                self.warn(&peer, format!("closing the connection to {peer}: {what}"));
                 self.close(now, link);
             }
         }
@@ -702,7 +701,8 @@ impl Links {
         }
     }
 
-    fn warn(&mut self, message: String) {
-        self.events.push_back(LinkEvent::Warning { message });
+    fn warn(&mut self, about: &impl ToString, message: String) {
+        let about = about.to_string();
+        self.events.push_back(LinkEvent::Warning { about, message });
     }
 }

@@ -1,55 +1,139 @@
-//! What was complained about lately, so that a peer that does the same again and again is logged once.
+//! What was complained about lately, so that whoever does the same again and again is logged once.
+//!
+//! Rule: limits are per source. One that sends nonsense of many kinds fills its own share, and mutes nobody else; the line
+//! that follows says how many were left out.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::transport::doorstep::source;
+
 /// The same complaint is logged this often.
 const INTERVAL: Duration = Duration::from_secs(60);
 
-/// Complaints remembered for that; beyond them nothing is logged until one is old.
-const MAX_REMEMBERED: usize = 256;
+/// Different complaints about one source in that time.
+const MAX_OF_ONE_SOURCE: usize = 8;
+
+/// Sources remembered; beyond them the one that was quiet for longest is forgotten, and may be logged again.
+const MAX_SOURCES: usize = 1_024;
 
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Complaints {
-    made: Mutex<HashMap<(String, String), Instant>>,
+    sources: Mutex<HashMap<String, Source>>,
+}
+
+#[derive(Debug)]
+struct Source {
+    made: HashMap<String, Instant>,
+    suppressed: u64,
+    last: Instant,
+}
+
+/// Something that is to be logged now.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct News {
+    /// Complaints about that source that were not logged since the last one that was; none rather than zero.
+    pub(crate) suppressed: Option<u64>,
 }
 
 impl Complaints {
-    /// True where that is to be logged about that peer now.
-    pub(crate) fn is_news(&self, about: &str, why: &str) -> bool {
-        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        made.retain(|_, at| now.duration_since(*at) < INTERVAL);
-        let complaint = (about.to_owned(), why.to_owned());
-        if made.contains_key(&complaint) || made.len() >= MAX_REMEMBERED {
-            return false;
+    /// Some where that is to be logged about that source now.
+    pub(crate) fn news(&self, about: &str, why: &str) -> Option<News> {
+        self.news_at(Instant::now(), about, why)
+    }
+
+    fn news_at(&self, now: Instant, about: &str, why: &str) -> Option<News> {
+        let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
+        if sources.len() >= MAX_SOURCES && !sources.contains_key(about) {
+            let quietest = sources.iter().min_by_key(|(_, source)| source.last);
+            if let Some(name) = quietest.map(|(name, _)| name.clone()) {
+                sources.remove(&name);
+            }
         }
-        made.insert(complaint, now);
-        true
+        let source = sources.entry(about.to_owned()).or_insert_with(|| Source {
+            made: HashMap::new(),
+            suppressed: 0,
+            last: now,
+        });
+        source.last = now;
+        source
+            .made
+            .retain(|_, at| now.duration_since(*at) < INTERVAL);
+        if source.made.contains_key(why) || source.made.len() >= MAX_OF_ONE_SOURCE {
+            source.suppressed += 1;
+            return None;
+        }
+        source.made.insert(why.to_owned(), now);
+        let suppressed = std::mem::take(&mut source.suppressed);
+        Some(News {
+            suppressed: (suppressed > 0).then_some(suppressed),
+        })
     }
 }
 
-/// The host of an address with a port: a peer that dials again has another port.
-pub(crate) fn host(address: &str) -> &str {
-    address.rsplit_once(':').map_or(address, |(host, _)| host)
+/// Who complaints about a peer at an address with a port are about: a peer that dials again has another port, and one with
+/// IPv6 may have another address of its network.
+pub(crate) fn host(address: &str) -> String {
+    if let Ok(address) = address.parse::<std::net::SocketAddr>() {
+        return source(address.ip()).to_string();
+    }
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    host.to_owned()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const FIRST: Option<News> = Some(News { suppressed: None });
+
     #[test]
-    fn the_same_complaint_is_news_once_and_few_are_remembered() {
+    fn the_same_complaint_is_news_once_in_a_while_and_says_what_was_left_out() {
         let complaints = Complaints::default();
-        assert!(complaints.is_news(host("10.0.0.1:4000"), "why"));
-        assert!(!complaints.is_news(host("10.0.0.1:4001"), "why"));
-        assert!(complaints.is_news(host("10.0.0.1:4001"), "another"));
-        assert!(complaints.is_news(host("[::1]:4001"), "why"));
-        for number in 0..2 * MAX_REMEMBERED {
-            complaints.is_news("flood", &number.to_string());
+        let start = Instant::now();
+        let (here, again) = (host("10.0.0.1:4000"), host("10.0.0.1:4001"));
+        assert_eq!(complaints.news_at(start, &here, "why"), FIRST);
+        for _ in 0..5 {
+            assert_eq!(complaints.news_at(start, &again, "why"), None);
         }
-        assert!(!complaints.is_news("flood", "one more"));
+        let suppressed = Some(5);
+        assert_eq!(
+            complaints.news_at(start, &again, "another"),
+            Some(News { suppressed })
+        );
+        assert_eq!(complaints.news_at(start + INTERVAL, &again, "why"), FIRST);
+    }
+
+    #[test]
+    fn one_source_mutes_no_other() {
+        let complaints = Complaints::default();
+        let start = Instant::now();
+        let logged = |about: &str, count: usize| {
+            (0..count)
+                .filter(|number| {
+                    complaints
+                        .news_at(start, about, &number.to_string())
+                        .is_some()
+                })
+                .count()
+        };
+        assert_eq!(logged("flood", 10_000), MAX_OF_ONE_SOURCE);
+        assert_eq!(logged("other", 1), 1);
+        for number in 0..3 * MAX_SOURCES {
+            logged(&format!("source {number}"), 1);
+        }
+        assert_eq!(logged("another", 1), 1);
+        let kept = complaints.sources.lock().map(|sources| sources.len());
+        assert_eq!(kept.ok(), Some(MAX_SOURCES));
+    }
+
+    #[test]
+    fn a_host_is_one_source_whatever_its_port() {
+        assert_eq!(host("10.0.0.1:4000"), "10.0.0.1");
+        assert_eq!(host("[2001:db8::1]:4000"), host("[2001:db8::2]:1"));
+        assert_eq!(host("db.example:4000"), "db.example");
+        assert_eq!(host("memory"), "memory");
     }
 }

@@ -1,6 +1,7 @@
 //! The task of one control connection, and the acceptor that tells the lanes apart.
 
 use std::future::poll_fn;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
@@ -13,12 +14,11 @@ use keydispatch_core::limits::MAX_CONTROL_FRAME_BYTES;
 use keydispatch_core::links::LinkId;
 use keydispatch_core::message::{Address, ControlMessage, Frame, Hello, Lane, Refusal, kind};
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 
-use crate::complaints::{Complaints, host};
+use crate::complaints::{Complaints, News, host};
 use crate::data::DataPlane;
 use crate::driver::Input;
-use crate::runtime::logged;
+use crate::transport::doorstep::{Doorstep, source};
 use crate::transport::{Connection, ConnectionError, DialError, Transport};
 
 /// Length prefix and kind of a frame.
@@ -29,9 +29,6 @@ const WRITE_AHEAD_BYTES: usize = 256 * 1024;
 
 /// How long a connection that is done with waits for the peer to close it.
 const LINGER: Duration = Duration::from_millis(300);
-
-/// Most accepted connections that have yet to say Hello.
-const MAX_WAITING: usize = 1_024;
 
 /// What is to be sent on a connection.
 pub(crate) struct Outgoing {
@@ -222,26 +219,29 @@ pub(crate) async fn accept(
     ours: Arc<ArcSwap<Hello>>,
     patience: Duration,
 ) {
-    let mut waiting = JoinSet::new();
+    let mut doorstep = Doorstep::new();
     let complaints = Arc::new(Complaints::default());
     loop {
-        match transport.accept().await {
+        let accepted = tokio::select! {
+            accepted = transport.accept() => accepted,
+            () = doorstep.greeted() => continue,
+        };
+        match accepted {
             Ok(connection) => {
-                while waiting.try_join_next().is_some() {}
-                if waiting.len() >= MAX_WAITING {
-                    // Dropped: a flood of connections that say nothing must not grow.
-                    continue;
-                }
                 let (inputs, data, ours) = (inputs.clone(), Arc::clone(&data), Arc::clone(&ours));
                 let complaints = Arc::clone(&complaints);
                 let until = connection.opened() + patience;
-                let greeted = async move {
+                let peer = connection.peer().parse::<SocketAddr>();
+                let source = peer.ok().map(|peer| source(peer.ip()));
+                let meter = connection.meter().clone();
+                let greeting = async move {
                     let greeting = greet(connection, &inputs, &data, &ours, &complaints);
                     if tokio::time::timeout_at(until, greeting).await.is_err() {
                         tracing::debug!("a connection said no hello in time");
                     }
+                    Some(())
                 };
-                waiting.spawn(logged(greeted));
+                doorstep.admit(source, meter, greeting);
             }
             Err(error) => {
                 if data.is_closed() {
@@ -266,8 +266,8 @@ async fn greet(
         Some(Ok(frame)) => frame,
         Some(Err(error)) => {
             let peer = connection.peer();
-            if complaints.is_news(host(peer), &error.to_string()) {
-                tracing::warn!(peer = %Escaped(peer), error = %Escaped(error), "refusing a connection");
+            if let Some(News { suppressed }) = complaints.news(&host(peer), &error.to_string()) {
+                tracing::warn!(peer = %Escaped(peer), error = %Escaped(error), suppressed, "refusing a connection");
             }
             return;
         }
@@ -286,10 +286,11 @@ async fn greet(
                 }),
                 Err(refusal) => {
                     let why = refusal.to_string();
+                    let about = host(connection.peer());
                     if *refusal != Refusal::Left
-                        && complaints.is_news(host(connection.peer()), &why)
+                        && let Some(News { suppressed }) = complaints.news(&about, &why)
                     {
-                        tracing::warn!(peer = %theirs.node, why = %Escaped(why), "refusing a data connection");
+                        tracing::warn!(peer = %theirs.node, why = %Escaped(why), suppressed, "refusing a data connection");
                     }
                     ControlMessage::Refuse(refusal.clone())
                 }

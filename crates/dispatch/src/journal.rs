@@ -3,7 +3,7 @@
 use keydispatch_core::{ClusterEvent, Escaped, NodeName};
 use tracing::Level;
 
-use crate::complaints::Complaints;
+use crate::complaints::{Complaints, News};
 use crate::settings::LogLevel;
 
 /// The log of one node's registry; its lines have the target `keydispatch::registry`.
@@ -58,8 +58,10 @@ impl Journal {
                 tracing::warn!(target: "keydispatch::registry", %node, "cut off: heard from nobody");
             }
             // A peer that does the same wrong thing on every connection is logged once.
-            ClusterEvent::Warning { message } if self.complaints.is_news("", message) => {
-                tracing::warn!(target: "keydispatch::registry", %node, "{}", Escaped(message));
+            ClusterEvent::Warning { about, message } => {
+                if let Some(News { suppressed }) = self.complaints.news(about, message) {
+                    tracing::warn!(target: "keydispatch::registry", %node, suppressed, "{}", Escaped(message));
+                }
             }
             _ => {}
         }

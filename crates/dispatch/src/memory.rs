@@ -358,8 +358,8 @@ impl Connection for MemoryConnection {
         self.framed.poll_frame(cx)
     }
 
-    fn received(&self) -> u64 {
-        self.received.bytes()
+    fn meter(&self) -> &Received {
+        &self.received
     }
 
     fn send_with(&mut self, frame: Frame, rest: Bytes) {

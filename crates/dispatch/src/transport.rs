@@ -1,5 +1,6 @@
 //! What carries frames between nodes: an opaque address, connections, frames. No sockets, no TLS.
 
+pub(crate) mod doorstep;
 pub(crate) mod framing;
 pub(crate) mod metered;
 pub(crate) mod socket;
@@ -15,6 +16,8 @@ use bytes::Bytes;
 use keydispatch_core::Escaped;
 use keydispatch_core::hello::Credentials;
 use keydispatch_core::message::{Address, DecodeError, Frame};
+
+use self::metered::Received;
 
 /// A future behind a pointer, so that the traits can be used as objects.
 pub(crate) type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -69,8 +72,8 @@ pub(crate) trait Connection: Send + 'static {
     /// After an error there is nothing more to come.
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, ConnectionError>>>;
 
-    /// Bytes that arrived so far, of whole frames or not: each of them shows that the other side is there.
-    fn received(&self) -> u64;
+    /// The bytes that arrived so far, of whole frames or not: each of them shows that the other side is there.
+    fn meter(&self) -> &Received;
 
     /// Belongs from the next poll on to the runtime that polls it then: until then to the one that it was made on.
     fn move_here(&mut self) {}

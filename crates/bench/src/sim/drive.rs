@@ -466,7 +466,7 @@ fn tell(event: &ClusterEvent) -> String {
         ClusterEvent::Renewed { node } => format!("is now {node}"),
         ClusterEvent::NameTaken { .. } => "stops: a living node has its name".to_owned(),
         ClusterEvent::Isolated => "is cut off".to_owned(),
-        ClusterEvent::Warning { message } => format!("warns: {message}"),
+        ClusterEvent::Warning { message, .. } => format!("warns: {message}"),
         other => format!("{other:?}"),
     }
 }

@@ -26,10 +26,10 @@ impl Links {
                     self.dials.is_myself(address);
                 }
             } else {
-                self.warn(format!(
-                    "refusing {} at {}: {refusal}",
-                    theirs.node, theirs.address
-                ));
+                self.warn(
+                    &theirs.node.name,
+                    format!("refusing {} at {}: {refusal}", theirs.node, theirs.address),
+                );
             }
             return self.refuse(now, link, refusal);
         }
@@ -240,11 +240,12 @@ impl Links {
         }
         if theirs.periods_ms != self.ours.periods_ms {
             let (broadcast, down) = theirs.periods_ms;
-            self.warn(format!(
+            let message = format!(
                 "{} runs with broadcast_period {broadcast} ms and down_period {down} ms, this node with {} and {}: \
                  use the same settings on all nodes",
                 theirs.node, self.ours.periods_ms.0, self.ours.periods_ms.1
-            ));
+            );
+            self.warn(&name, message);
         }
         if !self.links[&link].is_dialled() {
             let hello = self.our_hello(names.highest(&name));
@@ -305,7 +306,7 @@ impl Links {
 
     fn warn_once_per_address(&mut self, now: Instant, address: &Address, refusal: &Refusal) {
         if self.dials.complain(now, address) {
-            self.warn(format!("{address} refuses this node: {refusal}"));
+            self.warn(address, format!("{address} refuses this node: {refusal}"));
         }
     }
 
@@ -323,7 +324,8 @@ impl Links {
             },
             _ => Refusal::Magic,
         };
-        self.warn(format!("refusing {}: {refusal}", self.describe(link)));
+        let peer = self.describe(link);
+        self.warn(&peer, format!("refusing {peer}: {refusal}"));
         self.transmit(link, &ControlMessage::Refuse(refusal));
     }
 }

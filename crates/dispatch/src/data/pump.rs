@@ -66,7 +66,7 @@ pub(super) async fn pump(
     } = terms;
     let mut batch = Vec::new();
     let mut closed = false;
-    let mut received = connection.received();
+    let mut received = connection.meter().bytes();
     // Since when bytes arrived and nothing was said.
     let mut unanswered = None;
     poll_fn(|cx| {
@@ -113,8 +113,8 @@ pub(super) async fn pump(
                 }
                 busy |= heard_some;
                 turn += bytes;
-                if connection.received() != received {
-                    received = connection.received();
+                if connection.meter().bytes() != received {
+                    received = connection.meter().bytes();
                     let now = heard.now();
                     let since = *unanswered.get_or_insert(now);
                     if reading == Reading::WhileAnswersGo && now - since >= SIGN_OF_LIFE_MICROS {

@@ -10,6 +10,7 @@ use keydispatch_core::{ClusterName, Codec, Generation};
 use super::lane::{Outcome, PendingCall};
 use super::wire::{CallHeader, Format, kind};
 use super::*;
+use crate::transport::metered::Received;
 use crate::transport::{AcceptError, BoxFuture, ConnectionError, DialError};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -72,7 +73,7 @@ struct Scripted {
     hello: Hello,
     incoming: VecDeque<Frame>,
     greeted: bool,
-    received: u64,
+    received: Received,
     waker: Option<Waker>,
 }
 
@@ -83,7 +84,7 @@ impl Scripted {
             hello,
             incoming: VecDeque::new(),
             greeted: false,
-            received: 0,
+            received: Received::default(),
             waker: None,
         }
     }
@@ -107,7 +108,7 @@ impl Connection for Scripted {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, ConnectionError>>> {
         match self.incoming.pop_front() {
             Some(frame) => {
-                self.received += 1;
+                self.received.add(1);
                 Poll::Ready(Some(Ok(frame)))
             }
             None if self.greeted && self.fate == Fate::Panics => panic!("as it was told"),
@@ -118,8 +119,8 @@ impl Connection for Scripted {
         }
     }
 
-    fn received(&self) -> u64 {
-        self.received
+    fn meter(&self) -> &Received {
+        &self.received
     }
 
     fn send_with(&mut self, frame: Frame, rest: Bytes) {

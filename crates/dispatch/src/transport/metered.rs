@@ -13,6 +13,11 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 pub(crate) struct Received(Arc<AtomicU64>);
 
 impl Received {
+    /// More of them arrived.
+    pub(crate) fn add(&self, bytes: u64) {
+        self.0.fetch_add(bytes, Ordering::Relaxed);
+    }
+
     pub(crate) fn bytes(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
@@ -43,7 +48,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
         let bytes = (buffer.filled().len() - before) as u64;
-        self.received.0.fetch_add(bytes, Ordering::Relaxed);
+        self.received.add(bytes);
         Poll::Ready(Ok(()))
     }
 }

@@ -13,14 +13,13 @@ use keydispatch_core::message::{Address, Frame};
 use tokio::io::{AsyncRead, AsyncWrite, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Mutex, watch};
-use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use crate::complaints::Complaints;
+use crate::complaints::{Complaints, News, host};
 use crate::data::done_by;
-use crate::runtime::logged;
 use crate::tls::{Admitted, Role, Standing, TLS_BUFFER_BYTES, Tls, tls_error};
+use crate::transport::doorstep::{Doorstep, source};
 use crate::transport::framing::Framed;
 use crate::transport::metered::{Metered, Received};
 use crate::transport::socket::{Move, Socket};
@@ -31,10 +30,6 @@ use crate::transport::{
 
 /// How long a peer that connected may take to prove who it is.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Handshakes of accepted connections at once: all of a cluster of 300 nodes that meets again after a partition. More
-/// wait in the backlog of the socket.
-const MAX_HANDSHAKES: usize = 512;
 
 /// Pause after an error of `accept` that passes, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -64,7 +59,7 @@ pub(crate) struct TcpTransport {
     local: Address,
     tls: Option<Arc<Tls>>,
     /// Connections that were accepted and have yet to prove who they are.
-    handshakes: Mutex<JoinSet<Option<Box<dyn Connection>>>>,
+    doorstep: Mutex<Doorstep<Box<dyn Connection>>>,
     complaints: Arc<Complaints>,
 }
 
@@ -102,7 +97,7 @@ impl TcpTransport {
             local: Address::try_new(local.to_string())
                 .expect("an IP address with a port is short and not empty"),
             tls,
-            handshakes: Mutex::new(JoinSet::new()),
+            doorstep: Mutex::new(Doorstep::new()),
             complaints: Arc::default(),
         })
     }
@@ -161,7 +156,7 @@ impl TcpTransport {
 
     async fn next(&self) -> Result<Box<dyn Connection>, AcceptError> {
         // Held by the one task that accepts.
-        let mut handshakes = self.handshakes.lock().await;
+        let mut doorstep = self.doorstep.lock().await;
         let mut complained = false;
         let mut unbound = self.unbound.subscribe();
         let closed = || AcceptError {
@@ -169,13 +164,9 @@ impl TcpTransport {
         };
         let listener = self.listener().ok_or_else(closed)?;
         loop {
-            let has_room = handshakes.len() < MAX_HANDSHAKES;
             let accepted = tokio::select! {
-                Some(finished) = handshakes.join_next() => match finished {
-                    Ok(Some(connection)) => return Ok(connection),
-                    _ => continue,
-                },
-                accepted = listener.accept(), if has_room => accepted,
+                connection = doorstep.greeted() => return Ok(connection),
+                accepted = listener.accept() => accepted,
                 _ = unbound.wait_for(|unbound| *unbound) => return Err(closed()),
             };
             match accepted {
@@ -187,15 +178,18 @@ impl TcpTransport {
                         return Ok(Box::new(TcpConnection::plaintext(stream, peer.to_string())));
                     };
                     let (tls, complaints) = (Arc::clone(tls), Arc::clone(&self.complaints));
-                    handshakes.spawn(logged(async move {
-                        match shake_hands(&tls, stream, peer).await {
+                    let received = Received::default();
+                    let meter = received.clone();
+                    let greeting = async move {
+                        match shake_hands(&tls, stream, peer, received).await {
                             Ok(connection) => Some(connection),
                             Err(why) => {
                                 complain(&complaints, peer, &why);
                                 None
                             }
                         }
-                    }));
+                    };
+                    doorstep.admit(Some(source(peer.ip())), meter, greeting);
                 }
                 Err(error) if is_closed(&error) => {
                     return Err(AcceptError {
@@ -319,10 +313,11 @@ async fn shake_hands(
     tls: &Arc<Tls>,
     stream: TcpStream,
     peer: SocketAddr,
+    received: Received,
 ) -> Result<Box<dyn Connection>, String> {
     let opened = Instant::now();
     let identity = tls.identity().await;
-    let (received, moving) = (Received::default(), Move::default());
+    let moving = Move::default();
     let handshake = TlsAcceptor::from(Arc::clone(&identity.server)).accept_with(
         BufReader::with_capacity(
             TLS_READ_BYTES,
@@ -347,8 +342,8 @@ async fn shake_hands(
 }
 
 fn complain(complaints: &Complaints, peer: SocketAddr, why: &str) {
-    if complaints.is_news(&peer.ip().to_string(), why) {
-        tracing::warn!(%peer, "refusing a connection: {}", Escaped(why));
+    if let Some(News { suppressed }) = complaints.news(&host(&peer.to_string()), why) {
+        tracing::warn!(%peer, suppressed, "refusing a connection: {}", Escaped(why));
     } else {
         tracing::debug!(%peer, why = %Escaped(why), "refusing a connection");
     }
@@ -471,8 +466,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Connection for TcpConne
         }
     }
 
-    fn received(&self) -> u64 {
-        self.received.bytes()
+    fn meter(&self) -> &Received {
+        &self.received
     }
 
     fn move_here(&mut self) {
