@@ -21,7 +21,10 @@ use std::time::Duration;
 use keydispatch::StartError;
 use keydispatch::testkit::AuthorityError;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::output::complain;
 
@@ -111,9 +114,14 @@ async fn interrupted() -> Result<ExitCode, DemoError> {
 /// Logs to standard error: what `RUST_LOG` says, or next to nothing, unless more is asked for.
 fn log(verbose: bool) {
     let default = if verbose { "keydispatch=info" } else { "off" };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
-    tracing_subscriber::fmt()
-        .with_writer(io::stderr)
-        .with_env_filter(filter)
+    let asked = std::env::var("RUST_LOG").unwrap_or_default();
+    let wanted = if asked.is_empty() { default } else { &asked };
+    let filter = wanted.parse::<Targets>().unwrap_or_else(|error| {
+        complain(&format!("RUST_LOG is not heeded: {error}"));
+        Targets::new()
+    });
+    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+    tracing_subscriber::registry()
+        .with(lines.with_filter(filter))
         .init();
 }
