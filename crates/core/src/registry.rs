@@ -14,8 +14,8 @@ use crate::id::ServiceType;
 use crate::key::Key;
 use crate::view::{Change, TableBudget, View};
 
-/// Bytes that the lookup tables of one node may take: 1.4 MiB for each type of two
-/// to 254 instance names that is looked up, and 2.4 MiB for larger ones.
+/// Bytes that the lookup tables of one node may take: 1.5 MiB for each type of two
+/// to 254 instance names that is looked up, and 2.5 MiB for larger ones.
 pub const MAX_TABLE_BYTES: usize = 256 * 1024 * 1024;
 
 /// What happened to a service, for subscribers of its type.

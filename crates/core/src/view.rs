@@ -19,7 +19,9 @@ use list::{Edits, online, place_of};
 use narrow::{Narrowed, is_mixed};
 use seats::Seats;
 pub(crate) use table::TableBudget;
-use table::{Cells, KEPT, LOST, Locked, NOBODY, Page, RANKED, Ranked, Table};
+use table::{
+    Cells, First, KEPT, LOST, Locked, MANY_MOVED, Moved, NOBODY, Page, RANKED, Ranked, Table,
+};
 
 /// Owners of a key, in order of preference.
 pub type Owners<'a> = SmallVec<[&'a Arc<ServiceInfo>; 4]>;
@@ -110,20 +112,22 @@ impl View {
     pub fn owner(&self, key: impl Into<Key>) -> Option<&Arc<ServiceInfo>> {
         let slot = key.into().slot();
         // All that most lookups do: what else there is stays out of the way.
-        let epoch = self.table.epoch();
-        let known = self
-            .table
-            .started()
-            .and_then(|cells| cells.first(slot, epoch));
-        match known {
+        let first = match self.table.started() {
+            Some(cells) => cells.first(slot),
+            None => First::default(),
+        };
+        match first.of(self.table.epoch()) {
             Some(seat) => self.seats.primary(seat),
-            None => self.owner_unknown(slot),
+            None => self.owner_unknown(slot, first),
         }
     }
 
-    /// The owner of a slot that nobody has looked up, or of all where there is one.
+    /// The owner of a slot of which the table does not say it for this view, or of all where there is one.
     #[inline(never)]
-    fn owner_unknown(&self, slot: Slot) -> Option<&Arc<ServiceInfo>> {
+    fn owner_unknown(&self, slot: Slot, first: First) -> Option<&Arc<ServiceInfo>> {
+        if let Some(seat) = self.first_carried(slot, first) {
+            return self.seats.primary(seat);
+        }
         let seat = match self.sole {
             None => self.ranked(slot, 1)[0],
             Some(seat) => seat,
@@ -239,9 +243,60 @@ impl View {
             .unwrap_or_else(|| self.find_out(cells, slot, n))
     }
 
-    /// The same where they are not known: brings the slot's page up to date, and keeps what it finds out.
+    /// The same where they are not known by this view.
     #[inline(never)]
     fn find_out(&self, cells: &Cells, slot: Slot, n: usize) -> Ranked {
+        match self.carried(cells, slot, n) {
+            Some(ranked) => ranked,
+            None => self.find_out_anew(cells, slot, n),
+        }
+    }
+
+    /// The first seats of a slot whose page is of an earlier view, brought up to date for this lookup alone.
+    ///
+    /// Rule: this writes nothing but a count. A page that is written at each change by whoever comes first is fetched by the
+    /// cores of all others, and all slots of it are carried for the one that is asked for.
+    fn carried(&self, cells: &Cells, slot: Slot, n: usize) -> Option<Ranked> {
+        let (since, known) = cells.earlier(slot, self.table.epoch())?;
+        let moved = self.table.moved_since(since)?;
+        let ranked = self.ranked_now(slot, known, moved);
+        if ranked[n - 1] == LOST {
+            return None;
+        }
+        self.was_late(cells, slot, moved);
+        Some(ranked)
+    }
+
+    /// The same for the first seat.
+    #[inline]
+    fn first_carried(&self, slot: Slot, first: First) -> Option<u16> {
+        let (since, seat) = first.before(self.table.epoch())?;
+        let moved = self.table.moved_since(since)?;
+        let seat = self.first_now(slot, seat, moved)?;
+        self.was_late(self.table.started()?, slot, moved);
+        Some(seat)
+    }
+
+    /// Counts a lookup by this view in a page of an earlier one, and brings that page up to date where it is time.
+    #[inline]
+    fn was_late(&self, cells: &Cells, slot: Slot, moved: &[Moved]) {
+        #[cfg(test)]
+        cells.count(|counts| &counts.carried_alone);
+        if cells.is_often_late(slot) || moved.len() >= MANY_MOVED {
+            self.bring_page_up_to_date(cells, slot);
+        }
+    }
+
+    #[inline(never)]
+    fn bring_page_up_to_date(&self, cells: &Cells, slot: Slot) {
+        if let Page::Ours(mut page) = cells.change(slot, self.table.epoch()) {
+            self.bring_up_to_date(&mut page);
+        }
+    }
+
+    /// Brings the slot's page up to date, and keeps what it finds out.
+    #[inline(never)]
+    fn find_out_anew(&self, cells: &Cells, slot: Slot, n: usize) -> Ranked {
         let epoch = self.table.epoch();
         match cells.change(slot, epoch) {
             Page::Ours(mut page) => {
@@ -250,8 +305,10 @@ impl View {
                 if known[n - 1] != LOST {
                     return known;
                 }
+                #[cfg(test)]
+                cells.count(|counts| &counts.scored);
                 let ranked = self.score(slot);
-                page.store(slot, ranked);
+                page.store(slot, ranked, n);
                 ranked
             }
             // Nobody waits: to score a slot takes less than it may take until the other one runs again.
@@ -259,35 +316,56 @@ impl View {
             Page::Later => match self.table.of_an_old_view() {
                 Some(own) => own
                     .ranked(slot, epoch, n)
-                    .unwrap_or_else(|| self.find_out(own, slot, n)),
+                    .unwrap_or_else(|| self.find_out_anew(own, slot, n)),
                 None => self.score(slot),
             },
         }
     }
 
-    /// Carries what is known of a page over: where a seat was given up or changed its weight, those behind it move up, and
-    /// who comes last is found out when it is asked for; a new one is compared with who is there.
+    /// Carries what is known of a page over.
     fn bring_up_to_date(&self, page: &mut Locked<'_>) {
         let Some(epoch) = page.behind() else {
             return;
         };
-        let Some(moved) = self.table.moved_since(epoch) else {
-            return page.clear();
-        };
-        let taken = |seat: &u16| self.seats.primary(*seat).is_some();
-        let joined: SmallVec<[u16; 8]> = moved.iter().copied().filter(taken).collect();
-        page.carry(|slot, mut ranked| {
-            for &seat in &moved {
-                take_out(&mut ranked, seat);
+        match self.table.moved_since(epoch) {
+            Some(moved) => page.carry(|slot, ranked| self.ranked_now(slot, ranked, moved)),
+            None => page.clear(),
+        }
+    }
+
+    /// Who comes first now, of the one who did and those that moved since. None where that one moved itself.
+    #[inline]
+    fn first_now(&self, slot: Slot, first: u16, moved: &[Moved]) -> Option<u16> {
+        let salt = salt(slot);
+        let drawn = |seat: u16| (seat, draw(self.seats.hash(seat), salt));
+        let (even, mut best) = (self.is_even(), None);
+        for moved in moved {
+            if moved.seat == first {
+                return None;
             }
-            if !joined.is_empty() && ranked[0] != LOST {
-                let salt = salt(slot);
-                for &seat in &joined {
-                    self.put_in(&mut ranked, seat, salt);
-                }
+            if moved.is_taken {
+                let (drawn, other) = (drawn(moved.seat), best.unwrap_or_else(|| drawn(first)));
+                let is_first = self.compare(drawn, other, even).is_lt();
+                best = Some(if is_first { drawn } else { other });
             }
-            ranked
-        });
+        }
+        Some(best.map_or(first, |(seat, _)| seat))
+    }
+
+    /// The first seats now: where a seat was given up or changed its weight, those behind it move up, and who comes last is
+    /// not known; a new one is compared with who is there.
+    fn ranked_now(&self, slot: Slot, mut ranked: Ranked, moved: &[Moved]) -> Ranked {
+        for moved in moved {
+            take_out(&mut ranked, moved.seat);
+        }
+        let mut joined = moved.iter().filter(|moved| moved.is_taken).peekable();
+        if joined.peek().is_some() && ranked[0] != LOST {
+            let salt = salt(slot);
+            for moved in joined {
+                self.put_in(&mut ranked, moved.seat, salt);
+            }
+        }
+        ranked
     }
 
     /// The first seats of a slot by the specification, vacant places last.
@@ -341,10 +419,17 @@ impl View {
     }
 
     /// Who of two seats with what they drew comes first.
+    #[inline]
     fn compare(&self, a: (u16, u64), b: (u16, u64), one_weight: bool) -> Ordering {
         if one_weight && a.1 != b.1 {
             return b.1.cmp(&a.1);
         }
+        self.compare_in_full(a, b)
+    }
+
+    /// The same by weights, draws, hashes and names.
+    #[inline(never)]
+    fn compare_in_full(&self, a: (u16, u64), b: (u16, u64)) -> Ordering {
         match (self.candidate(a.0), self.candidate(b.0)) {
             (Some(first), Some(second)) => prefer((first, a.1), (second, b.1))
                 .then_with(|| self.name(a.0).cmp(&self.name(b.0))),
@@ -394,9 +479,10 @@ impl View {
             let as_before = |seat: u16| {
                 next.candidate(seat) == self.candidate(seat) && next.name(seat) == self.name(seat)
             };
-            let moved: SmallVec<[u16; 8]> = touched
+            let moved: SmallVec<[(u16, bool); 8]> = touched
                 .into_iter()
                 .filter(|seat| !as_before(*seat))
+                .map(|seat| (seat, next.seats.primary(seat).is_some()))
                 .collect();
             next.table = if moved.is_empty() {
                 self.table.share()
@@ -473,6 +559,8 @@ fn shares(a: &ServiceInfo, b: &ServiceInfo, spread: Spread) -> bool {
     }
 }
 
+#[cfg(test)]
+mod table_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

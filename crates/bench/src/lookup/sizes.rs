@@ -63,8 +63,8 @@ struct Point {
     address: SocketAddr,
 }
 
-/// Distinct keys of the rows that ask for several owners: a table keeps the second and third owners of some 65,000 slots,
-/// and those of others are scored. One row shows what that costs.
+/// Distinct keys of the rows that ask for several owners: a table keeps the second and third owners of 40,000 to 80,000
+/// slots, and those of others are scored. One row shows what that costs.
 const KEYS_OF_3: usize = 10_000;
 
 /// What is measured at each size, in the order of the columns.

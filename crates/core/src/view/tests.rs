@@ -83,14 +83,14 @@ fn named(names: &[&str]) -> View {
     view_of(&infos, budget())
 }
 
-fn owner_names(view: &View, slot: usize, n: usize) -> Vec<String> {
+pub(super) fn owner_names(view: &View, slot: usize, n: usize) -> Vec<String> {
     view.owners(key_in(slot), n)
         .iter()
         .map(|info| info.name().to_string())
         .collect()
 }
 
-fn slot(index: usize) -> Slot {
+pub(super) fn slot(index: usize) -> Slot {
     Slot::new(index).unwrap()
 }
 
@@ -218,106 +218,6 @@ fn without_a_budget_for_tables_the_owners_are_the_same() {
     let without = view_of(&infos, TableBudget::new(0));
     for slot in 0..2000 {
         assert_eq!(owner_names(&with, slot, 4), owner_names(&without, slot, 4));
-    }
-}
-
-/// Rule: what readers and changes do at once leads nobody astray: pages are brought up to date by whoever comes, while
-/// others read them by earlier and by later views.
-#[test]
-fn readers_of_old_and_new_views_on_several_threads_find_what_the_definition_says() {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
-    const CHANGES: usize = 400;
-    // Two pages, and slots that share their words.
-    let places: Vec<usize> = (0..64).chain((0..64).map(|at| at + (1 << 16))).collect();
-    let all: Vec<_> = (0..40)
-        .map(|at| {
-            let mut instance = Instance::new(&format!("i{at}"));
-            instance.weight = if at % 5 == 0 { 300 } else { 100 };
-            instance.info(at)
-        })
-        .collect();
-    let mut views = vec![Arc::new(view_of(&all[..30], budget()))];
-    let mut here: Vec<bool> = (0..40).map(|at| at < 30).collect();
-    views[0].owner(key_in(0));
-    for change in 0..CHANGES {
-        let at = change * 7 % 40;
-        here[at] = !here[at];
-        let info = Some(Arc::clone(&all[at]));
-        let change = if here[at] { (None, info) } else { (info, None) };
-        let last = views.last().unwrap();
-        views.push(Arc::new(last.changed(last.version() + 1, &[change])));
-    }
-    let latest = AtomicUsize::new(0);
-    std::thread::scope(|scope| {
-        for reader in 0..4 {
-            let (views, latest, places) = (&views, &latest, &places);
-            scope.spawn(move || {
-                let mut turn = reader;
-                loop {
-                    let now = latest.load(Ordering::Relaxed);
-                    // Each reads some views that are held while the others go on.
-                    let view = &views[now.saturating_sub(reader)];
-                    for index in places {
-                        turn += 1;
-                        let n = 1 + turn % 4;
-                        let found = owner_names(view, *index, n);
-                        let ranked = view.score(slot(*index));
-                        let expected = ranked.into_iter().filter_map(|seat| view.name(seat));
-                        let expected: Vec<_> =
-                            expected.take(n).map(|name| name.to_string()).collect();
-                        assert_eq!(found, expected, "slot {index} of view {now}");
-                    }
-                    if now == CHANGES {
-                        return;
-                    }
-                    // Another one may have moved it on.
-                    let _ =
-                        latest.compare_exchange(now, now + 1, Ordering::Relaxed, Ordering::Relaxed);
-                }
-            });
-        }
-    });
-}
-
-#[test]
-fn a_view_that_is_held_while_its_type_changes_is_answered_from_a_table_of_its_own() {
-    let infos: Vec<_> = (0..20)
-        .map(|at| Instance::new(&format!("i{at}")).info(at))
-        .collect();
-    let held = view_of(&infos, budget());
-    held.owner(key_in(7));
-    let gone = (Some(Arc::clone(&infos[3])), None);
-    let next = held.changed(2, &[gone]);
-    let fresh = view_of(&infos, TableBudget::new(0));
-    for index in (0..5_000).chain(0..5_000) {
-        next.owner(key_in(index));
-        assert_eq!(owner_names(&held, index, 3), owner_names(&fresh, index, 3));
-    }
-    let own = held.table.of_an_old_view().unwrap();
-    assert!(own.first(slot(4_000), held.table.epoch()).is_some());
-}
-
-#[test]
-fn a_type_that_outgrows_its_narrow_table_and_many_changes_at_once_lead_to_the_same_owners() {
-    let infos: Vec<_> = (0..700)
-        .map(|at| Instance::new(&format!("i{at}")).info(at))
-        .collect();
-    let mut view = view_of(&infos[..250], budget());
-    let places = [0, 1, 31, 32, 1 << 15, SLOTS - 1];
-    for (version, count) in [253, 254, 255, 256, 400, 700].into_iter().enumerate() {
-        for index in places {
-            view.owners(key_in(index), 3);
-        }
-        let joins: Vec<_> = infos[view.services().len()..count]
-            .iter()
-            .map(|info| (None, Some(Arc::clone(info))))
-            .collect();
-        view = view.changed(version as u64 + 2, &joins);
-        let fresh = view_of(&infos[..count], TableBudget::new(0));
-        for index in places {
-            assert_eq!(owner_names(&view, index, 4), owner_names(&fresh, index, 4));
-        }
     }
 }
 
