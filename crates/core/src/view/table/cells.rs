@@ -219,20 +219,19 @@ impl Cells {
     /// What is known of a slot.
     #[inline]
     fn load(&self, at: usize) -> Ranked {
-        // The first one first: it is the load that mostly has to wait, and the others need not wait for it.
-        let first = self.firsts.load(at);
-        with_rest(first, self.words.find(at))
+        let (first, rest) = self.words.find(at, || self.firsts.load(at));
+        with_rest(first, rest)
     }
 
     fn store(&self, at: usize, ranked: Ranked, may_displace: bool) {
         let [first, second, third, _] = ranked;
-        let (first, rest) = match first {
+        let (shown, rest) = match first {
             LOST => (0, NO_REST),
             // Without any name there is no table.
             first => (first.saturating_add(1), (second, third)),
         };
-        self.firsts.store(at, first);
-        self.words.put(at, rest, may_displace);
+        self.firsts.store(at, shown);
+        self.words.put(at, first, rest, may_displace);
     }
 
     /// Takes the lock of a slot's page.

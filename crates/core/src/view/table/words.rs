@@ -2,9 +2,9 @@
 //!
 //! It takes a fifth of what they would take in a place of their own for each slot. A set serves a run of whole pages; whoever
 //! changes a page so finds all its words in one set. Where a set is full, its oldest word goes: after one round, as many
-//! keys as fit are there, but for a few. Keys are spread over sets by chance: where an eighth of the words is wanted, a word with one
-//! place alone is asked for by two keys or more for one key in eight, and a set of 8 for more words than it has for one key
-//! in 100,000. Where a quarter is wanted, it takes sets of 16.
+//! keys as fit are there, but for a few. Keys are spread over sets by chance: where an eighth of the words is wanted, one key
+//! in eight finds another one in its place if a word has one place alone, and hardly any finds a set of 8 full. Where a
+//! quarter is wanted, it takes sets of 16.
 //!
 //! Rule: a word is written under a slot's tag only by who holds the lock of the slot's page and has looked at the whole set. So
 //! there is one word of a slot at most, and it is of the epoch of that page. Without it, a word of an earlier epoch could
@@ -22,6 +22,8 @@ pub(super) trait Word: Default {
     const SETS: usize;
     const TAG_BITS: u32;
     const SEAT_BITS: u32;
+    /// Seats in a word: the second and the third, and where there is room the first, which need not be looked up then.
+    const SEATS: u32;
 
     fn load(&self) -> u64;
     fn store(&self, word: u64);
@@ -31,6 +33,7 @@ impl Word for AtomicU32 {
     const SETS: usize = 10 << 10;
     const TAG_BITS: u32 = 8;
     const SEAT_BITS: u32 = 12;
+    const SEATS: u32 = 2;
 
     #[inline]
     fn load(&self) -> u64 {
@@ -48,6 +51,7 @@ impl Word for AtomicU64 {
     const SETS: usize = 5 << 9;
     const TAG_BITS: u32 = 9;
     const SEAT_BITS: u32 = 16;
+    const SEATS: u32 = 3;
 
     #[inline]
     fn load(&self) -> u64 {
@@ -93,12 +97,12 @@ impl Words {
         }
     }
 
-    /// Of one slot.
+    /// The first seat of a slot, plus one, and the others. The first one comes from `first` where its word does not have it.
     #[inline]
-    pub(super) fn find(&self, at: usize) -> Rest {
+    pub(super) fn find(&self, at: usize, first: impl FnOnce() -> u16) -> (u16, Rest) {
         match self {
-            Words::Narrow(ways) => ways.find(at),
-            Words::Wide(ways) => ways.find(at),
+            Words::Narrow(ways) => ways.find(at, first),
+            Words::Wide(ways) => ways.find(at, first),
         }
     }
 
@@ -112,10 +116,10 @@ impl Words {
 
     /// Writes the word of a slot; see the rule above. Where the slot has none, and no place is free, another slot's goes
     /// if it may.
-    pub(super) fn put(&self, at: usize, rest: Rest, may_displace: bool) {
+    pub(super) fn put(&self, at: usize, first: u16, rest: Rest, may_displace: bool) {
         match self {
-            Words::Narrow(ways) => ways.put(at, rest, may_displace),
-            Words::Wide(ways) => ways.put(at, rest, may_displace),
+            Words::Narrow(ways) => ways.put(at, first, rest, may_displace),
+            Words::Wide(ways) => ways.put(at, first, rest, may_displace),
         }
     }
 }
@@ -152,17 +156,19 @@ impl<W: Word, const WAYS: usize> Ways<W, WAYS> {
 
     #[inline]
     fn tag_in(word: u64) -> u64 {
-        word >> (2 * W::SEAT_BITS)
+        word >> (W::SEATS * W::SEAT_BITS)
     }
 
-    fn word(at: usize, (second, third): Rest) -> u64 {
-        match Self::in_word(second) {
-            0 => 0,
-            second => {
-                let seats = second | Self::in_word(third) << W::SEAT_BITS;
-                seats | Self::tag(at) << (2 * W::SEAT_BITS)
-            }
+    fn word(at: usize, first: u16, (second, third): Rest) -> u64 {
+        let second = Self::in_word(second);
+        if second == 0 {
+            return 0;
         }
+        let mut word = Self::tag(at);
+        if W::SEATS > 2 {
+            word = word << W::SEAT_BITS | Self::in_word(first);
+        }
+        (word << W::SEAT_BITS | Self::in_word(third)) << W::SEAT_BITS | second
     }
 
     /// A seat, as a word has it: zero stands for who is not known, one for nobody. What does not fit is not known: there
@@ -173,13 +179,23 @@ impl<W: Word, const WAYS: usize> Ways<W, WAYS> {
     }
 
     #[inline]
-    fn rest_in(word: u64) -> Rest {
-        let seat = |word: u64| ((word & ((1 << W::SEAT_BITS) - 1)) as u16).wrapping_add(LOST);
-        (seat(word), seat(word >> W::SEAT_BITS))
+    fn seat_in(word: u64) -> u16 {
+        ((word & ((1 << W::SEAT_BITS) - 1)) as u16).wrapping_add(LOST)
     }
 
     #[inline]
-    fn find(&self, at: usize) -> Rest {
+    fn rest_in(word: u64) -> Rest {
+        (Self::seat_in(word), Self::seat_in(word >> W::SEAT_BITS))
+    }
+
+    #[inline]
+    fn find(&self, at: usize, first: impl FnOnce() -> u16) -> (u16, Rest) {
+        // First of all, where it is looked up: it is the load that mostly has to wait, and the others need not wait for it.
+        let (first, looked_up) = if W::SEATS > 2 {
+            (Some(first), 0)
+        } else {
+            (None, first())
+        };
         let tag = Self::tag(at);
         let mut found = 0;
         // Without a branch: where the word is, nobody can foresee. A word of zeros may look like the slot's, and adds
@@ -188,7 +204,12 @@ impl<W: Word, const WAYS: usize> Ways<W, WAYS> {
             let word = word.load();
             found |= if Self::tag_in(word) == tag { word } else { 0 };
         }
-        Self::rest_in(found)
+        let first = match first {
+            Some(_) if found != 0 => Self::seat_in(found >> (2 * W::SEAT_BITS)).saturating_add(1),
+            Some(first) => first(),
+            None => looked_up,
+        };
+        (first, Self::rest_in(found))
     }
 
     fn of_page(&self, first: usize) -> [Rest; PAGE_SLOTS] {
@@ -204,8 +225,8 @@ impl<W: Word, const WAYS: usize> Ways<W, WAYS> {
         page
     }
 
-    fn put(&self, at: usize, rest: Rest, may_displace: bool) {
-        let (number, word) = (Self::set_of(at), Self::word(at, rest));
+    fn put(&self, at: usize, first: u16, rest: Rest, may_displace: bool) {
+        let (number, word) = (Self::set_of(at), Self::word(at, first, rest));
         let set = &self.sets[number];
         let is_ours = |other: &W| {
             let other = other.load();
@@ -235,23 +256,29 @@ mod tests {
     use super::super::NOBODY;
     use super::*;
 
+    fn rest(words: &Words, at: usize) -> Rest {
+        let (first, rest) = words.find(at, || 10);
+        assert_eq!(first, 10);
+        rest
+    }
+
     #[test]
     fn a_word_gives_back_what_was_put_in() {
         let most = MAX_NARROW_WORDS as u16 - 1;
         let words = Words::new(true);
-        for rest in [(0, 1), (7, LOST), (3, NOBODY), (most, most)] {
-            words.put(9, rest, true);
-            assert_eq!(words.find(9), rest);
+        for those in [(0, 1), (7, LOST), (3, NOBODY), (most, most)] {
+            words.put(9, 9, those, true);
+            assert_eq!(rest(&words, 9), those);
         }
         // Too many for this width: not known, which is never wrong.
-        words.put(9, (5, most + 1), true);
-        assert_eq!(words.find(9), (5, LOST));
-        words.put(9, (most + 1, 5), true);
-        assert_eq!(words.find(9), NO_REST);
+        words.put(9, 9, (5, most + 1), true);
+        assert_eq!(rest(&words, 9), (5, LOST));
+        words.put(9, 9, (most + 1, 5), true);
+        assert_eq!(rest(&words, 9), NO_REST);
         let words = Words::new(false);
-        for rest in [(0, 1), (7, LOST), (3, NOBODY), (40_000, LOST - 3)] {
-            words.put(9, rest, true);
-            assert_eq!(words.find(9), rest);
+        for those in [(0, 1), (7, LOST), (3, NOBODY), (40_000, LOST - 3)] {
+            words.put(9, 9, those, true);
+            assert_eq!(rest(&words, 9), those);
         }
     }
 
@@ -279,22 +306,22 @@ mod tests {
         for (words, ways) in [(Words::new(true), 8), (Words::new(false), 16)] {
             // The first pages have the first set.
             for at in 0..ways {
-                words.put(at, (at as u16, LOST), false);
+                words.put(at, 9, (at as u16, LOST), false);
             }
-            words.put(100, (1, 2), false);
-            assert_eq!(words.find(100), NO_REST);
+            words.put(100, 9, (1, 2), false);
+            assert_eq!(rest(&words, 100), NO_REST);
             for at in [100, 101] {
-                words.put(at, (1, 2), true);
+                words.put(at, 9, (1, 2), true);
             }
-            let found: Vec<u16> = (0..ways).map(|at| words.find(at).0).collect();
+            let found: Vec<u16> = (0..ways).map(|at| rest(&words, at).0).collect();
             assert_eq!(found[..3], [LOST, LOST, 2]);
-            assert_eq!(words.find(100), (1, 2));
+            assert_eq!(rest(&words, 100), (1, 2));
             assert_eq!(words.of_page(96)[4..6], [(1, 2), (1, 2)]);
             // What is given up is free.
-            words.put(5, NO_REST, false);
-            words.put(102, (3, 4), false);
-            assert_eq!(words.find(102), (3, 4));
-            assert_eq!((words.find(5), words.find(4)), (NO_REST, (4, LOST)));
+            words.put(5, 9, NO_REST, false);
+            words.put(102, 9, (3, 4), false);
+            assert_eq!(rest(&words, 102), (3, 4));
+            assert_eq!((rest(&words, 5), rest(&words, 4)), (NO_REST, (4, LOST)));
         }
     }
 }
