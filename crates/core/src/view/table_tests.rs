@@ -120,9 +120,11 @@ fn an_instance_that_comes_and_goes_all_the_time_costs_lookups_a_slot_or_two() {
     const LOOKUPS: usize = 100;
     let infos = infos(101);
     let mut view = view_of(&infos, budget());
-    let keys: Vec<usize> = (0..10_000).map(|number| number * 104_729 % SLOTS).collect();
+    // All slots of some pages.
+    let known = 100 * PAGE_SLOTS;
+    let keys: Vec<usize> = (0..known).map(|number| number * 7 % known).collect();
     for key in &keys {
-        view.owners(key_in(*key), 3);
+        view.owner(key_in(*key));
     }
     let mut next = keys.iter().cycle();
     let (mut scored, mut carried) = (0, 0);
@@ -133,19 +135,17 @@ fn an_instance_that_comes_and_goes_all_the_time_costs_lookups_a_slot_or_two() {
             joins(&infos[100])
         };
         view = view.changed(view.version() + 1, &[change]);
-        for n in [1, 3] {
-            let did = done(&view, || {
-                for key in next.by_ref().take(LOOKUPS) {
-                    view.owners(key_in(*key), n);
-                }
-            });
-            scored += did.scored;
-            carried += did.carried + did.carried_alone;
-        }
+        let did = done(&view, || {
+            for key in next.by_ref().take(LOOKUPS) {
+                view.owner(key_in(*key));
+            }
+        });
+        scored += did.scored;
+        carried += did.carried + did.carried_alone;
     }
-    let lookups = (2 * CHANGES * LOOKUPS) as u32;
+    let lookups = (CHANGES * LOOKUPS) as u32;
     assert!(carried <= 2 * lookups, "{carried} slots in {lookups}");
-    // It is among the first three owners of one in thirty.
+    // It is the first owner of one in a hundred.
     assert!(scored <= lookups / 20, "{scored} of {lookups}");
 }
 
@@ -212,7 +212,7 @@ fn lookups_of_one_owner_displace_nothing() {
 /// slots of earlier views write little, and so all views of the last changes are read side by side.
 #[test]
 fn readers_beside_a_writer_find_what_is_computed_for_their_view() {
-    const CHANGES: usize = 1_500;
+    const CHANGES: usize = 500;
     const READERS: usize = 3;
     // Lookups before the next change.
     const LOOKUPS: usize = 60;
@@ -238,7 +238,8 @@ fn readers_beside_a_writer_find_what_is_computed_for_their_view() {
                 for _ in 0..20 << (2 * reader) {
                     turn += 1;
                     // Three pages of one set, some slots of them more often than others.
-                    let index = turn * turn % (3 * PAGE_SLOTS);
+                    let step = if turn % 2 == 0 { turn } else { 7 };
+                    let index = turn * step % (3 * PAGE_SLOTS);
                     let ranked = view.score(slot(index));
                     let expected = ranked.map(|seat| view.name(seat));
                     let found = view.owner(key_in(index)).map(|info| info.name());
