@@ -17,6 +17,7 @@ use crate::time::{Instant, earliest};
 
 mod dials;
 mod handshake;
+mod pace;
 #[cfg(test)]
 mod tests;
 

@@ -114,6 +114,7 @@ pub struct NodeBuilder {
     cluster: String,
     bind: String,
     advertise: Option<String>,
+    dial_link_local: bool,
     seeds: Vec<String>,
     zone: Option<String>,
     network: Option<Network>,
@@ -137,6 +138,7 @@ pub(crate) struct Checked {
     pub(crate) cluster: ClusterName,
     pub(crate) bind: String,
     pub(crate) advertise: Option<Address>,
+    pub(crate) dial_link_local: bool,
     pub(crate) seeds: Vec<Seed>,
     pub(crate) zone: Option<Zone>,
     /// None for the adapter `local`.
@@ -173,6 +175,7 @@ impl NodeBuilder {
             cluster: "dispatch".to_owned(),
             bind: "127.0.0.1:0".to_owned(),
             advertise: None,
+            dial_link_local: false,
             seeds: Vec::new(),
             zone: None,
             network: None,
@@ -206,6 +209,14 @@ impl NodeBuilder {
     /// `0.0.0.0` or `[::]`, the one by which this machine reaches its seeds.
     pub fn advertise(mut self, address: impl Into<String>) -> Self {
         self.advertise = Some(address.into());
+        self
+    }
+
+    /// Whether other nodes are dialled at link-local addresses (169.254/16), `node.dial_link_local`; by default not, since what
+    /// answers there is mostly no node, but a service of the host, as a cloud's metadata. Seeds are no exception. A node may
+    /// advertise such an address only where this is set, which it then has to be on all nodes.
+    pub fn dial_link_local(mut self, allowed: bool) -> Self {
+        self.dial_link_local = allowed;
         self
     }
 
@@ -402,7 +413,7 @@ impl NodeBuilder {
         let advertise = self
             .advertise
             .map(|address| match has_hosts {
-                true => reach::parse(&address),
+                true => reach::parse(&address, self.dial_link_local),
                 // Elsewhere addresses are any text.
                 false => Ok(Address::try_new(address)?),
             })
@@ -412,6 +423,7 @@ impl NodeBuilder {
             cluster: ClusterName::try_new(self.cluster)?,
             bind: self.bind,
             advertise,
+            dial_link_local: self.dial_link_local,
             seeds: self
                 .seeds
                 .iter()
@@ -491,6 +503,7 @@ impl Config {
             builder.bind.clone_from(bind);
         }
         builder.advertise.clone_from(&node.advertise);
+        builder.dial_link_local = node.dial_link_local;
         builder.seeds.clone_from(&node.seeds);
         builder.zone = node.zone.as_ref().map(|zone| zone.as_str().to_owned());
         builder.adapter = adapter;

@@ -441,7 +441,9 @@ async fn bind(checked: &Checked, runtimes: &Runtimes) -> Result<Bound, StartErro
         None => (None, None),
         Some(Network::Memory(network)) => (Some(network.bind(&checked.bind)?), None),
         Some(Network::Plaintext) => {
-            let transport = runtimes.enter(|| TcpTransport::plaintext(&checked.bind))?;
+            let transport = runtimes
+                .enter(|| TcpTransport::plaintext(&checked.bind))?
+                .with_link_local(checked.dial_link_local);
             (Some(Arc::new(transport)), None)
         }
         Some(Network::Tls(files)) => {
@@ -451,8 +453,9 @@ async fn bind(checked: &Checked, runtimes: &Runtimes) -> Result<Bound, StartErro
             // It ends early only where the runtime does.
             let tls = loading.await.map_err(|_| StartError::Stopped)??;
             tls.check_node(&checked.name)?;
-            let transport =
-                runtimes.enter(|| TcpTransport::tls(&checked.bind, Arc::clone(&tls)))?;
+            let transport = runtimes
+                .enter(|| TcpTransport::tls(&checked.bind, Arc::clone(&tls)))?
+                .with_link_local(checked.dial_link_local);
             (Some(Arc::new(transport)), Some(tls))
         }
     })

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use keydispatch_core::message::{Address, DecodeError};
 
 use crate::discovery::{Seed, SeedError};
+use crate::transport::dialable::objection;
 
 /// Why there is no address at which the others would reach this node.
 #[derive(Clone, PartialEq, Eq, thiserror::Error)]
@@ -43,7 +44,7 @@ keydispatch_core::debug_as_display!(AdvertiseError);
 /// Parses what is to be advertised as a seed is, and refuses what nobody could dial.
 ///
 /// Rule: an address that cannot be right is an error. Otherwise every member lists this node as up and no call reaches it.
-pub(crate) fn parse(address: &str) -> Result<Address, AdvertiseError> {
+pub(crate) fn parse(address: &str, link_local: bool) -> Result<Address, AdvertiseError> {
     let unusable = |why| AdvertiseError::Unusable {
         address: address.to_owned(),
         why,
@@ -59,19 +60,13 @@ pub(crate) fn parse(address: &str) -> Result<Address, AdvertiseError> {
             SeedError::Host { .. } => "it names no host",
         })
     })?;
-    if let Ok(socket) = address.parse::<SocketAddr>() {
-        let ip = socket.ip().to_canonical();
-        if ip.is_unspecified() {
-            return Err(unusable("it stands for any address"));
-        }
-        if ip.is_multicast() || ip == IpAddr::V4(Ipv4Addr::BROADCAST) {
-            return Err(unusable("it is the address of many machines"));
-        }
-        if is_link_local(ip) {
-            return Err(unusable(
-                "a link-local address means something on one link alone",
-            ));
-        }
+    // Nobody else would dial it.
+    let socket = address.parse::<SocketAddr>();
+    if let Some(why) = socket
+        .ok()
+        .and_then(|socket| objection(socket.ip(), link_local))
+    {
+        return Err(unusable(why));
     }
     Ok(Address::try_new(address)?)
 }
@@ -103,7 +98,7 @@ fn source(seed: SocketAddr) -> Option<IpAddr> {
 }
 
 fn choose(bound: SocketAddr, mut sources: BTreeSet<IpAddr>) -> Result<IpAddr, AdvertiseError> {
-    sources.retain(|ip| !ip.is_unspecified() && !is_link_local(*ip));
+    sources.retain(|ip| objection(*ip, true).is_none());
     // This node itself may be among its seeds, by a name that its machine knows as loopback.
     if sources.iter().any(|ip| !ip.is_loopback()) {
         sources.retain(|ip| !ip.is_loopback());
@@ -123,10 +118,6 @@ fn choose(bound: SocketAddr, mut sources: BTreeSet<IpAddr>) -> Result<IpAddr, Ad
         }
         (None, _) => unknown("no seed tells which one it is".to_owned()),
     }
-}
-
-fn is_link_local(ip: IpAddr) -> bool {
-    matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
 }
 
 /// Where a transport listens, if that is all addresses of its machine.
@@ -194,7 +185,7 @@ mod tests {
             "node-1.example:7400",
             "localhost:7400",
         ] {
-            assert_eq!(parse(text).unwrap().as_str(), text);
+            assert_eq!(parse(text, false).unwrap().as_str(), text);
         }
     }
 
@@ -225,7 +216,7 @@ mod tests {
             "a\n:7400",
             &long,
         ] {
-            let error = parse(text).unwrap_err().to_string();
+            let error = parse(text, false).unwrap_err().to_string();
             assert!(error.contains("node.advertise"), "{text}: {error}");
             assert!(error.contains("10.0.0.1:7400"), "{text}: {error}");
             assert!(!error.contains('\n'), "{text}: {error}");

@@ -96,6 +96,7 @@ pub(crate) struct NodeSection {
     pub(crate) name: Option<NodeName>,
     pub(crate) bind: Option<String>,
     pub(crate) advertise: Option<String>,
+    pub(crate) dial_link_local: bool,
     pub(crate) seeds: Vec<String>,
     pub(crate) expect: Option<usize>,
     pub(crate) zone: Option<Zone>,

@@ -1,5 +1,6 @@
 //! What carries frames between nodes: an opaque address, connections, frames. No sockets, no TLS.
 
+pub(crate) mod dialable;
 pub(crate) mod doorstep;
 pub(crate) mod framing;
 pub(crate) mod metered;
@@ -131,6 +132,9 @@ pub(crate) enum DialError {
     /// The address leads nowhere.
     #[error("{address} is unreachable: {source}")]
     Unreachable { address: Address, source: io::Error },
+    /// No node has such an address.
+    #[error("{address} is not dialled: {why}")]
+    Forbidden { address: Address, why: &'static str },
     /// Somebody answered who did not prove to be a node of this cluster.
     #[error("{address} is no node to talk to: {why}")]
     Tls { address: Address, why: String },

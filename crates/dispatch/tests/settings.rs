@@ -509,6 +509,20 @@ async fn node_advertise_is_where_the_others_reach_it() {
 }
 
 #[tokio::test]
+async fn node_dial_link_local_lets_a_node_advertise_such_an_address() {
+    for way in both("[node]\nplaintext = true\ndial_link_local = true", |node| {
+        node.plaintext().dial_link_local(true)
+    }) {
+        let advertised = "169.254.7.7:7400";
+        let refused = DEFAULT.describe("a").plaintext().advertise(advertised);
+        let error = refused.start().await.unwrap_err().to_string();
+        assert!(error.contains("node.dial_link_local"), "{error}");
+        let node = way.describe("a").advertise(advertised).start().await;
+        assert_eq!(node.unwrap().address().as_str(), advertised);
+    }
+}
+
+#[tokio::test]
 async fn node_seeds_are_where_it_finds_others() {
     for way in both("[node]\nseeds = [\"nowhere:1\", \"a:1\"]", |node| {
         node.seeds(["nowhere:1", "a:1"])

@@ -8,6 +8,7 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+use super::pace::Paces;
 use super::{DialFailure, LinkId};
 use crate::id::{NodeId, NodeName};
 use crate::membership::RefusedDial;
@@ -145,6 +146,7 @@ pub(crate) struct Failed {
 /// See the module.
 pub(crate) struct Dials {
     entries: BTreeMap<Address, Dial>,
+    paces: Paces,
     /// The latest time that was told.
     now: Instant,
     rng: StdRng,
@@ -154,6 +156,7 @@ impl Dials {
     pub(crate) fn new(seed: u64) -> Self {
         Dials {
             entries: BTreeMap::new(),
+            paces: Paces::default(),
             now: Instant::ZERO,
             rng: StdRng::seed_from_u64(seed),
         }
@@ -212,6 +215,10 @@ impl Dials {
         let mut at = now;
         if defer {
             at += DEFERENCE + self.jitter(DEFERENCE);
+        }
+        let known = self.entries.get(address);
+        if known.is_none_or(|dial| dial.member.as_ref() != Some(node)) {
+            at = self.paces.admit(now, &node.name, at);
         }
         let dial = self.entries.entry(address.clone()).or_insert_with(|| Dial {
             at,

@@ -133,7 +133,9 @@ async fn connect(
     };
     let dialled = transport.dial(&target.address).await;
     let mut connection = dialled.map_err(|error| match error {
-        DialError::TimedOut { .. } | DialError::Unreachable { .. } => Unreached::silent(error),
+        DialError::TimedOut { .. }
+        | DialError::Unreachable { .. }
+        | DialError::Forbidden { .. } => Unreached::silent(error),
         DialError::Refused { .. } | DialError::Tls { .. } => Unreached::answered(error),
     })?;
     let ours = plane.hello();

@@ -19,6 +19,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 use crate::complaints::{Complaints, News, host};
 use crate::data::done_by;
 use crate::tls::{Admitted, Role, Standing, TLS_BUFFER_BYTES, Tls, tls_error};
+use crate::transport::dialable::objection;
 use crate::transport::doorstep::{Doorstep, source};
 use crate::transport::framing::Framed;
 use crate::transport::metered::{Metered, Received};
@@ -61,6 +62,8 @@ pub(crate) struct TcpTransport {
     /// Connections that were accepted and have yet to prove who they are.
     doorstep: Mutex<Doorstep<Box<dyn Connection>>>,
     complaints: Arc<Complaints>,
+    /// Whether addresses of 169.254/16 are dialled.
+    link_local: bool,
 }
 
 impl TcpTransport {
@@ -72,6 +75,12 @@ impl TcpTransport {
     /// Listens with TLS.
     pub(crate) fn tls(bind: &str, tls: Arc<Tls>) -> Result<Self, BindError> {
         TcpTransport::bind(bind, Some(tls))
+    }
+
+    /// Dials addresses of 169.254/16, too.
+    pub(crate) fn with_link_local(mut self, allowed: bool) -> Self {
+        self.link_local = allowed;
+        self
     }
 
     fn bind(bind: &str, tls: Option<Arc<Tls>>) -> Result<Self, BindError> {
@@ -99,11 +108,12 @@ impl TcpTransport {
             tls,
             doorstep: Mutex::new(Doorstep::new()),
             complaints: Arc::default(),
+            link_local: false,
         })
     }
 
     async fn connect(&self, address: &Address) -> Result<Box<dyn Connection>, DialError> {
-        let stream = connect_any(address).await?;
+        let stream = connect_any(address, self.link_local).await?;
         let opened = Instant::now();
         let unreachable = |source| DialError::Unreachable {
             address: address.clone(),
@@ -271,15 +281,23 @@ fn tune(stream: &TcpStream) -> io::Result<()> {
 }
 
 /// Tries every address that the name stands for, none of them for so long that the others have no time.
-async fn connect_any(address: &Address) -> Result<TcpStream, DialError> {
+async fn connect_any(address: &Address, link_local: bool) -> Result<TcpStream, DialError> {
     let unreachable = |source| DialError::Unreachable {
         address: address.clone(),
         source,
     };
-    let candidates: Vec<SocketAddr> = tokio::net::lookup_host(address.as_str())
+    let mut candidates: Vec<SocketAddr> = tokio::net::lookup_host(address.as_str())
         .await
         .map_err(unreachable)?
         .collect();
+    let forbidden = candidates
+        .iter()
+        .find_map(|candidate| objection(candidate.ip(), link_local));
+    candidates.retain(|candidate| objection(candidate.ip(), link_local).is_none());
+    if let (true, Some(why)) = (candidates.is_empty(), forbidden) {
+        let address = address.clone();
+        return Err(DialError::Forbidden { address, why });
+    }
     let share = DIAL_TIMEOUT / u32::try_from(candidates.len().max(1)).unwrap_or(u32::MAX);
     let mut failure = None;
     for candidate in candidates {

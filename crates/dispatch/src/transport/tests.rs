@@ -485,6 +485,21 @@ async fn plaintext_that_meets_tls_is_told_so() {
 }
 
 #[tokio::test]
+async fn addresses_that_no_node_has_are_not_dialled() {
+    let transport = TcpTransport::plaintext("127.0.0.1:0").unwrap();
+    for address in [
+        "169.254.169.254:80",
+        "0.0.0.0:80",
+        "224.0.0.1:80",
+        "[fe80::1]:80",
+    ] {
+        let address = Address::try_new(address).unwrap();
+        let error = transport.dial(&address).await.err().unwrap();
+        assert!(matches!(error, DialError::Forbidden { .. }), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn tls_that_meets_plaintext_is_told_so() {
     let tls = Identity::issued(&authority(), "a").bind();
     let plaintext = TcpTransport::plaintext("127.0.0.1:0").unwrap();
