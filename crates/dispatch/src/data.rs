@@ -8,7 +8,7 @@ use arc_swap::{ArcSwap, Guard};
 use bytes::Bytes;
 use keydispatch_core::limits::MAX_PAYLOAD_BYTES;
 use keydispatch_core::message::{Address, Frame, Hello, Offers};
-use keydispatch_core::{NodeId, NodeName, ServiceInfo, Topic};
+use keydispatch_core::{Directory, NodeId, NodeName, ServiceInfo, Topic};
 use papaya::Guard as _;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
@@ -20,11 +20,13 @@ use crate::runtime::Runtimes;
 use crate::service::StopReason;
 use crate::transport::{Connection, Transport};
 
+pub(crate) mod aim;
 mod contact;
 mod helped;
 pub(crate) mod inbound;
 pub(crate) mod lane;
 mod leaving;
+mod onward;
 mod outbox;
 mod places;
 mod pump;
@@ -38,6 +40,7 @@ use inbound::{Caller, Serving};
 use lane::Lane;
 use leaving::Callers;
 pub(crate) use leaving::done_by;
+use onward::Onward;
 use places::Places;
 
 /// Peers of a lower minor version do not know how a node goes away in good order.
@@ -47,6 +50,7 @@ const MINOR_GOES_AWAY: u16 = 1;
 pub(crate) struct DataConfig {
     pub(crate) transport: Option<Arc<dyn Transport>>,
     pub(crate) hello: Arc<ArcSwap<Hello>>,
+    pub(crate) directory: Arc<Directory>,
     pub(crate) pool_size: usize,
     pub(crate) max_payload_bytes: usize,
     pub(crate) checks_messages: bool,
@@ -65,6 +69,9 @@ pub struct DataStats {
     pub calls_received: u64,
     /// Casts that were sent to other nodes.
     pub casts_sent: u64,
+    /// Casts that were accepted here and never sent: no connection came about in time, nobody was there to take them, or too
+    /// many waited for one.
+    pub casts_unsent: u64,
     /// Casts that other nodes sent.
     pub casts_received: u64,
     /// Casts that other nodes sent and no mailbox took: it was full, gone, or of another version.
@@ -94,6 +101,7 @@ pub(crate) struct Counters {
     pub(crate) calls_sent: AtomicU64,
     pub(crate) calls_received: AtomicU64,
     pub(crate) casts_sent: AtomicU64,
+    pub(crate) casts_unsent: AtomicU64,
     pub(crate) casts_received: AtomicU64,
     pub(crate) casts_dropped: AtomicU64,
     pub(crate) too_large_for_peer: AtomicU64,
@@ -181,12 +189,15 @@ pub(crate) struct DataPlane {
     /// None once the node has stopped: handles that outlive it must not keep its address taken.
     transport: Mutex<Option<Arc<dyn Transport>>>,
     hello: Arc<ArcSwap<Hello>>,
+    /// What this node lists: where a message that waits is to go by now.
+    directory: Arc<Directory>,
     pool_size: usize,
     max_payload_bytes: usize,
     checks_messages: bool,
     drain_timeout: Duration,
     peers: papaya::HashMap<NodeName, Arc<Peer>>,
     places: Places,
+    onward: Onward,
     /// Counts the attempts to connect to any peer: later ones have larger numbers, whatever became of the peer meanwhile.
     attempts: AtomicU64,
     local: papaya::HashMap<u64, Local>,
@@ -218,12 +229,14 @@ impl DataPlane {
         Arc::new(DataPlane {
             transport: Mutex::new(config.transport),
             hello: config.hello,
+            directory: config.directory,
             pool_size: config.pool_size,
             max_payload_bytes: config.max_payload_bytes.min(MAX_PAYLOAD_BYTES),
             checks_messages: config.checks_messages,
             drain_timeout: config.drain_timeout,
             peers: papaya::HashMap::new(),
             places: Places::default(),
+            onward: Onward::default(),
             attempts: AtomicU64::new(0),
             local: papaya::HashMap::new(),
             topics: Topics::new(config.topic_bytes),
@@ -351,6 +364,14 @@ impl DataPlane {
     /// Rule: the view is ahead of the connections, by microseconds, or by as long as this process is kept from running. A node
     /// that it lists and that is not up here is about to be, or to go.
     pub(crate) fn lane(&self, info: &ServiceInfo) -> Result<Arc<Lane>, Unsent> {
+        if self.departed.load(Ordering::Relaxed) {
+            return Err(CallError::NodeStopped.into());
+        }
+        self.lane_to(info)
+    }
+
+    /// The same, also while this node finishes what it has accepted.
+    fn lane_to(&self, info: &ServiceInfo) -> Result<Arc<Lane>, Unsent> {
         let peers = self.peers.pin();
         let settling = |why: &str| Unsent {
             error: CallError::NotSent {
@@ -359,9 +380,6 @@ impl DataPlane {
             },
             settling: true,
         };
-        if self.departed.load(Ordering::Relaxed) {
-            return Err(CallError::NodeStopped.into());
-        }
         let Some(peer) = peers.get(info.node()) else {
             return Err(settling(NOT_UP));
         };
@@ -417,7 +435,12 @@ impl DataPlane {
     }
 
     /// A node is up; `offers` is what it says in its Hello, where its control link is ready already.
-    pub(crate) fn member_up(&self, node: NodeId, address: Address, offers: Option<Offers>) {
+    pub(crate) fn member_up(
+        self: &Arc<Self>,
+        node: NodeId,
+        address: Address,
+        offers: Option<Offers>,
+    ) {
         let contact = Arc::new(Contact::default());
         if let Some(offers) = offers {
             contact.offers(&offers);
@@ -434,7 +457,7 @@ impl DataPlane {
         });
         let peers = self.peers.pin();
         if let Some(before) = peers.insert(name, peer) {
-            before.lanes.iter().for_each(|lane| lane.close());
+            self.close_lanes(&before);
             self.peers.guard().flush();
         }
     }
@@ -467,12 +490,19 @@ impl DataPlane {
         }
     }
 
-    pub(crate) fn member_down(&self, node: &NodeId) {
+    pub(crate) fn member_down(self: &Arc<Self>, node: &NodeId) {
         let peers = self.peers.pin();
         let down = peers.remove_if(&node.name, |_, peer| peer.node == *node);
         if let Ok(Some((_, peer))) = down {
-            peer.lanes.iter().for_each(|lane| lane.close());
+            self.close_lanes(&peer);
             self.peers.guard().flush();
+        }
+    }
+
+    /// That life of a peer is over. What was not written to it goes on.
+    fn close_lanes(self: &Arc<Self>, peer: &Peer) {
+        for lane in &peer.lanes {
+            self.send_on(lane.close());
         }
     }
 
@@ -532,6 +562,7 @@ impl DataPlane {
             calls_sent: counters.calls_sent.load(Ordering::Relaxed),
             calls_received: counters.calls_received.load(Ordering::Relaxed),
             casts_sent: counters.casts_sent.load(Ordering::Relaxed),
+            casts_unsent: counters.casts_unsent.load(Ordering::Relaxed),
             casts_received: counters.casts_received.load(Ordering::Relaxed),
             casts_dropped: counters.casts_dropped.load(Ordering::Relaxed),
             too_large_for_peer: counters.too_large_for_peer.load(Ordering::Relaxed),
@@ -563,7 +594,14 @@ impl DataPlane {
             .unwrap_or_else(PoisonError::into_inner)
             .take();
         for (_, peer) in &self.peers.pin() {
-            peer.lanes.iter().for_each(|lane| lane.close());
+            for lane in &peer.lanes {
+                let casts = lane.close().into_iter();
+                self.count_unsent(
+                    casts
+                        .filter(|out| out.frame.kind == wire::kind::CAST)
+                        .count() as u64,
+                );
+            }
         }
         self.peers.pin().clear();
         for (_, local) in &self.local.pin() {

@@ -141,7 +141,10 @@ impl<P: Protocol> ServiceHandle<P> {
         let result = match sent {
             Some(Ok(Ok(started))) => self.channel.finish(started, deadline).await,
             Some(Ok(Err(failed))) => Err(failed),
-            Some(Err((by, message))) => self.channel.call(&by, message, keep, deadline).await,
+            Some(Err((by, message))) => {
+                let to = self.first_to(key);
+                self.channel.call(&by, to, message, keep, deadline).await
+            }
             None => Err(self.unowned(message)),
         };
         match result {
@@ -160,10 +163,13 @@ impl<P: Protocol> ServiceHandle<P> {
         self.budget.count_call();
         let keep = self.options.idempotent;
         let failed = match self.owner(key) {
-            Some(by) => match self.channel.call(&by, message, keep, deadline).await {
-                Ok(reply) => return Ok(Answer { reply, by }),
-                Err(failed) => failed,
-            },
+            Some(by) => {
+                let to = self.first_to(key);
+                match self.channel.call(&by, to, message, keep, deadline).await {
+                    Ok(reply) => return Ok(Answer { reply, by }),
+                    Err(failed) => failed,
+                }
+            }
             None => self.unowned(Some(message)),
         };
         Box::pin(self.send_on(key, failed, deadline)).await

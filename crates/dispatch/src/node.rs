@@ -157,6 +157,7 @@ impl Node {
         let data = DataPlane::new(DataConfig {
             transport: transport.clone(),
             hello: Arc::clone(&hello),
+            directory: cluster.directory(),
             pool_size: checked.pool_size,
             max_payload_bytes,
             checks_messages: checked.checks_messages,

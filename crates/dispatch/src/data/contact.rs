@@ -1,6 +1,7 @@
 //! What all connections to one peer share: what it takes, and when it was last heard on its control connection.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use keydispatch_core::Instant;
@@ -9,6 +10,23 @@ use tokio::sync::Notify;
 
 use super::Heard;
 use super::undialled::Undialled;
+
+/// How long messages wait for a connection to a peer that cannot be dialled; from then on they fail at once.
+///
+/// Rule: a node that has died is down by then, twice `down_period` unless somebody changed that, and its keys have other
+/// owners; one that came back is there. Without the waiting, every dial that fails by chance fails calls of a planned change;
+/// without the bound, callers of a node that nobody reaches would pile up.
+pub(super) const PATIENCE: Duration = Duration::from_secs(3);
+
+/// A dial that fails so long after the one before is news: nothing is known of the time between.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(10);
+
+/// Since when the dials have failed, and the last of them.
+#[derive(Clone, Copy, Debug)]
+struct Unreached {
+    since: tokio::time::Instant,
+    last: tokio::time::Instant,
+}
 
 /// See the module.
 #[derive(Debug)]
@@ -22,6 +40,7 @@ pub(super) struct Contact {
     /// Told of everything that is heard there.
     hearing: Notify,
     pub(super) undialled: Undialled,
+    unreached: Mutex<Option<Unreached>>,
 }
 
 impl Default for Contact {
@@ -32,6 +51,7 @@ impl Default for Contact {
             heard: Heard::default(),
             hearing: Notify::new(),
             undialled: Undialled::default(),
+            unreached: Mutex::default(),
         }
     }
 }
@@ -59,6 +79,38 @@ impl Contact {
     /// True where a second data connection may take the place of one that is stuck, with order kept.
     pub(super) fn replaces(&self) -> bool {
         self.replaces.load(Ordering::Relaxed)
+    }
+
+    /// A data connection was not to be had, from then on until now.
+    pub(super) fn unreached(&self, from: tokio::time::Instant) {
+        let mut unreached = self
+            .unreached
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let before = unreached.filter(|before| from <= before.last + FORGOTTEN_AFTER);
+        *unreached = Some(Unreached {
+            since: before.map_or(from, |before| before.since.min(from)),
+            last: tokio::time::Instant::now(),
+        });
+    }
+
+    /// A data connection has come about.
+    pub(super) fn reached(&self) {
+        *self
+            .unreached
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// True while messages wait for a connection, however often it failed.
+    pub(super) fn is_patient(&self) -> bool {
+        let unreached = self
+            .unreached
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        unreached.is_none_or(|unreached| {
+            unreached.since.elapsed() < PATIENCE || unreached.last.elapsed() > FORGOTTEN_AFTER
+        })
     }
 
     /// Something was heard on the control connection.

@@ -1,6 +1,6 @@
 //! The calling side of one data connection: dialled when first needed, suspended when silent, never on a caller's path.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -17,12 +17,13 @@ use super::contact::Contact;
 use super::outbox::{Outbox, Rejected};
 use super::pump::{self, Reading, Terms};
 use super::reach::{Earlier, Target, Unreached, reach};
-use super::wire::{self, CallHeader, Outgoing, kind};
+use super::wire::{self, Outgoing, kind};
 use super::{DataPlane, Heard};
 use crate::call::{CallError, Failure, Unsent};
 use crate::transport::Connection;
 
 mod renew;
+mod waiting;
 
 /// Frames that wait for the connection's task.
 const MAX_FRAMES: usize = 1 << 16;
@@ -32,13 +33,14 @@ const MAX_BYTES: usize = 128 * 1024 * 1024;
 /// Calls that wait for their reply on one connection, as a power of two.
 const PENDING_BITS: u32 = 20;
 
-/// First and longest pause between a failure and the next dial; calls fail at once meanwhile.
+/// First and longest pause between a failure and the next dial. Messages wait meanwhile, as long as there is patience with the
+/// peer; then they fail at once.
 ///
 /// Rule: where nobody answered, the pause ends with the first word of the peer on its control connection: its packets pass
 /// again, and callers would wait for nothing.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
-/// Longest pause where nobody answered: a dial that hangs takes its own time.
+/// Longest pause where nobody answered, as a dial that hangs takes its own time, and where messages wait.
 const SILENT_BACK_OFF: Duration = Duration::from_millis(250);
 
 /// Rule: a suspended connection whose peer was heard on the control connection within this time is stuck, as TCP is after
@@ -48,6 +50,9 @@ const HEARD_ELSEWHERE: Duration = Duration::from_millis(250);
 /// A connection without traffic is closed after this long.
 const IDLE: Duration = Duration::from_secs(120);
 
+/// Why nothing goes to a node any more.
+const DOWN: &str = "the node is down";
+
 /// What became of a call, as far as the connection knows.
 #[derive(Debug)]
 pub(crate) enum Outcome {
@@ -56,7 +61,11 @@ pub(crate) enum Outcome {
     /// The connection broke after the call was sent.
     Lost,
     /// The call did not get out.
-    NotSent(Arc<str>),
+    NotSent {
+        why: Arc<str>,
+        /// True where views and connections are about to agree again.
+        settling: bool,
+    },
     /// Nor did this one, and never will: the peer takes at most so many bytes.
     TooLarge {
         limit: usize,
@@ -82,6 +91,28 @@ struct Pending {
     stamp: u64,
 }
 
+impl Pending {
+    /// Of all calls.
+    fn numbers(&self) -> impl Iterator<Item = u64> {
+        let calls = self.calls.iter();
+        calls.map(|(at, waiting)| waiting.stamp << PENDING_BITS | at as u64)
+    }
+
+    fn has(&self, number: u64) -> bool {
+        let waiting = self.calls.get(place(number));
+        waiting.is_some_and(|waiting| waiting.stamp == number >> PENDING_BITS)
+    }
+
+    fn remove(&mut self, number: u64) -> Option<Waiting> {
+        self.has(number).then(|| self.calls.remove(place(number)))
+    }
+}
+
+/// Where a call of that number is.
+fn place(number: u64) -> usize {
+    (number & ((1 << PENDING_BITS) - 1)) as usize
+}
+
 #[derive(Debug)]
 struct Broken {
     at: Instant,
@@ -98,10 +129,16 @@ pub(crate) struct Lane {
     target: Arc<Target>,
     outbox: Outbox,
     pending: Mutex<Pending>,
+    /// Counts how often calls were given up for lost.
+    losses: AtomicU64,
     status: AtomicU8,
     suspended: AtomicBool,
+    /// A connection is served.
+    connected: AtomicBool,
     /// The peer, or this node, goes away: nothing new is sent. It stays so for the rest of this life of either.
     going: AtomicBool,
+    /// It is the peer.
+    peer_goes: AtomicBool,
     /// Told when `suspended` changes.
     turned: Notify,
     broken: Mutex<Broken>,
@@ -125,9 +162,12 @@ impl Lane {
             }),
             outbox: Outbox::new(MAX_FRAMES, MAX_BYTES),
             pending: Mutex::default(),
+            losses: AtomicU64::new(0),
             status: AtomicU8::new(status::IDLE),
             suspended: AtomicBool::new(false),
+            connected: AtomicBool::new(false),
             going: AtomicBool::new(false),
+            peer_goes: AtomicBool::new(false),
             turned: Notify::new(),
             broken: Mutex::new(Broken {
                 at: Instant::now(),
@@ -149,6 +189,11 @@ impl Lane {
         self.status.load(Ordering::Relaxed) == status::RUNNING
     }
 
+    /// True while something waits that was never written.
+    pub(super) fn waits_for_a_connection(&self) -> bool {
+        !self.connected.load(Ordering::SeqCst) && self.outbox.has_new()
+    }
+
     pub(super) fn pending(&self) -> usize {
         self.lock().calls.len()
     }
@@ -164,13 +209,16 @@ impl Lane {
             .max_payload_bytes(plane.max_payload_bytes)
     }
 
-    /// Sends a call; the receiver gets exactly one outcome.
+    /// Sends a call; the receiver gets exactly one outcome. Where there is no connection it waits for one that is about to be
+    /// dialled, or fails at once.
     pub(crate) fn call(
         self: &Arc<Self>,
         plane: &Arc<DataPlane>,
+        waits: bool,
         encode: impl FnOnce(u64) -> Result<Outgoing, CallError>,
     ) -> Result<PendingCall, Unsent> {
-        self.ensure(plane)?;
+        self.ensure(plane, waits)?;
+        let losses = self.losses.load(Ordering::SeqCst);
         let (sender, receiver) = oneshot::channel();
         let number = self.expect(sender)?;
         let call = PendingCall {
@@ -181,6 +229,13 @@ impl Lane {
         };
         let frame = encode(number)?;
         self.push(plane, frame)?;
+        // Rule: a connection that broke before this call was queued has not carried it.
+        if self.losses.load(Ordering::SeqCst) != losses
+            && !self.waits_for(number)
+            && self.outbox.take_back(number)
+        {
+            return Err(self.settling("the connection broke"));
+        }
         Ok(call)
     }
 
@@ -190,7 +245,7 @@ impl Lane {
         plane: &Arc<DataPlane>,
         frame: impl Into<Outgoing>,
     ) -> Result<(), Unsent> {
-        self.ensure(plane)?;
+        self.ensure(plane, true)?;
         self.push(plane, frame)
     }
 
@@ -203,35 +258,47 @@ impl Lane {
             Rejected::Full => Unsent::from(CallError::Overloaded {
                 node: self.target.peer.name.clone(),
             }),
-            Rejected::Closed => self.not_sent("the node is down").into(),
+            Rejected::Closed => self.settling(DOWN),
             Rejected::Sealed => self.goes_away(),
         })?;
         // The connection may have ended since it was looked at: then this frame was either failed with the others, or
         // waits for the next connection.
-        if self.status.load(Ordering::SeqCst) != status::RUNNING && self.ensure(plane).is_err() {
-            self.fail_queued("the connection broke");
-        }
+        self.see_to_what_waits(plane);
         Ok(())
     }
 
-    /// Sees to it that there is a connection, or will be soon.
-    fn ensure(self: &Arc<Self>, plane: &Arc<DataPlane>) -> Result<(), Unsent> {
+    /// Rule: whoever queues a frame looks afterwards whether a task is there for it, and a task that ends looks afterwards
+    /// whether something was queued. One of the two sees the other.
+    fn see_to_what_waits(self: &Arc<Self>, plane: &Arc<DataPlane>) {
+        if self.status.load(Ordering::SeqCst) == status::RUNNING || !self.outbox.has_new() {
+            return;
+        }
+        if let Err(unsent) = self.ensure(plane, true) {
+            self.give_up(plane, &unsent.error.to_string(), unsent.settling);
+        }
+    }
+
+    /// Sees to it that there is a connection, or will be soon; what does not wait goes without where there was none just now.
+    fn ensure(self: &Arc<Self>, plane: &Arc<DataPlane>, waits: bool) -> Result<(), Unsent> {
         if self.going.load(Ordering::Relaxed) {
             return Err(self.goes_away());
         }
         match self.status.load(Ordering::SeqCst) {
-            status::RUNNING if !self.suspended.load(Ordering::Relaxed) => return Ok(()),
-            status::RUNNING => {
+            status::RUNNING if self.suspended.load(Ordering::Relaxed) => {
                 return Err(self.not_sent("it is silent, and suspended here").into());
             }
-            status::CLOSED => return Err(self.not_sent("the node is down").into()),
+            status::RUNNING if waits || self.connected.load(Ordering::Relaxed) => return Ok(()),
+            status::CLOSED => return Err(self.settling(DOWN)),
             _ => {}
         }
-        let broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
+        let broken = self.broken();
+        let waits = waits && self.target.contact.is_patient();
+        if !waits && self.pauses(&broken) {
+            return Err(self.not_sent(&broken.why).into());
+        }
         match self.status.load(Ordering::SeqCst) {
             status::RUNNING => Ok(()),
-            status::CLOSED => Err(self.not_sent("the node is down").into()),
-            status::BROKEN if self.pauses(&broken) => Err(self.not_sent(&broken.why).into()),
+            status::CLOSED => Err(self.settling(DOWN)),
             _ => {
                 self.status.store(status::RUNNING, Ordering::SeqCst);
                 plane.spawn(Arc::clone(self).run(Arc::clone(plane)));
@@ -240,24 +307,50 @@ impl Lane {
         }
     }
 
-    fn pauses(&self, broken: &Broken) -> bool {
-        let now = Instant::now();
-        let heard = |since| self.target.contact.heard_since(since);
-        let passes = now >= broken.at + BACK_OFF.0 && broken.silent_since.is_some_and(heard);
-        now < broken.until && !passes
+    fn broken(&self) -> MutexGuard<'_, Broken> {
+        self.broken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One connection from its dial to its end, and those that take its place when it is stuck.
+    /// One connection after the other, as long as it is needed: those that take the place of one that is stuck, and those
+    /// that are dialled again for what waits.
     async fn run(self: Arc<Self>, plane: Arc<DataPlane>) {
-        let running = Running { lane: &self };
-        let mut connection = match reach(&self.target, &plane, Earlier::End).await {
-            Ok(connection) => connection,
-            Err(unreached) => return running.end(&unreached),
+        let running = Running {
+            lane: &self,
+            plane: &plane,
         };
         loop {
-            match self.serve(connection, &plane).await {
-                Served::Ended(why) => return running.end(&Unreached::answered(why)),
-                Served::Idle => return running.retire(&plane),
+            let unreached = match self.connect(&plane).await {
+                Ok(connection) => match self.serve_on(connection, &plane).await {
+                    Some(why) => {
+                        self.fail_sent();
+                        Unreached::answered(why)
+                    }
+                    None => return running.retire(),
+                },
+                // Nothing was sent.
+                Err(unreached) => unreached,
+            };
+            self.failed(&unreached);
+            if !self.goes_on(&plane, &unreached.why) {
+                return running.end(&unreached.why);
+            }
+        }
+    }
+
+    /// Serves a connection and those that take its place; returns why the last of them broke, or none where it ended with
+    /// nobody waiting for it.
+    async fn serve_on(
+        self: &Arc<Self>,
+        mut connection: Box<dyn Connection>,
+        plane: &Arc<DataPlane>,
+    ) -> Option<String> {
+        loop {
+            self.connected.store(true, Ordering::SeqCst);
+            let served = self.serve(connection, plane).await;
+            self.connected.store(false, Ordering::SeqCst);
+            match served {
+                Served::Ended(why) => return Some(why),
+                Served::Idle => return None,
                 Served::Moved(other) => connection = other,
             }
         }
@@ -268,10 +361,7 @@ impl Lane {
         mut connection: Box<dyn Connection>,
         plane: &Arc<DataPlane>,
     ) -> Served {
-        self.broken
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .failures = 0;
+        self.broken().failures = 0;
         connection.set_frame_limit(wire::max_frame_bytes(plane.max_payload_bytes));
         self.heard.now();
         let outdated = connection.outdated();
@@ -289,8 +379,11 @@ impl Lane {
         );
         let renewed = tokio::select! {
             ended = serving => return match ended {
-                Ok(()) if self.going.load(Ordering::Relaxed) => Served::Idle,
-                Ok(()) => Served::Ended("the node is down".to_owned()),
+                Ok(()) if self.going.load(Ordering::Relaxed) => {
+                    self.read_to_the_end(connection).await;
+                    Served::Idle
+                }
+                Ok(()) => Served::Ended(DOWN.to_owned()),
                 // Nobody waits, and nothing was lost: it was idle for the peer.
                 Err(why) if why == pump::CLOSED_BY_PEER && self.has_nothing_to_do() => Served::Idle,
                 Err(why) => Served::Ended(why),
@@ -336,7 +429,7 @@ impl Lane {
                 () = self.turns(false) => {}
                 connection = found => {
                     // Calls that came just when it was suspended: whether they went out is not known.
-                    self.fail_sent();
+                    self.fail_all();
                     if self.suspend(false) {
                         tracing::debug!(peer = %self.target.peer.name, "a second data connection takes the place of the first");
                         return connection;
@@ -384,6 +477,7 @@ impl Lane {
                 self.complete(number, Outcome::Failed(failure));
             }
             kind::GO_AWAY => {
+                self.peer_goes.store(true, Ordering::SeqCst);
                 self.going.store(true, Ordering::SeqCst);
                 self.outbox.seal(Some(wire::empty(kind::GONE_AWAY)));
                 self.finish_if_idle();
@@ -402,10 +496,9 @@ impl Lane {
     /// Rule: what is longer than the peer takes fails alone: sent, it would cost all others their connection.
     fn refuse(&self, plane: &DataPlane, outgoing: &Outgoing) {
         let limit = self.max_payload_bytes(plane);
-        if outgoing.frame.kind != kind::CALL {
-            plane.count_too_large(&self.target.peer.name, limit);
-        } else if let Ok((header, _)) = wire::split::<CallHeader>(&outgoing.frame.body) {
-            self.complete(header.number, Outcome::TooLarge { limit });
+        match outgoing.as_call() {
+            Some(header) => self.complete(header.number, Outcome::TooLarge { limit }),
+            None => plane.count_too_large(&self.target.peer.name, limit),
         }
     }
 
@@ -425,8 +518,12 @@ impl Lane {
     }
 
     fn goes_away(&self) -> Unsent {
+        self.settling("it goes away, and takes nothing new")
+    }
+
+    fn settling(&self, why: &str) -> Unsent {
         Unsent {
-            error: self.not_sent("it goes away, and takes nothing new"),
+            error: self.not_sent(why),
             settling: true,
         }
     }
@@ -457,7 +554,7 @@ impl Lane {
                         let silent = now.since(self.heard.at());
                         tracing::warn!(peer = %self.target.peer.name, ?silent, "a peer is silent: calls to it fail at once");
                         // What is still queued may go out when the peer is back, so it counts as sent.
-                        self.fail_sent();
+                        self.fail_all();
                     }
                     // Nobody waits for room here: a full queue is busy enough.
                     let _ = self.outbox.push(wire::empty(kind::PING));
@@ -469,7 +566,7 @@ impl Lane {
     /// The connection was idle, with nobody waiting for a reply: the next call dials again.
     fn retire(self: &Arc<Self>, plane: &Arc<DataPlane>) {
         {
-            let _state = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
+            let _state = self.broken();
             // It may have been closed meanwhile: then it stays so.
             let _ = self.status.compare_exchange(
                 status::RUNNING,
@@ -479,27 +576,13 @@ impl Lane {
             );
         }
         // What came in this very moment waits for the next connection.
-        if self.outbox.len() > 0 && self.ensure(plane).is_err() {
-            self.fail_queued("the connection was closed as idle");
-        }
+        self.see_to_what_waits(plane);
     }
 
-    fn end(&self, unreached: &Unreached) {
-        let why = unreached.why.as_str();
+    /// There is no connection, and none is dialled for what waits.
+    fn end(self: &Arc<Self>, plane: &Arc<DataPlane>, why: &str) {
         {
-            let mut broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
-            let pause = BACK_OFF.0 * 2_u32.saturating_pow(broken.failures.min(10));
-            let longest = if unreached.silent {
-                SILENT_BACK_OFF
-            } else {
-                BACK_OFF.1
-            };
-            broken.failures = broken.failures.saturating_add(1);
-            broken.at = Instant::now();
-            broken.until = broken.at + pause.min(longest);
-            broken.why = why.into();
-            broken.silent_since = unreached.silent.then(|| self.target.contact.now());
-            self.suspend(false);
+            let _state = self.broken();
             let _ = self.status.compare_exchange(
                 status::RUNNING,
                 status::BROKEN,
@@ -507,38 +590,12 @@ impl Lane {
                 Ordering::SeqCst,
             );
         }
-        tracing::debug!(peer = %self.target.peer.name, why = %Escaped(why), "no data connection");
-        self.fail_queued(why);
-        self.fail_sent();
-    }
-
-    /// Membership says that the node is down: all pending calls to it fail at once.
-    pub(super) fn close(&self) {
-        self.status.store(status::CLOSED, Ordering::SeqCst);
-        self.outbox.close();
-        self.fail_queued("the node is down");
-        self.fail_sent();
-    }
-
-    /// What is still queued has not been sent.
-    fn fail_queued(&self, why: &str) {
-        let why: Arc<str> = why.into();
-        for Outgoing { frame, .. } in self.outbox.drain() {
-            if frame.kind == kind::CALL
-                && let Ok((header, _)) = wire::split::<CallHeader>(&frame.body)
-            {
-                self.complete(header.number, Outcome::NotSent(Arc::clone(&why)));
-            }
+        if self.peer_goes.load(Ordering::SeqCst) {
+            self.give_up(plane, why, true);
+        } else if !self.target.contact.is_patient() {
+            self.give_up(plane, why, false);
         }
-    }
-
-    fn fail_sent(&self) {
-        let lost: Vec<Waiting> = self.lock().calls.drain().collect();
-        for waiting in lost {
-            // The caller may have gone.
-            let _ = waiting.sender.send(Outcome::Lost);
-        }
-        self.finish_if_idle();
+        self.see_to_what_waits(plane);
     }
 
     fn expect(&self, sender: oneshot::Sender<Outcome>) -> Result<u64, CallError> {
@@ -556,18 +613,11 @@ impl Lane {
 
     /// The calls that wait for their reply.
     fn waiting(&self) -> Vec<u64> {
-        let pending = self.lock();
-        let calls = pending.calls.iter();
-        calls
-            .map(|(at, waiting)| waiting.stamp << PENDING_BITS | at as u64)
-            .collect()
+        self.lock().numbers().collect()
     }
 
     fn waits_for(&self, number: u64) -> bool {
-        let at = (number & ((1 << PENDING_BITS) - 1)) as usize;
-        let pending = self.lock();
-        let waiting = pending.calls.get(at);
-        waiting.is_some_and(|waiting| waiting.stamp == number >> PENDING_BITS)
+        self.lock().has(number)
     }
 
     fn complete(&self, number: u64, outcome: Outcome) {
@@ -578,14 +628,7 @@ impl Lane {
     }
 
     fn forget(&self, number: u64) -> Option<Waiting> {
-        let at = (number & ((1 << PENDING_BITS) - 1)) as usize;
-        let mut pending = self.lock();
-        let same = pending
-            .calls
-            .get(at)
-            .is_some_and(|waiting| waiting.stamp == number >> PENDING_BITS);
-        let waiting = same.then(|| pending.calls.remove(at));
-        drop(pending);
+        let waiting = self.lock().remove(number);
         if self.going.load(Ordering::Relaxed) {
             self.finish_if_idle();
         }
@@ -616,16 +659,17 @@ enum Served {
 /// Rule: however a lane's task ends, also by a panic, what waits for it fails, and the next call may dial again.
 struct Running<'a> {
     lane: &'a Arc<Lane>,
+    plane: &'a Arc<DataPlane>,
 }
 
 impl Running<'_> {
-    fn end(self, unreached: &Unreached) {
-        self.lane.end(unreached);
+    fn end(self, why: &str) {
+        self.lane.end(self.plane, why);
         std::mem::forget(self);
     }
 
-    fn retire(self, plane: &Arc<DataPlane>) {
-        self.lane.retire(plane);
+    fn retire(self) {
+        self.lane.retire(self.plane);
         std::mem::forget(self);
     }
 }
@@ -635,8 +679,12 @@ impl Drop for Running<'_> {
         if std::thread::panicking() {
             tracing::error!(peer = %self.lane.target.peer.name, "the task of a data connection panicked");
         }
-        self.lane
-            .end(&Unreached::answered("the connection's task has ended"));
+        self.lane.connected.store(false, Ordering::SeqCst);
+        let unreached = Unreached::answered("the connection's task has ended");
+        self.lane.fail_sent();
+        self.lane.failed(&unreached);
+        self.lane.look_over(self.plane, Some(&unreached.why));
+        self.lane.end(self.plane, &unreached.why);
     }
 }
 
@@ -657,6 +705,13 @@ impl PendingCall {
         outcome
     }
 
+    /// Takes it back; false where it may have been written.
+    pub(crate) fn take_back(&mut self) -> bool {
+        let back = self.lane.take_back(self.number) && self.lane.forget(self.number).is_some();
+        self.done |= back;
+        back
+    }
+
     pub(crate) fn node(&self) -> &NodeName {
         &self.lane.target.peer.name
     }
@@ -664,7 +719,10 @@ impl PendingCall {
 
 impl Drop for PendingCall {
     fn drop(&mut self) {
-        if !self.done && self.lane.forget(self.number).is_some() {
+        if !self.done
+            && self.lane.forget(self.number).is_some()
+            && !self.lane.take_back(self.number)
+        {
             // Where there is no room for it, the call is answered in vain.
             let _ = self
                 .lane

@@ -231,6 +231,13 @@ impl DataPlane {
     /// wait when time is up. What was accepted to be sent is sent.
     pub(crate) async fn finish_own_calls(&self, until: Instant) -> usize {
         self.departed.store(true, Ordering::SeqCst);
+        // Rule: what was accepted and waits for a connection is not given up because this node goes.
+        let waits = || {
+            let peers = self.peers.pin();
+            let mut lanes = peers.values().flat_map(|peer| peer.lanes.iter());
+            self.onward.is_at_work() || lanes.any(|lane| lane.waits_for_a_connection())
+        };
+        done_by(until, || !waits()).await;
         let open = || {
             let mut open = 0;
             for (_, peer) in &self.peers.pin() {

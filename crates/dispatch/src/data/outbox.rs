@@ -1,5 +1,6 @@
 //! Frames on their way to one connection's task: bounded, and handed over all at once.
 
+use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
@@ -121,6 +122,49 @@ impl Outbox {
         if let Some(waiting) = waiting {
             waiting.wake();
         }
+    }
+
+    /// True where something waits that starts something on the other side.
+    pub(crate) fn has_new(&self) -> bool {
+        let inner = self.lock();
+        let mut frames = inner.frames.iter();
+        frames.any(|outgoing| kind::is_new(outgoing.frame.kind))
+    }
+
+    /// The numbers of the calls that wait.
+    pub(crate) fn calls(&self) -> HashSet<u64> {
+        let inner = self.lock();
+        let calls = inner.frames.iter().filter_map(Outgoing::as_call);
+        calls.map(|header| header.number).collect()
+    }
+
+    /// Takes out what does not stay, in the order in which it came. What comes meanwhile waits for the end of it, so that
+    /// it stays behind.
+    pub(crate) fn take_out(&self, mut stays: impl FnMut(&Outgoing) -> bool) -> Vec<Outgoing> {
+        let mut inner = self.lock();
+        let out: Vec<Outgoing> = inner
+            .frames
+            .extract_if(.., |outgoing| !stays(outgoing))
+            .collect();
+        inner.bytes = inner.frames.iter().map(Outgoing::bytes).sum();
+        out
+    }
+
+    /// Takes out one call; false where it is not there any more, so that it may have been written.
+    pub(crate) fn take_back(&self, number: u64) -> bool {
+        let mut inner = self.lock();
+        let is = |outgoing: &Outgoing| {
+            let header = outgoing.as_call();
+            header.is_some_and(|header| header.number == number)
+        };
+        let Some(at) = inner.frames.iter().position(is) else {
+            return false;
+        };
+        // Those behind it do not move: many that wait for one peer give up one after the other.
+        let nothing = Outgoing::from(super::wire::empty(kind::PONG));
+        let before = std::mem::replace(&mut inner.frames[at], nothing);
+        inner.bytes -= before.bytes();
+        true
     }
 
     /// What was not taken.

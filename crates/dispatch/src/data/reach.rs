@@ -71,11 +71,19 @@ pub(super) async fn reach(
     plane: &Arc<DataPlane>,
     earlier: Earlier,
 ) -> Result<Box<dyn Connection>, Unreached> {
+    let begun = Instant::now();
     let reached = dial(target, plane, earlier).await;
-    let undialled = &target.contact.undialled;
+    let contact = &target.contact;
     match &reached {
-        Ok(_) => undialled.over(),
-        Err(failed) => undialled.failed(&target.peer, &target.address, &failed.why),
+        Ok(_) => {
+            contact.reached();
+            contact.undialled.over();
+        }
+        Err(failed) => {
+            contact.unreached(begun);
+            let undialled = &contact.undialled;
+            undialled.failed(&target.peer, &target.address, &failed.why);
+        }
     }
     reached
 }

@@ -212,6 +212,7 @@ impl Stage {
             runtimes: crate::runtime::Runtimes::start(false).unwrap().0,
             transport: Some(Arc::clone(&fates) as Arc<dyn Transport>),
             hello: Arc::new(ArcSwap::from_pointee(hello("n"))),
+            directory: keydispatch_core::Registry::new().directory(),
             pool_size: 1,
             max_payload_bytes: 1_000,
             checks_messages: false,
@@ -229,7 +230,7 @@ impl Stage {
     }
 
     fn begin(&self) -> Result<PendingCall, CallError> {
-        let call = self.lane().call(&self.plane, |number| {
+        let call = self.lane().call(&self.plane, false, |number| {
             let header = CallHeader {
                 number,
                 sequence: 1,
@@ -281,7 +282,7 @@ async fn after_silence_the_first_word_on_the_control_connection_ends_the_pause()
         Fate::Hangs,
         Fate::Answers,
     ]);
-    assert!(matches!(stage.call().await, Ok(Outcome::NotSent(_))));
+    assert!(matches!(stage.call().await, Ok(Outcome::NotSent { .. })));
     let before = stage.dials();
     assert!(matches!(stage.call().await, Err(CallError::NotSent { .. })));
     // The shortest pause is kept all the same, so that a peer that is heard and cannot be dialled is not dialled always.
@@ -340,7 +341,7 @@ async fn a_connection_whose_task_panics_fails_its_calls_and_is_dialled_again() {
     for mut call in [first, second] {
         let outcome = call.outcome().await;
         assert!(
-            matches!(outcome, Outcome::Lost | Outcome::NotSent(_)),
+            matches!(outcome, Outcome::Lost | Outcome::NotSent { .. }),
             "{outcome:?}"
         );
     }
@@ -372,7 +373,7 @@ async fn what_was_queued_before_the_peer_said_what_it_takes_fails_alone() {
         )
         .unwrap())
     };
-    let mut long = lane.call(&stage.plane, long).unwrap();
+    let mut long = lane.call(&stage.plane, false, long).unwrap();
     let mut short = stage.begin().unwrap();
     assert!(matches!(long.outcome().await, Outcome::TooLarge { .. }));
     assert!(matches!(short.outcome().await, Outcome::Reply(_)));

@@ -12,6 +12,7 @@ use keydispatch_core::{Accepts, Codec};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::aim::Aim;
 use crate::call::Failure;
 use crate::codec::{self, EncodeError};
 use crate::protocol::Protocol;
@@ -105,16 +106,40 @@ impl Format {
 pub(crate) struct Outgoing {
     pub(crate) frame: Frame,
     pub(crate) rest: Bytes,
+    /// Of a call or a cast that waits for a connection, and may go elsewhere meanwhile.
+    pub(crate) aim: Option<Aim>,
 }
 
 impl From<Frame> for Outgoing {
     fn from(frame: Frame) -> Self {
-        let rest = Bytes::new();
-        Outgoing { frame, rest }
+        Outgoing {
+            frame,
+            rest: Bytes::new(),
+            aim: None,
+        }
     }
 }
 
 impl Outgoing {
+    /// The same with an aim.
+    pub(crate) fn aimed(self, aim: Option<Aim>) -> Self {
+        Outgoing { aim, ..self }
+    }
+
+    /// The header of a call.
+    pub(crate) fn as_call(&self) -> Option<CallHeader> {
+        let is_call = self.frame.kind == kind::CALL;
+        let header = is_call.then(|| split::<CallHeader>(&self.frame.body));
+        header?.ok().map(|(header, _)| header)
+    }
+
+    /// The header of a cast, and what comes after it in its frame.
+    pub(crate) fn as_cast(&self) -> Option<(CastHeader, Bytes)> {
+        let is_cast = self.frame.kind == kind::CAST;
+        let split = is_cast.then(|| split::<CastHeader>(&self.frame.body));
+        split?.ok()
+    }
+
     /// Of the body.
     pub(crate) fn bytes(&self) -> usize {
         self.frame.body.len() + self.rest.len()
@@ -140,8 +165,11 @@ pub(crate) fn encode<H: Serialize, M: Serialize + 'static>(
                 .checked_sub(bytes.len())
                 .ok_or(EncodeError::TooLarge)?;
             let frame = encode_whole(kind, header, codec, &bytes.len(), room)?;
-            let rest = bytes.clone();
-            Ok(Outgoing { frame, rest })
+            Ok(Outgoing {
+                frame,
+                rest: bytes.clone(),
+                aim: None,
+            })
         }
         _ => encode_whole(kind, header, codec, message, limit).map(Outgoing::from),
     }

@@ -6,6 +6,7 @@ use keydispatch_core::{NameError, ServiceId, ServiceInfo};
 
 use super::ServiceHandle;
 use crate::call::{CallError, CastError};
+use crate::data::aim::To;
 use crate::events::ServiceEvent;
 use crate::protocol::Protocol;
 
@@ -57,7 +58,10 @@ impl<P: Protocol> InstanceHandle<P> {
     /// Sends it a message.
     pub fn cast(&self, message: P::Cast) -> Result<(), CastError<P::Cast>> {
         match self.required() {
-            Ok(info) => self.services.channel.cast(&info, message),
+            Ok(info) => {
+                let to = To::Instance(Arc::clone(&info));
+                self.services.channel.cast(&info, to, message)
+            }
             Err(error) => Err(CastError { error, message }),
         }
     }

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::send::{Deadline, Failed, Tried};
 use super::{Answer, ServiceHandle};
 use crate::call::{CallError, CastError};
+use crate::data::aim::{Copies, To};
 use crate::protocol::Protocol;
 
 /// First and longest pause before the same instance is asked again.
@@ -48,6 +49,16 @@ impl Pause {
     }
 }
 
+/// How a call is sent on.
+struct Attempts {
+    /// First where nothing is sent meanwhile, then where something is.
+    pauses: (Pause, Pause),
+    /// Until when who takes over may show.
+    handover: Option<Instant>,
+    /// Rule: while there are others to ask, a call waits for no connection. Once all were asked in vain, it does.
+    waits: bool,
+}
+
 /// What can be done about a call that failed everywhere it may go.
 enum Remedy {
     /// The view is about to name somebody else.
@@ -62,12 +73,30 @@ enum Remedy {
 }
 
 impl<P: Protocol> ServiceHandle<P> {
+    /// Whom the first attempt of a call is for; none where it is not to wait for a connection, as others may be asked.
+    pub(super) fn first_to(&self, key: Key) -> Option<To> {
+        (self.options.fallback == 0).then_some(To::Owner(key))
+    }
+
+    /// Whom any of the owners that may be asked has it for.
+    fn any_to(&self, key: Key) -> To {
+        match self.options.fallback {
+            0 => To::Owner(key),
+            fallback => {
+                let n = fallback.saturating_add(1);
+                To::OneOf(Copies::new(key, n, self.options.spread))
+            }
+        }
+    }
+
     /// Sends a call on that has failed, for as long as its deadline and the rules allow.
     ///
     /// Rule: what has not run goes to whoever owns the key by then, whatever the options say. Without it every planned change
     /// fails the calls that happen to be on their way.
     /// Rule: what may have run is sent again only where the caller said that it is idempotent.
     /// Rule: whoever was asked is asked again only at the expense of the retry budget, unless nothing is sent for it.
+    /// Rule: whom no connection leads to is waited for, three seconds from the first dial that failed; beyond that only by a
+    /// call that is idempotent.
     ///
     /// Boxed by its callers: a call that is answered at once does not carry its state.
     pub(super) async fn send_on(
@@ -78,8 +107,11 @@ impl<P: Protocol> ServiceHandle<P> {
     ) -> Result<Answer<P::Reply>, CallError> {
         let mut failed = first;
         let mut asked = Vec::new();
-        let mut pauses = (Pause::new(LOOK_PAUSE), Pause::new(RETRY_PAUSE));
-        let mut handover = None;
+        let mut attempts = Attempts {
+            pauses: (Pause::new(LOOK_PAUSE), Pause::new(RETRY_PAUSE)),
+            handover: None,
+            waits: self.options.fallback == 0,
+        };
         loop {
             asked.extend(failed.tried.take());
             let may_have_run = failed.error.may_have_run();
@@ -102,11 +134,12 @@ impl<P: Protocol> ServiceHandle<P> {
                 if may_have_run && !self.withdraw() {
                     return Err(failed.error);
                 }
-                if asked.len() >= ASKED_AT_ONCE && !pauses.0.wait(deadline).await {
+                if asked.len() >= ASKED_AT_ONCE && !attempts.pauses.0.wait(deadline).await {
                     return Err(failed.error);
                 }
                 let keep = self.options.idempotent;
-                failed = match self.channel.call(by, message, keep, deadline).await {
+                let to = attempts.waits.then(|| self.any_to(key));
+                failed = match self.channel.call(by, to, message, keep, deadline).await {
                     Ok(reply) => {
                         let by = Arc::clone(by);
                         return Ok(Answer { reply, by });
@@ -119,7 +152,9 @@ impl<P: Protocol> ServiceHandle<P> {
                 failed.error = self.nobody();
                 failed.settling = false;
             }
-            let waited = match self.remedy(&failed.error, failed.settling, &mut handover) {
+            let remedy = self.remedy(&failed.error, failed.settling, &mut attempts);
+            let pauses = &mut attempts.pauses;
+            let waited = match remedy {
                 Remedy::None => false,
                 Remedy::Look => pauses.0.wait(deadline).await,
                 Remedy::Again => {
@@ -143,7 +178,7 @@ impl<P: Protocol> ServiceHandle<P> {
     }
 
     /// What to do where everybody who owns the key was asked.
-    fn remedy(&self, error: &CallError, settling: bool, handover: &mut Option<Instant>) -> Remedy {
+    fn remedy(&self, error: &CallError, settling: bool, attempts: &mut Attempts) -> Remedy {
         match error {
             _ if settling => Remedy::Again,
             // It is still listed, and cannot come back: its number is never given again.
@@ -151,12 +186,16 @@ impl<P: Protocol> ServiceHandle<P> {
             CallError::NoService { .. } if self.options.idempotent => Remedy::Look,
             CallError::NoService { .. } => {
                 let now = Instant::now();
-                let until = *handover.get_or_insert(now + HANDOVER);
+                let until = *attempts.handover.get_or_insert(now + HANDOVER);
                 if now < until && self.somebody_drains() {
                     Remedy::Look
                 } else {
                     Remedy::None
                 }
+            }
+            CallError::NotSent { .. } if !attempts.waits => {
+                attempts.waits = true;
+                Remedy::Later
             }
             CallError::NotSent { .. } if self.options.idempotent => Remedy::Later,
             CallError::Overloaded { .. } | CallError::Disconnected { .. } | CallError::Stopped => {
@@ -189,15 +228,26 @@ impl<P: Protocol> ServiceHandle<P> {
         let mut message = message;
         let mut pauses = (Pause::new(LOOK_PAUSE), Pause::new(RETRY_PAUSE));
         loop {
-            let failed = match self.channel.call(info, message, false, deadline).await {
+            let to = Some(To::Instance(Arc::clone(info)));
+            let failed = match self.channel.call(info, to, message, false, deadline).await {
                 Ok(reply) => return Ok(reply),
                 Err(failed) => failed,
             };
             let Some(back) = failed.message else {
                 return Err(failed.error);
             };
+            let is_listed = || {
+                self.look_at_all(|view| view.service(info.id()).map(|_| ()))
+                    .is_some()
+            };
             let waited = match &failed.error {
                 _ if self.channel.data.is_closed() => false,
+                // It will not come back, and nobody else is to have it.
+                _ if failed.settling && !is_listed() => {
+                    return Err(CallError::NoInstance {
+                        id: info.id().clone(),
+                    });
+                }
                 _ if failed.settling => pauses.0.wait(deadline).await,
                 CallError::Overloaded { .. } => self.withdraw() && pauses.1.wait(deadline).await,
                 _ => false,
@@ -220,7 +270,7 @@ impl<P: Protocol> ServiceHandle<P> {
             let Some(info) = owner.filter(|_| asked.len() < ASKED_AT_ONCE) else {
                 return Err(CastError { error, message });
             };
-            match self.channel.cast(&info, message) {
+            match self.channel.cast(&info, To::Owner(key), message) {
                 Ok(()) => return Ok(()),
                 Err(back) => (error, message) = (back.error, back.message),
             }
@@ -233,18 +283,14 @@ impl<P: Protocol> ServiceHandle<P> {
 
     /// Casts to the first `n` owners; those that take nothing any more are made up for by the next ones.
     pub(super) fn cast_to_many(&self, key: Key, n: usize, message: &P::Cast) -> usize {
-        let (mut asked, mut accepted) = (Vec::new(), 0);
-        loop {
-            let next = self
-                .owners(key, n)
-                .into_iter()
-                .find(|info| !asked.contains(&Tried::of(info)));
-            let Some(info) = next.filter(|_| accepted < n) else {
-                return accepted;
-            };
-            asked.push(Tried::of(&info));
-            accepted += usize::from(self.channel.cast_copy(&info, message).is_ok());
+        let (copies, mut accepted) = (Copies::new(key, n, self.options.spread), 0);
+        while accepted < n
+            && let Some(info) = copies.next(&self.owners(key, n))
+        {
+            let to = To::OneOf(Arc::clone(&copies));
+            accepted += usize::from(self.channel.cast_copy(&info, to, message).is_ok());
         }
+        accepted
     }
 
     /// Calls the first `n` owners at once. Who turns out to take nothing any more is made up for by the next owner.
@@ -258,6 +304,7 @@ impl<P: Protocol> ServiceHandle<P> {
         let mut results = Vec::new();
         let (mut asked, mut gone) = (Vec::new(), Vec::new());
         let mut pause = Pause::new(LOOK_PAUSE);
+        let copies = Copies::new(key, n, self.options.spread);
         let mut wave = self.owners(key, n);
         loop {
             let started: Vec<_> = wave
@@ -265,7 +312,8 @@ impl<P: Protocol> ServiceHandle<P> {
                 .map(|info| {
                     self.budget.count_call();
                     asked.push(Tried::of(&info));
-                    let call = self.channel.start(&info, message, deadline);
+                    let to = Some(To::OneOf(Arc::clone(&copies)));
+                    let call = self.channel.start(&info, to, message, deadline);
                     (info, call)
                 })
                 .collect();

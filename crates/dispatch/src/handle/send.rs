@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use crate::call::{CallError, CastError, Failure, Unsent};
 use crate::codec::{self, DecodeError, EncodeError};
 use crate::data::DataPlane;
+use crate::data::aim::{Aim, To};
 use crate::data::lane::{Outcome, PendingCall};
 use crate::data::wire::{self, CallHeader, CastHeader, Format, kind};
 use crate::mailbox::{self, Envelope, Mailbox, Payload, Route, Unanswered, WaitingCall};
@@ -100,10 +101,12 @@ impl<P: Protocol> Channel<P> {
     }
 
     /// Calls an instance and waits. A message that is kept is sent again whatever became of it; any other comes back only
-    /// where it has not run, or was sent to another node.
+    /// where it has not run, or was sent to another node. Where no connection is there it waits for one, as long as it is still
+    /// for that instance; one that is for nobody in particular does not wait.
     pub(super) async fn call(
         &self,
         info: &Arc<ServiceInfo>,
+        to: Option<To>,
         message: P::Call,
         keep: bool,
         deadline: Deadline,
@@ -112,7 +115,7 @@ impl<P: Protocol> Channel<P> {
             let started = self.start_with(info, message, deadline)?;
             return self.finish(started, deadline).await;
         }
-        let result = match self.start(info, &message, deadline) {
+        let result = match self.start(info, to, &message, deadline) {
             Ok(started) => self.finish(started, deadline).await,
             Err(failed) => Err(failed),
         };
@@ -132,7 +135,7 @@ impl<P: Protocol> Channel<P> {
         // Of another type, or encoded all the same: what cannot cross the wire fails here, too.
         if is_another_type::<P>(info) {
             return self
-                .start(info, &message, deadline)
+                .start(info, None, &message, deadline)
                 .map_err(|failed| Failed {
                     message: Some(message),
                     ..failed
@@ -169,6 +172,7 @@ impl<P: Protocol> Channel<P> {
     pub(super) fn start(
         &self,
         info: &Arc<ServiceInfo>,
+        to: Option<To>,
         message: &P::Call,
         deadline: Deadline,
     ) -> Result<Started<P::Reply>, Failed<P::Call>> {
@@ -179,7 +183,7 @@ impl<P: Protocol> Channel<P> {
             tried: Some(Tried::of(info)),
         };
         if !self.is_local(info) {
-            return self.send_call(info, message, deadline).map_err(failed);
+            return self.send_call(info, to, message, deadline).map_err(failed);
         }
         let bytes = encode_alone::<P, _>(message, self.data.max_payload_bytes())
             .map_err(|error| failed(error.into()))?;
@@ -270,6 +274,7 @@ impl<P: Protocol> Channel<P> {
     fn send_call(
         &self,
         info: &Arc<ServiceInfo>,
+        to: Option<To>,
         message: &P::Call,
         deadline: Deadline,
     ) -> Result<Started<P::Reply>, Unsent> {
@@ -277,7 +282,7 @@ impl<P: Protocol> Channel<P> {
         let lane = self.data.lane(info)?;
         let limit = lane.max_payload_bytes(&self.data);
         let left = deadline.at.saturating_duration_since(Instant::now());
-        let call = lane.call(&self.data, |number| {
+        let call = lane.call(&self.data, to.is_some(), |number| {
             let header = CallHeader {
                 number,
                 sequence: info.id().sequence,
@@ -285,6 +290,7 @@ impl<P: Protocol> Channel<P> {
                 format: Format::of::<P>(),
             };
             wire::encode(kind::CALL, &header, P::CODEC, message, limit)
+                .map(|outgoing| outgoing.aimed(to.map(Aim::new::<P>)))
                 .map_err(|error| encode_error(error, limit))
         })?;
         self.data
@@ -317,10 +323,10 @@ impl<P: Protocol> Channel<P> {
             Started::Remote { call, tried } => {
                 self.finish_remote(call, deadline)
                     .await
-                    .map_err(|error| Failed {
+                    .map_err(|Unsent { error, settling }| Failed {
                         error,
                         message: None,
-                        settling: false,
+                        settling,
                         tried: Some(tried),
                     })
             }
@@ -373,34 +379,45 @@ impl<P: Protocol> Channel<P> {
         &self,
         mut call: PendingCall,
         deadline: Deadline,
-    ) -> Result<P::Reply, CallError> {
-        let outcome = tokio::time::timeout_at(deadline.at, call.outcome())
-            .await
-            .map_err(|_| deadline.passed())?;
+    ) -> Result<P::Reply, Unsent> {
+        let Ok(outcome) = tokio::time::timeout_at(deadline.at, call.outcome()).await else {
+            // Rule: what still waits for its connection when its time is over has not run, and is not said to may have.
+            return Err(Unsent::from(if call.take_back() {
+                CallError::NotSent {
+                    node: call.node().clone(),
+                    why: format!("no connection within {:?}", deadline.timeout),
+                }
+            } else {
+                deadline.passed()
+            }));
+        };
         let node = call.node();
-        match outcome {
-            Outcome::Reply(bytes) => decode_reply::<P>(&bytes),
-            Outcome::Failed(failure) => Err(failure.into_error(P::VERSION, node)),
-            Outcome::Lost => Err(CallError::Disconnected { node: node.clone() }),
-            Outcome::NotSent(why) => Err(CallError::NotSent {
-                node: node.clone(),
-                why: why.to_string(),
-            }),
-            Outcome::TooLarge { limit } => Err(CallError::TooLarge {
+        let error = match outcome {
+            Outcome::Reply(bytes) => return decode_reply::<P>(&bytes).map_err(Unsent::from),
+            Outcome::Failed(failure) => failure.into_error(P::VERSION, node),
+            Outcome::Lost => CallError::Disconnected { node: node.clone() },
+            Outcome::NotSent { why, settling } => {
+                let (node, why) = (node.clone(), why.to_string());
+                let error = CallError::NotSent { node, why };
+                return Err(Unsent { error, settling });
+            }
+            Outcome::TooLarge { limit } => CallError::TooLarge {
                 limit,
                 reply: false,
-            }),
-        }
+            },
+        };
+        Err(error.into())
     }
 
     /// Sends a message, or gives it back.
     pub(super) fn cast(
         &self,
         info: &Arc<ServiceInfo>,
+        to: To,
         message: P::Cast,
     ) -> Result<(), CastError<P::Cast>> {
         if !self.is_local(info) {
-            return match self.send_cast(info, &message) {
+            return match self.send_cast(info, to, &message) {
                 Ok(()) => Ok(()),
                 Err(error) => Err(CastError { error, message }),
             };
@@ -453,10 +470,11 @@ impl<P: Protocol> Channel<P> {
     pub(super) fn cast_copy(
         &self,
         info: &Arc<ServiceInfo>,
+        to: To,
         message: &P::Cast,
     ) -> Result<(), CallError> {
         if !self.is_local(info) {
-            return self.send_cast(info, message);
+            return self.send_cast(info, to, message);
         }
         if is_another_type::<P>(info) {
             return self.cast_encoded(info, message);
@@ -475,7 +493,12 @@ impl<P: Protocol> Channel<P> {
         }
     }
 
-    fn send_cast(&self, info: &Arc<ServiceInfo>, message: &P::Cast) -> Result<(), CallError> {
+    fn send_cast(
+        &self,
+        info: &Arc<ServiceInfo>,
+        to: To,
+        message: &P::Cast,
+    ) -> Result<(), CallError> {
         check_version::<P>(info)?;
         let header = CastHeader {
             sequence: info.id().sequence,
@@ -485,7 +508,7 @@ impl<P: Protocol> Channel<P> {
         let limit = lane.max_payload_bytes(&self.data);
         let frame = wire::encode(kind::CAST, &header, P::CODEC, message, limit)
             .map_err(|error| encode_error(error, limit))?;
-        lane.send(&self.data, frame)
+        lane.send(&self.data, frame.aimed(Some(Aim::new::<P>(to))))
             .map_err(|unsent| unsent.error)?;
         self.data
             .counters

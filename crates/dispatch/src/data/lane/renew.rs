@@ -16,6 +16,9 @@ use crate::transport::{BoxFuture, Connection};
 /// that in any case.
 const HAND_OVER: Duration = Duration::from_secs(3);
 
+/// How long the peer may take for that where the connection ends.
+const READ_OUT: Duration = Duration::from_secs(1);
+
 /// Between two attempts, and between two looks at what the old connection still has to bring.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -61,6 +64,17 @@ impl Lane {
             Ok(Err(why)) => Err(why),
             // It is busy with what it has: again at the next look at the certificates.
             Err(_) => Ok(old),
+        }
+    }
+
+    /// Ends a connection on which everything is out.
+    ///
+    /// Rule: whoever closes has nothing unread. Otherwise the kernel resets the connection, and what the peer has not got yet
+    /// never arrives: casts that were sent, which nobody asks after.
+    pub(super) async fn read_to_the_end(&self, mut connection: Box<dyn Connection>) {
+        let reading = read_out(&mut *connection, |frame| self.handle(frame));
+        if !matches!(tokio::time::timeout(READ_OUT, reading).await, Ok(Ok(()))) {
+            tracing::debug!(peer = %self.target.peer.name, "a data connection ended before the peer said that it has everything");
         }
     }
 
