@@ -5,11 +5,17 @@ use std::task::{Context, Poll, Waker};
 
 use keydispatch_core::hello::Credentials;
 use keydispatch_core::message::{ControlMessage, Lane as LaneName, MAGIC, PROTOCOL_MAJOR};
-use keydispatch_core::{ClusterName, Codec, Generation};
+use keydispatch_core::{
+    ClusterName, Codec, EntryChange, Generation, InstanceName, Key, Record, ServiceState,
+    ServiceType, Weight,
+};
 
+use super::aim::{Aim, To};
+use super::lane::Outcome::NotSent;
 use super::lane::{Outcome, PendingCall};
-use super::wire::{CallHeader, Format, kind};
+use super::wire::{CallHeader, CastHeader, Format, kind};
 use super::*;
+use crate::protocol::Protocol;
 use crate::transport::metered::Received;
 use crate::transport::{AcceptError, BoxFuture, ConnectionError, DialError};
 
@@ -20,6 +26,8 @@ const SECOND: Duration = Duration::from_secs(1);
 enum Fate {
     /// Nobody answers the dial.
     Hangs,
+    /// The dial is refused.
+    Refused,
     /// The handshake is answered, and nothing after it.
     Stalls,
     /// Every call is answered.
@@ -35,6 +43,10 @@ struct Fates {
     dials: AtomicU64,
     /// What the peer says of itself.
     hello: Hello,
+    /// The kinds of the frames that were sent after a handshake, on any connection.
+    sent: Arc<Mutex<Vec<u8>>>,
+    /// Ends the connections that are there.
+    breaks: Arc<AtomicBool>,
 }
 
 impl Transport for Fates {
@@ -51,10 +63,16 @@ impl Transport for Fates {
             left.front().copied()
         };
         let hello = self.hello.clone();
+        let (sent, breaks) = (Arc::clone(&self.sent), Arc::clone(&self.breaks));
         Box::pin(async move {
             match fate {
                 Some(Fate::Hangs) | None => std::future::pending().await,
-                Some(fate) => Ok(Box::new(Scripted::new(fate, hello)) as Box<dyn Connection>),
+                Some(Fate::Refused) => Err(DialError::Refused { address: address() }),
+                Some(fate) => Ok(Box::new(Scripted {
+                    sent,
+                    breaks,
+                    ..Scripted::new(fate, hello)
+                }) as Box<dyn Connection>),
             }
         })
     }
@@ -75,6 +93,8 @@ struct Scripted {
     greeted: bool,
     received: Received,
     waker: Option<Waker>,
+    sent: Arc<Mutex<Vec<u8>>>,
+    breaks: Arc<AtomicBool>,
 }
 
 impl Scripted {
@@ -86,6 +106,8 @@ impl Scripted {
             greeted: false,
             received: Received::default(),
             waker: None,
+            sent: Arc::default(),
+            breaks: Arc::default(),
         }
     }
 }
@@ -112,6 +134,7 @@ impl Connection for Scripted {
                 Poll::Ready(Some(Ok(frame)))
             }
             None if self.greeted && self.fate == Fate::Panics => panic!("as it was told"),
+            None if self.breaks.load(Ordering::Relaxed) => Poll::Ready(None),
             None => {
                 self.waker = Some(cx.waker().clone());
                 Poll::Pending
@@ -124,6 +147,9 @@ impl Connection for Scripted {
     }
 
     fn send_with(&mut self, frame: Frame, rest: Bytes) {
+        if self.greeted && !matches!(frame.kind, kind::PING | kind::PONG) {
+            self.sent.lock().unwrap().push(frame.kind);
+        }
         let answer = match frame.kind {
             kind::CALL if self.fate == Fate::Answers => {
                 let (header, mut message) = wire::split::<CallHeader>(&frame.body).unwrap();
@@ -191,6 +217,43 @@ fn hello(name: &str) -> Hello {
     }
 }
 
+struct Numbers;
+
+impl Protocol for Numbers {
+    const NAME: &'static str = "numbers";
+    type Call = u8;
+    type Reply = u8;
+    type Cast = u8;
+}
+
+/// What messages of the tests are for.
+fn aim() -> Aim {
+    Aim::new::<Numbers>(To::Owner(Key::from("key")))
+}
+
+/// What lists one service of the peer.
+fn listing() -> Arc<Directory> {
+    let far = node("far");
+    let record = Record {
+        sequence: 1,
+        version: 1,
+        previous: None,
+        service_type: ServiceType::try_new(Numbers::NAME).unwrap(),
+        name: InstanceName::try_new("one").unwrap(),
+        state: ServiceState::Online,
+        weight: Weight::default(),
+        protocol_version: Some(Numbers::VERSION),
+        metadata: None,
+    };
+    let info = ServiceInfo::from_record(&far.name, far.generation, 3, record);
+    let mut registry = keydispatch_core::Registry::new();
+    registry.apply(vec![EntryChange {
+        before: None,
+        after: Some(Arc::new(info)),
+    }]);
+    registry.directory()
+}
+
 struct Stage {
     plane: Arc<DataPlane>,
     fates: Arc<Fates>,
@@ -207,12 +270,14 @@ impl Stage {
             left: Mutex::new(fates.iter().copied().collect()),
             dials: AtomicU64::new(0),
             hello: theirs,
+            sent: Arc::default(),
+            breaks: Arc::default(),
         });
         let plane = DataPlane::new(DataConfig {
             runtimes: crate::runtime::Runtimes::start(false).unwrap().0,
             transport: Some(Arc::clone(&fates) as Arc<dyn Transport>),
             hello: Arc::new(ArcSwap::from_pointee(hello("n"))),
-            directory: keydispatch_core::Registry::new().directory(),
+            directory: listing(),
             pool_size: 1,
             max_payload_bytes: 1_000,
             checks_messages: false,
@@ -229,15 +294,52 @@ impl Stage {
         Arc::clone(&peer.lanes[0])
     }
 
+    /// One that does not wait for a connection.
     fn begin(&self) -> Result<PendingCall, CallError> {
-        let call = self.lane().call(&self.plane, false, |number| {
+        self.begin_as(None)
+    }
+
+    /// One that does, as long as the service is listed.
+    fn begin_waiting(&self) -> Result<PendingCall, CallError> {
+        self.begin_as(Some(aim()))
+    }
+
+    fn cast(&self, message: u8) -> Result<(), CallError> {
+        let header = CastHeader {
+            sequence: 1,
+            format: Format::NONE,
+        };
+        let cast = wire::encode(kind::CAST, &header, Codec::Postcard, &message, 1_000).unwrap();
+        let sent = self.lane().send(&self.plane, cast.aimed(Some(aim())));
+        sent.map_err(|unsent| unsent.error)
+    }
+
+    /// What was sent, without pings.
+    fn sent(&self) -> Vec<u8> {
+        self.fates.sent.lock().unwrap().clone()
+    }
+
+    /// Ends the connection that is there.
+    async fn break_it(&self) {
+        self.fates.breaks.store(true, Ordering::Relaxed);
+        while self.lane().is_open() {
+            // It sees that at the next frame.
+            let _ = self.begin();
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        self.fates.breaks.store(false, Ordering::Relaxed);
+    }
+
+    fn begin_as(&self, aim: Option<Aim>) -> Result<PendingCall, CallError> {
+        let call = self.lane().call(&self.plane, aim.is_some(), |number| {
             let header = CallHeader {
                 number,
                 sequence: 1,
                 timeout_ms: 60_000,
                 format: Format::NONE,
             };
-            Ok(wire::encode(kind::CALL, &header, Codec::Postcard, &7_u8, 1_000).unwrap())
+            let call = wire::encode(kind::CALL, &header, Codec::Postcard, &7_u8, 1_000).unwrap();
+            Ok(call.aimed(aim))
         });
         call.map_err(|unsent| unsent.error)
     }
@@ -425,4 +527,87 @@ async fn a_peers_connection_whose_task_panics_is_not_counted_any_more() {
     connection.greeted = true;
     stage.plane.inbound(Box::new(connection), hello("far"));
     assert_eq!(open_after(&stage, Duration::from_millis(1)).await, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_is_written_in_order_once_a_dial_succeeds() {
+    let stage = Stage::set(&[
+        Fate::Refused,
+        Fate::Refused,
+        Fate::Refused,
+        Fate::Hangs,
+        Fate::Answers,
+    ]);
+    stage.cast(1).unwrap();
+    let mut call = stage.begin_waiting().unwrap();
+    stage.cast(2).unwrap();
+    let outcome = call.outcome().await;
+    assert!(matches!(outcome, Outcome::Reply(_)), "{outcome:?}");
+    assert_eq!(stage.sent(), [kind::CAST, kind::CALL, kind::CAST]);
+    assert!(stage.dials() >= 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn patience_with_a_peer_ends_after_three_seconds_of_dials_and_begins_anew_with_a_connection()
+{
+    let stage = Stage::set(&[Fate::Refused]);
+    let begun = tokio::time::Instant::now();
+    let mut call = stage.begin_waiting().unwrap();
+    stage.cast(1).unwrap();
+    let outcome = call.outcome().await;
+    let is_final = matches!(
+        outcome,
+        NotSent {
+            settling: false,
+            ..
+        }
+    );
+    assert!(is_final, "{outcome:?}");
+    let took = begun.elapsed();
+    assert!(took >= 3 * SECOND && took < 4 * SECOND, "{took:?}");
+    assert_eq!(stage.plane.stats().casts_unsent, 1);
+    // Paced, and not without end.
+    assert!(stage.dials() < 20, "{}", stage.dials());
+    assert!(stage.begin_waiting().is_err());
+    assert!(stage.cast(2).is_err());
+    stage.fates.left.lock().unwrap().push_back(Fate::Answers);
+    stage.fates.left.lock().unwrap().push_back(Fate::Refused);
+    stage.fates.left.lock().unwrap().pop_front();
+    while !stage.is_answered().await {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    // One that is told to wait for nothing fails with the first dial all the same.
+    stage.break_it().await;
+    assert!(stage.begin().is_err());
+    tokio::time::sleep(SECOND).await;
+    let mut hasty = stage.begin().unwrap();
+    let mut patient = stage.begin_waiting().unwrap();
+    let outcome = hasty.outcome().await;
+    assert!(matches!(outcome, NotSent { .. }), "{outcome:?}");
+    let begun = tokio::time::Instant::now();
+    let outcome = patient.outcome().await;
+    assert!(matches!(outcome, NotSent { .. }), "{outcome:?}");
+    assert!(begun.elapsed() > 2 * SECOND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_ends_once_the_peer_says_that_it_has_everything() {
+    let stage = Stage::set(&[Fate::Answers]);
+    assert!(stage.is_answered().await);
+    stage.cast(1).unwrap();
+    stage.lane().take_nothing_new();
+    while stage.lane().is_open() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    // The last is the question whether all was read.
+    assert_eq!(stage.sent(), [kind::CALL, kind::CAST, kind::CALL]);
+    // Without an answer it is not waited for without end.
+    let stage = Stage::set(&[Fate::Stalls]);
+    stage.cast(1).unwrap();
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    stage.lane().take_nothing_new();
+    tokio::time::sleep(SECOND / 2).await;
+    assert!(stage.lane().is_open());
+    tokio::time::sleep(SECOND).await;
+    assert!(!stage.lane().is_open());
 }
