@@ -5,9 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use keydispatch_core::Escaped;
 use keydispatch_core::message::{Address, Frame};
-use keydispatch_core::silence::{PING_AFTER, Silence, SilenceWatch};
 use keydispatch_core::{NodeId, NodeName};
 use slab::Slab;
 use tokio::sync::{Notify, oneshot};
@@ -16,13 +14,14 @@ use tokio::time::Instant;
 use super::contact::Contact;
 use super::outbox::{Outbox, Rejected};
 use super::pump::{self, Reading, Terms};
-use super::reach::{Earlier, Target, Unreached, reach};
+use super::reach::{Target, Unreached};
 use super::wire::{self, Outgoing, kind};
 use super::{DataPlane, Heard};
 use crate::call::{CallError, Failure, Unsent};
 use crate::transport::Connection;
 
 mod renew;
+mod stuck;
 mod waiting;
 
 /// Frames that wait for the connection's task.
@@ -42,13 +41,6 @@ const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::fro
 
 /// Longest pause where nobody answered, as a dial that hangs takes its own time, and where messages wait.
 const SILENT_BACK_OFF: Duration = Duration::from_millis(250);
-
-/// Rule: a suspended connection whose peer was heard on the control connection within this time is stuck, as TCP is after
-/// losing packets in a row, which then tries again seconds later. Another one is dialled, and takes its place.
-const HEARD_ELSEWHERE: Duration = Duration::from_millis(250);
-
-/// A connection without traffic is closed after this long.
-const IDLE: Duration = Duration::from_secs(120);
 
 /// Why nothing goes to a node any more.
 const DOWN: &str = "the node is down";
@@ -402,65 +394,6 @@ impl Lane {
         self.outbox.len() == 0 && self.pending() == 0
     }
 
-    /// Another connection beside one that is stuck. By then nothing is heard on that one, nobody waits for it, and what it
-    /// has not delivered is lost: the peer handles nothing of it once this one is used, so that order holds.
-    async fn replacement(&self, plane: &Arc<DataPlane>) -> Box<dyn Connection> {
-        loop {
-            self.turns(true).await;
-            // Rule: a peer of minor version 0 would handle both. There the connection is waited for.
-            if !self.target.contact.replaces() {
-                self.turns(false).await;
-                continue;
-            }
-            let found = async {
-                loop {
-                    self.target.contact.heard_within(HEARD_ELSEWHERE).await;
-                    match reach(&self.target, plane, Earlier::End).await {
-                        Ok(connection) => return connection,
-                        Err(unreached) => {
-                            tracing::debug!(peer = %self.target.peer.name, why = %Escaped(&unreached.why), "no second data connection");
-                        }
-                    }
-                    tokio::time::sleep(BACK_OFF.0).await;
-                }
-            };
-            tokio::select! {
-                // It has recovered by itself.
-                () = self.turns(false) => {}
-                connection = found => {
-                    // Calls that came just when it was suspended: whether they went out is not known.
-                    self.fail_all();
-                    if self.suspend(false) {
-                        tracing::debug!(peer = %self.target.peer.name, "a second data connection takes the place of the first");
-                        return connection;
-                    }
-                }
-            }
-        }
-    }
-
-    /// Waits until it is suspended, or is not.
-    async fn turns(&self, suspended: bool) {
-        loop {
-            let mut turned = std::pin::pin!(self.turned.notified());
-            // From here on nothing is missed.
-            turned.as_mut().enable();
-            if self.suspended.load(Ordering::SeqCst) == suspended {
-                return;
-            }
-            turned.await;
-        }
-    }
-
-    /// Suspends it, or no more; true where that is a change.
-    fn suspend(&self, suspended: bool) -> bool {
-        let changed = self.suspended.swap(suspended, Ordering::SeqCst) != suspended;
-        if changed {
-            self.turned.notify_waiters();
-        }
-        changed
-    }
-
     fn handle(&self, frame: &Frame) -> Result<(), String> {
         if self.suspended.load(Ordering::Relaxed) {
             self.heard.now();
@@ -525,41 +458,6 @@ impl Lane {
         Unsent {
             error: self.not_sent(why),
             settling: true,
-        }
-    }
-
-    /// Rule: suspension is local, and over with the first byte that is heard. Ends when the connection has been idle
-    /// for long.
-    async fn watch(&self) {
-        let mut watch = SilenceWatch::new(self.heard.clock());
-        loop {
-            tokio::time::sleep(PING_AFTER).await;
-            let now = self.heard.clock();
-            let found = watch.look(now, self.heard.at(), self.pending() > 0);
-            match found {
-                Silence::Slept => {
-                    self.heard.now();
-                }
-                // What is heard may be a part of a frame.
-                Silence::Heard => {
-                    self.suspend(false);
-                }
-                Silence::Idle => {
-                    if self.heard.idle() >= IDLE && self.outbox.len() == 0 {
-                        return;
-                    }
-                }
-                Silence::Ping | Silence::Suspend => {
-                    if found == Silence::Suspend && self.suspend(true) {
-                        let silent = now.since(self.heard.at());
-                        tracing::warn!(peer = %self.target.peer.name, ?silent, "a peer is silent: calls to it fail at once");
-                        // What is still queued may go out when the peer is back, so it counts as sent.
-                        self.fail_all();
-                    }
-                    // Nobody waits for room here: a full queue is busy enough.
-                    let _ = self.outbox.push(wire::empty(kind::PING));
-                }
-            }
         }
     }
 
