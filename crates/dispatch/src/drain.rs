@@ -7,6 +7,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::data::DataPlane;
+use crate::deadline;
 use crate::driver::{Command, Draining};
 use crate::node::Node;
 use crate::registry::Registry;
@@ -99,7 +100,7 @@ impl Node {
     /// From a handler of this node's services at once; or what is left after `timeout`.
     pub async fn drain(&self, timeout: Duration) -> Result<(), DrainError> {
         self.check_not_in_handler()?;
-        let until = after(timeout);
+        let until = deadline::after(timeout);
         let (registry, data) = (self.registry(), self.data());
         let mut left = Unfinished {
             unaware: take_keys(registry, data, Draining::Node { for_good: false }, until).await?,
@@ -129,7 +130,7 @@ impl Node {
     /// [`drain_timeout`](crate::NodeBuilder::drain_timeout).
     pub async fn leave(self) -> Result<(), DrainError> {
         self.check_not_in_handler()?;
-        let until = after(self.data().drain_timeout());
+        let until = deadline::after(self.data().drain_timeout());
         let data = self.data();
         let draining = Draining::Node { for_good: true };
         let mut left = Unfinished {
@@ -223,10 +224,4 @@ async fn take_keys(
 
 fn soon() -> Instant {
     Instant::now() + FLUSH_TIMEOUT
-}
-
-/// Saturates.
-pub(crate) fn after(timeout: Duration) -> Instant {
-    const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
-    Instant::now() + timeout.min(LONGEST)
 }

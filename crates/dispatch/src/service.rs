@@ -11,6 +11,7 @@ use tokio::task::AbortHandle;
 
 use crate::claim::Life;
 use crate::data::DataPlane;
+use crate::deadline;
 use crate::drain;
 use crate::mailbox::{AnyMailbox, Mailbox, ReplyTo, queue};
 use crate::protocol::Protocol;
@@ -248,7 +249,7 @@ impl<P: Protocol> Served<P> {
     /// [`drain_timeout`](crate::NodeBuilder::drain_timeout), and was ended as it was.
     pub async fn stop(&self) -> Result<(), StopError> {
         StopError::check(self.info.id())?;
-        let until = drain::after(self.data.drain_timeout());
+        let until = deadline::after(self.data.drain_timeout());
         let (registry, data) = (self.registry.clone(), Arc::clone(&self.data));
         let (id, mailbox, mut ended) = (
             self.info.id().clone(),

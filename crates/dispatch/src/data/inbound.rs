@@ -3,13 +3,11 @@
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use keydispatch_core::Escaped;
 use keydispatch_core::message::Frame;
 use keydispatch_core::{Codec, NodeName};
 use serde::Serialize;
-use tokio::time::Instant;
 
 use super::leaving::Admitted;
 use super::outbox::{Outbox, Rejected};
@@ -19,6 +17,7 @@ use super::wire::{self, CallHeader, CastHeader, Outgoing, kind};
 use super::{DataPlane, Heard};
 use crate::call::Failure;
 use crate::codec::EncodeError;
+use crate::deadline;
 use crate::transport::Connection;
 
 /// Replies that a peer may leave unread before its connection is closed.
@@ -28,9 +27,6 @@ const MAX_REPLY_BYTES: usize = 256 * 1024 * 1024;
 
 /// Calls that were cancelled before they were started; more than these are started in vain.
 const MAX_CANCELLED: usize = 4_096;
-
-/// Longest time that a call may have: more is cut, so that nothing overflows.
-const MAX_TIMEOUT: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Whoever is on the other side of a connection that it opened.
 #[derive(Debug)]
@@ -225,12 +221,12 @@ fn handle(frame: Frame, caller: &Arc<Caller>, plane: &DataPlane) -> Result<(), S
                 .counters
                 .calls_received
                 .fetch_add(1, Ordering::Relaxed);
-            let timeout = Duration::from_millis(u64::from(header.timeout_ms)).min(MAX_TIMEOUT);
+            let timeout = header.timeout();
             match plane.local(header.sequence) {
                 Some(mailbox) => mailbox.call(
                     message,
                     header.format,
-                    Instant::now() + timeout,
+                    deadline::after(timeout),
                     Arc::clone(caller),
                     header.number,
                 ),

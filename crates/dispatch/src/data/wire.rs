@@ -5,6 +5,7 @@
 //! beyond their payload.
 
 use std::any::Any;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use keydispatch_core::message::{FIRST_DATA_KIND, Frame};
@@ -60,10 +61,25 @@ pub(crate) struct CallHeader {
     pub(crate) number: u64,
     /// The service within the process that answers.
     pub(crate) sequence: u64,
-    /// What is left of the caller's time, in milliseconds.
+    /// What is left of the caller's time, in milliseconds; see [`millis`](Self::millis).
     pub(crate) timeout_ms: u32,
     /// What the message is.
     pub(crate) format: Format,
+}
+
+impl CallHeader {
+    /// What is left of `left`, in whole milliseconds. The largest number stands for all that is longer.
+    pub(crate) fn millis(left: Duration) -> u32 {
+        u32::try_from(left.as_millis()).unwrap_or(u32::MAX)
+    }
+
+    /// How long the caller still waits.
+    pub(crate) fn timeout(&self) -> Duration {
+        match self.timeout_ms {
+            u32::MAX => Duration::MAX,
+            millis => Duration::from_millis(millis.into()),
+        }
+    }
 }
 
 /// What comes before the message of a cast.
@@ -256,6 +272,12 @@ mod tests {
         .unwrap();
         let overhead = call.bytes() + reply.bytes() + 10 - 2 * payload.len();
         assert!(overhead <= 48, "{overhead}");
+        assert_eq!(header.timeout(), Duration::from_secs(5));
+        let endless = CallHeader {
+            timeout_ms: CallHeader::millis(Duration::MAX),
+            ..header
+        };
+        assert_eq!(endless.timeout(), Duration::MAX);
     }
 
     #[test]

@@ -20,6 +20,7 @@ use crate::data::DataPlane;
 use crate::data::aim::{Aim, To};
 use crate::data::lane::{Outcome, PendingCall};
 use crate::data::wire::{self, CallHeader, CastHeader, Format, kind};
+use crate::deadline;
 use crate::mailbox::{self, Envelope, Mailbox, Payload, Route, Unanswered, WaitingCall};
 use crate::protocol::{Message, Protocol};
 use crate::registry::Registry;
@@ -286,7 +287,7 @@ impl<P: Protocol> Channel<P> {
             let header = CallHeader {
                 number,
                 sequence: info.id().sequence,
-                timeout_ms: u32::try_from(left.as_millis()).unwrap_or(u32::MAX),
+                timeout_ms: CallHeader::millis(left),
                 format: Format::of::<P>(),
             };
             wire::encode(kind::CALL, &header, P::CODEC, message, limit)
@@ -550,12 +551,11 @@ pub(super) struct Deadline {
 }
 
 impl Deadline {
-    /// Longest time that a call may have; more is cut, so that nothing overflows.
-    const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
-
     pub(super) fn after(timeout: Duration) -> Self {
-        let at = Instant::now() + timeout.min(Self::LONGEST);
-        Deadline { at, timeout }
+        Deadline {
+            at: deadline::after(timeout),
+            timeout,
+        }
     }
 
     fn passed(self) -> CallError {
