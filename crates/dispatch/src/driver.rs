@@ -25,6 +25,7 @@ use crate::ending::{Ending, Fatal};
 use crate::events::Watchers;
 use crate::journal::Journal;
 use crate::members::{Member, MemberChange, MemberWatchers};
+use crate::reach::OutOfReach;
 use crate::runtime::logged;
 use crate::transport::{Connection, DialError, Transport};
 
@@ -243,6 +244,7 @@ struct Link {
 pub(crate) struct Driver {
     pub(crate) cluster: Cluster,
     pub(crate) clock: Clock,
+    pub(crate) out_of_reach: OutOfReach,
     pub(crate) shared: Arc<Shared>,
     pub(crate) transport: Option<Arc<dyn Transport>>,
     pub(crate) data: Arc<DataPlane>,
@@ -517,6 +519,7 @@ impl Driver {
                 Command::Stats { reply } => answers.push(Answer::Stats(reply)),
                 Command::Missing { reply } => answers.push(Answer::Missing(reply)),
                 Command::Seeds { addresses, awaited } => {
+                    self.out_of_reach.met(&addresses);
                     self.cluster.set_seeds(now, addresses);
                     self.cluster.await_seeds(awaited);
                 }
@@ -749,6 +752,7 @@ impl Driver {
                 self.shared.watchers.publish(&self.shared.directory, event);
             }
             ClusterEvent::MemberUp { node, address } => {
+                self.out_of_reach.met(std::slice::from_ref(&address));
                 let offers = self.cluster.offers(&node);
                 self.data.member_up(node.clone(), address.clone(), offers);
                 self.publish_member(MemberChange::Up { node, address });

@@ -58,7 +58,7 @@ pub(crate) async fn meet(
         },
     };
     if has_hosts {
-        reach::warn(&own, &listening, &seeds.addresses, checked.is_plaintext());
+        reach::warn_of_plaintext(&listening, checked.is_plaintext());
     }
     Ok((seeds, own))
 }

@@ -25,6 +25,7 @@ use crate::journal::Journal;
 use crate::members::{Member, MemberChanges};
 use crate::protocol::Protocol;
 use crate::pubsub::PubSub;
+use crate::reach::OutOfReach;
 use crate::registry::Registry;
 use crate::runtime::{Kept, Runtimes};
 use crate::service::{ServeError, ServeOptions, Served, Service, blocking};
@@ -121,6 +122,7 @@ impl Node {
         let (seeds, address) = join::meet(&checked, listening, until).await?;
         let max_payload_bytes = checked.max_payload_bytes.min(MAX_PAYLOAD_BYTES);
         let plaintext = checked.is_plaintext();
+        let known_seeds = seeds.addresses.clone();
         let nonce = rand::random();
         let clock = Clock::start();
         let cluster = Cluster::new(
@@ -165,10 +167,13 @@ impl Node {
             drain_timeout: checked.drain_timeout,
             runtimes: runtimes.clone(),
         });
+        let mut out_of_reach = OutOfReach::new(checked.resolves_names().then_some(&address));
+        out_of_reach.met(&known_seeds);
         let (fatal, fatal_receiver) = mpsc::unbounded_channel();
         let driver = Driver {
             cluster,
             clock,
+            out_of_reach,
             shared: Arc::clone(&shared),
             transport: transport.clone(),
             data: Arc::clone(&data),

@@ -134,8 +134,8 @@ fn is_loopback(address: &Address) -> bool {
     }
 }
 
-/// A seed on another machine, where this node advertises an address that leads every other machine to itself.
-pub(crate) fn out_of_reach<'a>(advertised: &Address, seeds: &'a [Address]) -> Option<&'a Address> {
+/// An address on another machine, where this node advertises one that leads every other machine to itself.
+fn out_of_reach<'a>(advertised: &Address, seeds: &'a [Address]) -> Option<&'a Address> {
     let is_remote = |seed: &&Address| {
         let socket = seed.as_str().parse::<SocketAddr>();
         socket.is_ok_and(|socket| !socket.ip().to_canonical().is_loopback())
@@ -145,16 +145,40 @@ pub(crate) fn out_of_reach<'a>(advertised: &Address, seeds: &'a [Address]) -> Op
         .flatten()
 }
 
-/// Says what nobody would notice by themselves until calls fail, or until somebody who should not has joined.
-pub(crate) fn warn(advertised: &Address, bound: &Address, seeds: &[Address], plaintext: bool) {
-    if let Some(seed) = out_of_reach(advertised, seeds) {
+/// What is said of a loopback address once a node on another machine is heard of: a seed, or a member, also long after the
+/// start. Said once.
+pub(crate) struct OutOfReach {
+    /// None once it was said, and where there is nothing to say.
+    advertised: Option<Address>,
+}
+
+impl OutOfReach {
+    pub(crate) fn new(advertised: Option<&Address>) -> Self {
+        OutOfReach {
+            advertised: advertised.filter(|own| is_loopback(own)).cloned(),
+        }
+    }
+
+    /// Others are heard of at these addresses.
+    pub(crate) fn met(&mut self, others: &[Address]) {
+        let Some(advertised) = &self.advertised else {
+            return;
+        };
+        let Some(other) = out_of_reach(advertised, others) else {
+            return;
+        };
         tracing::warn!(
             %advertised,
-            %seed,
+            %other,
             "other machines cannot reach this node at a loopback address: set node.bind to an address of this machine, or \
              node.advertise to the one that they dial"
         );
+        self.advertised = None;
     }
+}
+
+/// Says what nobody would notice by themselves until somebody who should not has joined.
+pub(crate) fn warn_of_plaintext(bound: &Address, plaintext: bool) {
     if plaintext && !is_loopback(bound) {
         tracing::warn!(
             %bound,

@@ -79,6 +79,25 @@ async fn a_loopback_address_with_seeds_elsewhere_is_warned_about() {
 }
 
 #[tokio::test]
+async fn a_loopback_address_is_warned_about_when_the_first_member_from_elsewhere_appears() {
+    let (log, _guard) = Log::capture();
+    let first = plain("a").start().await.unwrap();
+    let warned = || log.lines(&["WARN", "loopback", "node.advertise", "node.bind"]);
+    assert_eq!(warned(), Vec::<String>::new());
+    let seed = first.address().to_string();
+    // Documentation addresses (RFC 5737): nobody can dial these, and they say hello all the same.
+    let mut others = Vec::new();
+    for (name, advertised) in [("b", "192.0.2.7:7400"), ("c", "192.0.2.8:7400")] {
+        let other = plain(name).advertise(advertised).seeds([&seed]);
+        others.push(other.start().await.unwrap());
+    }
+    let said = log
+        .line(&["WARN", "loopback", &seed, "192.0.2.7:7400"])
+        .await;
+    assert_eq!(warned(), [said]);
+}
+
+#[tokio::test]
 async fn plaintext_is_said_in_stats_and_warned_about_where_others_reach_it() {
     let (log, _guard) = Log::capture();
     let warned = || log.lines(&["WARN", "no encryption", "can join"]).len();
