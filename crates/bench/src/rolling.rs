@@ -78,9 +78,9 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// True where every call was answered and ran once.
+    /// True where every call was answered and ran once, and every accepted cast was handled.
     pub fn is_flawless(&self) -> bool {
-        self.failed == 0 && self.miscounted_keys == 0
+        self.failed == 0 && self.miscounted_keys == 0 && self.casts_lost == 0
     }
 }
 
@@ -99,7 +99,7 @@ const ROUNDS: [(&str, By, bool); 4] = [
     ("back to back, by SIGTERM", By::Signal, false),
 ];
 
-/// Runs it, and says what it saw; an error where a call failed or did not run once.
+/// Runs it, and says what it saw; an error where a call failed or did not run once, or a cast was lost.
 pub async fn run(program: &Path, options: &Options, say: fn(&str)) -> Result<(), Error> {
     let outcome = roll(program, options, say).await?;
     if options.json {
@@ -110,7 +110,7 @@ pub async fn run(program: &Path, options: &Options, say: fn(&str)) -> Result<(),
     if outcome.is_flawless() {
         Ok(())
     } else {
-        Err("a call failed, or did not run exactly once".into())
+        Err("a call failed, or did not run exactly once, or a cast was lost".into())
     }
 }
 

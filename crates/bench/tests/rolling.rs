@@ -20,7 +20,6 @@ async fn flawless(arguments: &[&str]) {
     let options = Arguments::try_parse_from(arguments).unwrap().options;
     let outcome = rolling::roll(program, &options, |_| {}).await.unwrap();
     assert!(outcome.is_flawless(), "{outcome:#?}");
-    assert_eq!(outcome.casts_lost, 0, "{outcome:#?}");
     assert_eq!(outcome.departures, 12);
     assert!(outcome.calls > 100, "{outcome:#?}");
 }

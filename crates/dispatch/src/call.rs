@@ -67,6 +67,9 @@ impl CallOptions {
 
     /// Where the owner cannot be reached, ask up to so many next owners. Unless the call is
     /// [`idempotent`](Self::idempotent), only where it cannot have run.
+    ///
+    /// The call does not wait for a connection that does not come about at first, as others do, while there is somebody else
+    /// to ask.
     pub fn fallback(mut self, owners: usize) -> Self {
         self.fallback = owners;
         self
@@ -118,7 +121,8 @@ pub enum CallError {
     /// This node has left, or stopped: nothing can be called through it any more. It did not run.
     #[error("not sent: this node has stopped")]
     NodeStopped,
-    /// There is no working connection to the node. It did not run.
+    /// No connection to the node came about: within the call's time, or within three seconds of dials that failed, after which
+    /// calls fail at once; or the connection is silent, and suspended. It did not run.
     #[error("not sent to {node}: {why}")]
     NotSent {
         /// The node.

@@ -109,7 +109,8 @@ impl<P: Protocol> ServiceHandle<P> {
     /// Sends a message to the owner of a key, and does not wait for anything: an error gives the message back.
     ///
     /// `Ok` says that it is on its way; whether it arrives is not known. Where the owner has just ended or takes nothing new,
-    /// it goes to who owns the key then.
+    /// it goes to who owns the key then. So does one that waits for a connection; where nobody takes it within three seconds it
+    /// is lost, and counted in [`DataStats::casts_unsent`](crate::DataStats::casts_unsent).
     pub fn cast(&self, key: impl Into<Key>, message: P::Cast) -> Result<(), CastError<P::Cast>> {
         self.cast_by_key(key.into(), message)
     }
@@ -117,8 +118,10 @@ impl<P: Protocol> ServiceHandle<P> {
     /// Calls the owner of a key, and waits for its reply: five seconds, unless [`with`](Self::with) said otherwise.
     ///
     /// A call that has not run, because its instance ended or takes nothing new, is sent on to whoever owns the key by then, as
-    /// long as there is time. Where nobody does, it fails at once as [`CallError::NoService`]; where somebody drains, after at
-    /// most half a second, in which news of who takes over may still come.
+    /// long as there is time. So is one that waits for a connection to its instance's node: up to three seconds of dials that
+    /// fail, from when on calls to that node fail at once as [`CallError::NotSent`]. Where nobody owns the key it fails at once
+    /// as [`CallError::NoService`]; where somebody drains, after at most half a second, in which news of who takes over may
+    /// still come.
     ///
     /// Dropping the future cancels the call: if it was not started yet, it will not be.
     pub async fn call(&self, key: impl Into<Key>, message: P::Call) -> Result<P::Reply, CallError> {

@@ -94,7 +94,7 @@ impl Contact {
         });
     }
 
-    /// A data connection has come about.
+    /// A data connection has come about, and lasts.
     pub(super) fn reached(&self) {
         *self
             .unreached

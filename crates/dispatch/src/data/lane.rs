@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use keydispatch_core::message::{Address, Frame};
+use keydispatch_core::silence::PING_AFTER;
 use keydispatch_core::{NodeId, NodeName};
 use slab::Slab;
 use tokio::sync::{Notify, oneshot};
@@ -41,6 +42,9 @@ const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::fro
 
 /// Longest pause where nobody answered, as a dial that hangs takes its own time, and where messages wait.
 const SILENT_BACK_OFF: Duration = Duration::from_millis(250);
+
+/// A connection that lasts so long shows that the peer can be reached.
+const LASTING: Duration = PING_AFTER;
 
 /// Why nothing goes to a node any more.
 const DOWN: &str = "the node is down";
@@ -311,14 +315,21 @@ impl Lane {
             plane: &plane,
         };
         loop {
+            let dialled = Instant::now();
             let unreached = match self.connect(&plane).await {
-                Ok(connection) => match self.serve_on(connection, &plane).await {
-                    Some(why) => {
-                        self.fail_sent();
-                        Unreached::answered(why)
+                Ok(connection) => {
+                    let connected = Instant::now();
+                    let Some(why) = self.serve_on(connection, &plane).await else {
+                        return running.retire();
+                    };
+                    self.fail_sent();
+                    // Rule: one that ends as soon as it is there leads nowhere. Otherwise a peer that accepts and closes would
+                    // be dialled without end.
+                    if connected.elapsed() < LASTING {
+                        self.target.contact.unreached(dialled);
                     }
-                    None => return running.retire(),
-                },
+                    Unreached::answered(why)
+                }
                 // Nothing was sent.
                 Err(unreached) => unreached,
             };
@@ -353,7 +364,6 @@ impl Lane {
         mut connection: Box<dyn Connection>,
         plane: &Arc<DataPlane>,
     ) -> Served {
-        self.broken().failures = 0;
         connection.set_frame_limit(wire::max_frame_bytes(plane.max_payload_bytes));
         self.heard.now();
         let outdated = connection.outdated();

@@ -193,9 +193,10 @@ impl DataPlane {
             return;
         }
         let unsent = &self.counters.casts_unsent;
-        let all = unsent.fetch_add(casts, Ordering::Relaxed) + casts;
+        let before = unsent.fetch_add(casts, Ordering::Relaxed);
+        let all = before + casts;
         // Once for each doubling.
-        if all.ilog2() != all.saturating_sub(casts).max(1).ilog2() || all == casts {
+        if before.checked_ilog2() != Some(all.ilog2()) {
             tracing::warn!(
                 casts_unsent = all,
                 "casts were accepted and not sent: no connection came about in time, or nobody was there to take them"

@@ -75,10 +75,7 @@ pub(super) async fn reach(
     let reached = dial(target, plane, earlier).await;
     let contact = &target.contact;
     match &reached {
-        Ok(_) => {
-            contact.reached();
-            contact.undialled.over();
-        }
+        Ok(_) => contact.undialled.over(),
         Err(failed) => {
             contact.unreached(begun);
             let undialled = &contact.undialled;

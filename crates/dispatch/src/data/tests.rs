@@ -34,6 +34,8 @@ enum Fate {
     Answers,
     /// The handshake is answered; then the connection's task panics.
     Panics,
+    /// The handshake is answered; then the connection is closed.
+    Closes,
 }
 
 /// Dials meet their fates in order; the last one is everybody's after it.
@@ -135,6 +137,7 @@ impl Connection for Scripted {
             }
             None if self.greeted && self.fate == Fate::Panics => panic!("as it was told"),
             None if self.breaks.load(Ordering::Relaxed) => Poll::Ready(None),
+            None if self.greeted && self.fate == Fate::Closes => Poll::Ready(None),
             None => {
                 self.waker = Some(cx.waker().clone());
                 Poll::Pending
@@ -577,6 +580,7 @@ async fn patience_with_a_peer_ends_after_three_seconds_of_dials_and_begins_anew_
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     // One that is told to wait for nothing fails with the first dial all the same.
+    tokio::time::sleep(SECOND).await;
     stage.break_it().await;
     assert!(stage.begin().is_err());
     tokio::time::sleep(SECOND).await;
@@ -610,4 +614,14 @@ async fn a_connection_ends_once_the_peer_says_that_it_has_everything() {
     assert!(stage.lane().is_open());
     tokio::time::sleep(SECOND).await;
     assert!(!stage.lane().is_open());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_accepts_and_closes_is_not_dialled_without_end() {
+    let stage = Stage::set(&[Fate::Closes]);
+    let begun = tokio::time::Instant::now();
+    let outcome = stage.begin_waiting().unwrap().outcome().await;
+    assert!(matches!(outcome, NotSent { .. }), "{outcome:?}");
+    assert!(begun.elapsed() < 4 * SECOND);
+    assert!(stage.dials() < 20, "{}", stage.dials());
 }

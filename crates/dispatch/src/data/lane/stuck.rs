@@ -80,12 +80,22 @@ impl Lane {
         changed
     }
 
+    /// The connection has lasted.
+    fn lasts(&self) {
+        self.broken().failures = 0;
+        self.target.contact.reached();
+    }
+
     /// Rule: suspension is local, and over with the first byte that is heard. Ends when the connection has been idle
     /// for long.
     pub(super) async fn watch(&self) {
         let mut watch = SilenceWatch::new(self.heard.clock());
+        let mut lasted = false;
         loop {
             tokio::time::sleep(PING_AFTER).await;
+            if !std::mem::replace(&mut lasted, true) {
+                self.lasts();
+            }
             let now = self.heard.clock();
             let found = watch.look(now, self.heard.at(), self.pending() > 0);
             match found {
