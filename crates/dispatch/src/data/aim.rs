@@ -145,6 +145,11 @@ impl Aim {
         }
     }
 
+    /// True for one service and no other.
+    pub(super) fn is_for_one(&self) -> bool {
+        matches!(&self.to, To::Instance(_))
+    }
+
     /// True where nobody will ever take it.
     pub(super) fn is_hopeless(&self, directory: &Directory) -> bool {
         matches!(&self.to, To::Instance(one) if !self.is_listed(directory, one))

@@ -1,13 +1,16 @@
 //! What waits while there is no connection: how long, and what becomes of it then.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use keydispatch_core::Escaped;
 use tokio::time::Instant;
 
 use super::{BACK_OFF, Broken, Lane, Outcome, SILENT_BACK_OFF, Waiting, status};
 use crate::data::DataPlane;
+use crate::data::aim::Aim;
 use crate::data::reach::{Earlier, Unreached, reach};
 use crate::data::wire::{Outgoing, kind};
 use crate::transport::Connection;
@@ -76,7 +79,7 @@ impl Lane {
             broken.silent_since = unreached.silent.then(|| self.target.contact.now());
             self.suspend(false);
         }
-        tracing::debug!(peer = %self.target.peer.name, why = %keydispatch_core::Escaped(&unreached.why), "no data connection");
+        tracing::debug!(peer = %self.target.peer.name, why = %Escaped(&unreached.why), "no data connection");
     }
 
     /// True where it is dialled again for what waits.
@@ -93,11 +96,14 @@ impl Lane {
     /// Rule: what waits here, and is to be had by others by now, leaves. Without that a call whose key has moved to who can be
     /// reached waits for who cannot. Calls that are not to wait fail where no connection has come about, which `failed` says.
     pub(super) fn look_over(&self, plane: &Arc<DataPlane>, failed: Option<&str>) {
-        // Many may be for one service whose entry has to be looked for.
-        let is_still_for = |outgoing: &Outgoing, sequence| {
-            let is =
-                |aim: &crate::data::aim::Aim| aim.is(&plane.directory, &self.target.peer, sequence);
-            outgoing.aim.as_ref().map(is)
+        // Many may be for one service whose entry has to be searched for: that is done once.
+        let mut listed = HashMap::new();
+        let mut is_still_for = |outgoing: &Outgoing, sequence| {
+            let is = |aim: &Aim| aim.is(&plane.directory, &self.target.peer, sequence);
+            outgoing.aim.as_ref().map(|aim| match aim.is_for_one() {
+                true => *listed.entry(sequence).or_insert_with(|| is(aim)),
+                false => is(aim),
+            })
         };
         let leaving = self.outbox.take_out(|outgoing| match outgoing.frame.kind {
             kind::CALL => outgoing.as_call().is_some_and(|header| {
