@@ -31,6 +31,7 @@ mod outbox;
 mod places;
 mod pump;
 mod reach;
+mod stats;
 mod undialled;
 pub(crate) mod wire;
 
@@ -42,6 +43,8 @@ use leaving::Callers;
 pub(crate) use leaving::done_by;
 use onward::Onward;
 use places::Places;
+pub(crate) use stats::Counters;
+pub use stats::DataStats;
 
 /// Peers of a lower minor version do not know how a node goes away in good order.
 const MINOR_GOES_AWAY: u16 = 1;
@@ -57,56 +60,6 @@ pub(crate) struct DataConfig {
     pub(crate) topic_bytes: usize,
     pub(crate) drain_timeout: Duration,
     pub(crate) runtimes: Runtimes,
-}
-
-/// Counters of the data lane, from the node's start.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct DataStats {
-    /// Calls that were sent to other nodes.
-    pub calls_sent: u64,
-    /// Calls that other nodes sent.
-    pub calls_received: u64,
-    /// Casts that were sent to other nodes.
-    pub casts_sent: u64,
-    /// Casts that were accepted here and never sent: no connection came about in time, nobody was there to take them, or too
-    /// many waited for one.
-    pub casts_unsent: u64,
-    /// Casts that other nodes sent.
-    pub casts_received: u64,
-    /// Casts that other nodes sent and no mailbox took: it was full, gone, or of another version.
-    pub casts_dropped: u64,
-    /// Casts and broadcasts that were not sent, or dropped on the way out, because the peer takes only shorter ones.
-    pub too_large_for_peer: u64,
-    /// Messages that did not decode.
-    pub undecodable: u64,
-    /// Data connections that this node opened.
-    pub connections_opened: u64,
-    /// Data connections that this node has open now.
-    pub connections_open: usize,
-    /// Data connections that others have open to this node.
-    pub connections_inbound: u64,
-    /// Calls that wait for their reply.
-    pub calls_pending: usize,
-    /// Frames that wait to be written.
-    pub frames_queued: usize,
-    /// Services that run here.
-    pub services: usize,
-    /// The nodes that calls are not sent to at the moment: silent, or their connection broke.
-    pub suspended: Vec<NodeName>,
-}
-
-#[derive(Debug, Default)]
-pub(crate) struct Counters {
-    pub(crate) calls_sent: AtomicU64,
-    pub(crate) calls_received: AtomicU64,
-    pub(crate) casts_sent: AtomicU64,
-    pub(crate) casts_unsent: AtomicU64,
-    pub(crate) casts_received: AtomicU64,
-    pub(crate) casts_dropped: AtomicU64,
-    pub(crate) too_large_for_peer: AtomicU64,
-    pub(crate) undecodable: AtomicU64,
-    pub(crate) connections_opened: AtomicU64,
 }
 
 /// When something was last heard, and said, on a connection.
@@ -554,36 +507,6 @@ impl DataPlane {
         if times.is_power_of_two() {
             tracing::warn!(%peer, limit, times, "a message was not sent: the peer's max_payload_bytes is smaller");
         }
-    }
-
-    pub(crate) fn stats(&self) -> DataStats {
-        let counters = &self.counters;
-        let mut stats = DataStats {
-            calls_sent: counters.calls_sent.load(Ordering::Relaxed),
-            calls_received: counters.calls_received.load(Ordering::Relaxed),
-            casts_sent: counters.casts_sent.load(Ordering::Relaxed),
-            casts_unsent: counters.casts_unsent.load(Ordering::Relaxed),
-            casts_received: counters.casts_received.load(Ordering::Relaxed),
-            casts_dropped: counters.casts_dropped.load(Ordering::Relaxed),
-            too_large_for_peer: counters.too_large_for_peer.load(Ordering::Relaxed),
-            undecodable: counters.undecodable.load(Ordering::Relaxed),
-            connections_opened: counters.connections_opened.load(Ordering::Relaxed),
-            connections_inbound: self.places.count() as u64,
-            services: self.local.len(),
-            ..DataStats::default()
-        };
-        for (name, peer) in &self.peers.pin() {
-            for lane in &peer.lanes {
-                stats.connections_open += usize::from(lane.is_open());
-                stats.calls_pending += lane.pending();
-                stats.frames_queued += lane.queued();
-            }
-            if peer.lanes.iter().any(|lane| lane.is_suspended()) {
-                stats.suspended.push(name.clone());
-            }
-        }
-        stats.suspended.sort();
-        stats
     }
 
     /// Ends everything that runs here.

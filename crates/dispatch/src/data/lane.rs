@@ -8,7 +8,6 @@ use bytes::Bytes;
 use keydispatch_core::message::{Address, Frame};
 use keydispatch_core::silence::PING_AFTER;
 use keydispatch_core::{NodeId, NodeName};
-use slab::Slab;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
@@ -21,17 +20,17 @@ use super::{DataPlane, Heard};
 use crate::call::{CallError, Failure, Unsent};
 use crate::transport::Connection;
 
+mod pending;
 mod renew;
 mod stuck;
 mod waiting;
+
+use pending::Pending;
 
 /// Frames that wait for the connection's task.
 const MAX_FRAMES: usize = 1 << 16;
 /// Bytes of them: a few hundred callers with 256 KiB each.
 const MAX_BYTES: usize = 128 * 1024 * 1024;
-
-/// Calls that wait for their reply on one connection, as a power of two.
-const PENDING_BITS: u32 = 20;
 
 /// First and longest pause between a failure and the next dial. Messages wait meanwhile, as long as there is patience with the
 /// peer; then they fail at once.
@@ -73,40 +72,6 @@ mod status {
     pub(super) const RUNNING: u8 = 1;
     pub(super) const BROKEN: u8 = 2;
     pub(super) const CLOSED: u8 = 3;
-}
-
-#[derive(Debug)]
-struct Waiting {
-    stamp: u64,
-    sender: oneshot::Sender<Outcome>,
-}
-
-#[derive(Debug, Default)]
-struct Pending {
-    calls: Slab<Waiting>,
-    stamp: u64,
-}
-
-impl Pending {
-    /// Of all calls.
-    fn numbers(&self) -> impl Iterator<Item = u64> {
-        let calls = self.calls.iter();
-        calls.map(|(at, waiting)| waiting.stamp << PENDING_BITS | at as u64)
-    }
-
-    fn has(&self, number: u64) -> bool {
-        let waiting = self.calls.get(place(number));
-        waiting.is_some_and(|waiting| waiting.stamp == number >> PENDING_BITS)
-    }
-
-    fn remove(&mut self, number: u64) -> Option<Waiting> {
-        self.has(number).then(|| self.calls.remove(place(number)))
-    }
-}
-
-/// Where a call of that number is.
-fn place(number: u64) -> usize {
-    (number & ((1 << PENDING_BITS) - 1)) as usize
 }
 
 #[derive(Debug)]
@@ -504,47 +469,6 @@ impl Lane {
             self.give_up(plane, why, false);
         }
         self.see_to_what_waits(plane);
-    }
-
-    fn expect(&self, sender: oneshot::Sender<Outcome>) -> Result<u64, CallError> {
-        let mut pending = self.lock();
-        if pending.calls.len() >= 1 << PENDING_BITS {
-            return Err(CallError::Overloaded {
-                node: self.target.peer.name.clone(),
-            });
-        }
-        pending.stamp = (pending.stamp + 1) % (1 << (64 - PENDING_BITS));
-        let stamp = pending.stamp;
-        let at = pending.calls.insert(Waiting { stamp, sender });
-        Ok(stamp << PENDING_BITS | at as u64)
-    }
-
-    /// The calls that wait for their reply.
-    fn waiting(&self) -> Vec<u64> {
-        self.lock().numbers().collect()
-    }
-
-    fn waits_for(&self, number: u64) -> bool {
-        self.lock().has(number)
-    }
-
-    fn complete(&self, number: u64, outcome: Outcome) {
-        if let Some(waiting) = self.forget(number) {
-            // The caller may have gone.
-            let _ = waiting.sender.send(outcome);
-        }
-    }
-
-    fn forget(&self, number: u64) -> Option<Waiting> {
-        let waiting = self.lock().remove(number);
-        if self.going.load(Ordering::Relaxed) {
-            self.finish_if_idle();
-        }
-        waiting
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Pending> {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn not_sent(&self, why: &str) -> CallError {

@@ -8,7 +8,8 @@ use std::time::Duration;
 use keydispatch_core::Escaped;
 use tokio::time::Instant;
 
-use super::{BACK_OFF, Broken, Lane, Outcome, SILENT_BACK_OFF, Waiting, status};
+use super::pending::Waiting;
+use super::{BACK_OFF, Broken, Lane, Outcome, SILENT_BACK_OFF, status};
 use crate::data::DataPlane;
 use crate::data::aim::Aim;
 use crate::data::reach::{Earlier, Unreached, reach};
