@@ -410,7 +410,7 @@ impl DataPlane {
         });
         let peers = self.peers.pin();
         if let Some(before) = peers.insert(name, peer) {
-            self.close_lanes(&before);
+            self.close_lanes(before);
             self.peers.guard().flush();
         }
     }
@@ -447,7 +447,7 @@ impl DataPlane {
         let peers = self.peers.pin();
         let down = peers.remove_if(&node.name, |_, peer| peer.node == *node);
         if let Ok(Some((_, peer))) = down {
-            self.close_lanes(&peer);
+            self.close_lanes(peer);
             self.peers.guard().flush();
         }
     }
