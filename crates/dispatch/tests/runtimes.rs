@@ -140,7 +140,7 @@ fn blocked_services_cost_the_node_nothing(
             held.recv_timeout(PATIENCE).unwrap();
         }
         // Longer than it takes until a silent node is taken for dead, and a silent connection for broken.
-        let until = Instant::now() + Duration::from_secs(5);
+        let until = Instant::now() + Duration::from_secs(10);
         let mut rounds = 0_u64;
         while Instant::now() < until {
             // What does not need its services, it does as ever: replication both ways, and the data lane.
