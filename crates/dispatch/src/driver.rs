@@ -459,7 +459,13 @@ impl Driver {
         let turn = Turn::begin();
         while let Some((adding, reply)) = self.backlog.adding.take() {
             match self.cluster.continue_add(self.clock.now(), adding, SLICE) {
-                keydispatch_core::Added::NotYet(rest) => self.backlog.adding = Some((rest, reply)),
+                keydispatch_core::Added::NotYet(rest) => {
+                    let is_staged = rest.is_staged();
+                    self.backlog.adding = Some((rest, reply));
+                    if is_staged {
+                        break;
+                    }
+                }
                 // Whoever asked may have gone.
                 keydispatch_core::Added::All(added) => {
                     drop(reply.send(added.map(|added| Claim::new(added, &self.shared))));

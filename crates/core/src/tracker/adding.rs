@@ -50,6 +50,11 @@ impl Adding {
         }
     }
 
+    /// True where all that is left is one step that cannot be cut: it is to be done in a turn of its own.
+    pub fn is_staged(&self) -> bool {
+        self.unnamed.is_empty() && self.waiting.is_empty()
+    }
+
     /// What is not registered is not held by its name either.
     fn give_up(self, tracker: &mut Tracker) {
         for waiting in self.waiting {
@@ -109,7 +114,9 @@ impl Tracker {
             let hash = content_hash(&info);
             adding.staged.push((info, hash));
         }
-        if !adding.waiting.is_empty() {
+        // What cannot be cut is not done on top of a slice.
+        let has_worked = left < most.max(1);
+        if !adding.waiting.is_empty() || (has_worked && adding.staged.len() > most) {
             return Added::NotYet(adding);
         }
         let mut added = Vec::with_capacity(adding.staged.len());
