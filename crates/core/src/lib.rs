@@ -37,12 +37,12 @@ pub use id::{
     ServiceType, Topic, Zone,
 };
 pub use key::{Key, KeyError, KeyPart, SLOTS, Slot};
-#[cfg(any(test, feature = "fault-switches"))]
-pub use membership::describe_packet;
 pub use membership::{
     MemberEvent, MemberInfo, MemberState, Membership, MembershipConfig, MembershipCounts,
     RefusedDial, Rules,
 };
+#[cfg(any(test, feature = "fault-switches"))]
+pub use membership::{describe_packet, forge};
 pub use registry::{Directory, FoundOwners, Registry, RegistryEvent};
 pub use text::Escaped;
 pub use time::{Instant, earliest};

@@ -4,8 +4,12 @@
 //! [`Membership::poll_transmit`] are emptied, and [`Membership::handle_timeout`] is called no later than
 //! [`Membership::poll_timeout`] says.
 
+mod accusations;
 mod config;
 mod evidence;
+#[cfg(any(test, feature = "fault-switches"))]
+pub mod forge;
+mod generations;
 mod hearsay;
 mod identity;
 mod roster;
@@ -18,7 +22,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use foca::{
-    AccumulatingRuntime, Foca, Member, Message, NoCustomBroadcast, OwnedNotification,
+    AccumulatingRuntime, Foca, Incarnation, Member, Message, NoCustomBroadcast, OwnedNotification,
     PostcardCodec, State, Timer,
 };
 use rand::rngs::StdRng;
@@ -29,9 +33,11 @@ use crate::limits::MAX_KNOWN_NODES;
 use crate::message::{Address, ControlMessage};
 use crate::time::{Instant, earliest};
 
+use accusations::Accusations;
 pub use config::{MembershipConfig, MembershipCounts, Rules};
 use evidence::Evidence;
 pub use evidence::RefusedDial;
+use generations::Generations;
 use hearsay::Doubts;
 #[cfg(any(test, feature = "fault-switches"))]
 pub use identity::describe_packet;
@@ -57,6 +63,13 @@ const RENEW_ANNOUNCE_COUNT: usize = 5;
 const RENEW_INTERVAL: Duration = Duration::from_millis(50);
 /// A rival for this node's name is reported again after this long.
 const CONFLICT_INTERVAL: Duration = Duration::from_secs(5);
+/// Rivals of whatever generation are reported at most this often: each is dialled.
+const RIVAL_INTERVAL: Duration = Duration::from_secs(1);
+/// How far ahead of what is known an incarnation may be that a third party tells: a node counts it up by one each time that
+/// it refutes a suspicion, and one at the end of the numbers has to come back under another identity.
+const MAX_INCARNATION_LEAP: Incarnation = 256;
+/// Members that agree are believed what the node itself has not said here.
+const AGREEING_TELLERS: usize = 2;
 /// Most rivals remembered.
 const MAX_RIVALS: usize = 64;
 /// How often what is outdated is forgotten.
@@ -112,14 +125,17 @@ pub struct Membership {
     removals: BTreeMap<Key, (Instant, Identity)>,
     join_announces: VecDeque<Instant>,
     roster: Roster,
-    /// The highest generation heard of, for each name.
-    generations: BTreeMap<NodeName, (Generation, Instant)>,
+    generations: Generations,
+    accusations: Accusations,
+    /// What this node's own incarnation is at least.
+    incarnation: Incarnation,
     /// The lives that have left, until when.
     left: BTreeMap<NodeId, Instant>,
     evidence: Evidence,
     /// The nodes with a ready link.
     linked: BTreeMap<NodeName, NodeId>,
     rivals: BTreeMap<Generation, Instant>,
+    rival_at: Option<Instant>,
     /// The nodes that were told of their death of late, by way of somebody.
     verdicts: BTreeMap<NodeId, Instant>,
     doubts: Doubts,
@@ -155,6 +171,8 @@ impl Membership {
     ) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let rules = Rules::default();
+        // A generation is what the clock said when the process started.
+        let generations = Generations::new(me.generation.number, now);
         let me = Identity::new(me, 0, address);
         let engine = new_engine(&config, &rules, &me, &mut rng);
         let sweep_at = now + sweep_interval(&config);
@@ -170,11 +188,14 @@ impl Membership {
             removals: BTreeMap::new(),
             join_announces: VecDeque::new(),
             roster: Roster::default(),
-            generations: BTreeMap::new(),
+            generations,
+            accusations: Accusations::default(),
+            incarnation: Incarnation::default(),
             left: BTreeMap::new(),
             evidence: Evidence::default(),
             linked: BTreeMap::new(),
             rivals: BTreeMap::new(),
+            rival_at: None,
             verdicts: BTreeMap::new(),
             doubts: Doubts::default(),
             told: BTreeMap::new(),
@@ -216,12 +237,15 @@ impl Membership {
         if just_rejoined && opened.header.message == Message::TurnUndead {
             return;
         }
-        self.judge_rival(now, &opened.header.dst);
-        self.note_generation(now, from);
-        let count = opened.updates.len();
-        let mut updates = std::mem::take(&mut opened.updates);
-        updates.retain(|update| self.admits(now, from, update, just_rejoined));
-        opened.updates = updates;
+        self.judge_rival(now, &from.name, &opened.header.dst);
+        self.heard_itself(now, &opened.header.src);
+        let told = std::mem::take(&mut opened.updates);
+        let count = told.len();
+        for update in told {
+            if self.admits(now, from, &update, just_rejoined) {
+                opened.updates.push(update);
+            }
+        }
         let stripped;
         let data = if opened.updates.len() == count {
             packet.as_ref()
@@ -253,24 +277,26 @@ impl Membership {
             return;
         }
         self.heard(now);
-        self.note_generation(now, peer);
+        let returns = self.generations.returns_of(peer);
+        self.heard_itself(now, &Identity::new(peer.clone(), returns, address.clone()));
         self.linked.insert(peer.name.clone(), peer.clone());
         self.evidence.clear(peer);
+        self.accusations.drop_case(peer);
         let known = self.engine_member(key(&peer.name));
         // Among 300 that all link to each other, asking each for all it knows would be a gigabyte of answers.
         let ask = !known
             .as_ref()
             .is_some_and(|member| member.id().node == *peer && member.state() != State::Down);
-        let bump = [
-            known.as_ref().map(Member::id),
-            self.roster.identity(&peer.name),
-        ]
-        .into_iter()
-        .flatten()
-        .filter(|identity| identity.node == *peer)
-        .map(|identity| identity.bump)
-        .max()
-        .unwrap_or(0);
+        let remembered = self.roster.identity(&peer.name);
+        let remembered = remembered
+            .filter(|identity| !self.rules.own_word || !self.generations.is_hearsay(identity));
+        let bump = [known.as_ref().map(Member::id), remembered]
+            .into_iter()
+            .flatten()
+            .filter(|identity| identity.node == *peer)
+            .map(|identity| identity.bump)
+            .max()
+            .unwrap_or(0);
         let identity = Identity::new(peer.clone(), bump, address.clone());
         if self.rules.link_introduces {
             let alive = Member::alive(identity.clone());
@@ -287,7 +313,7 @@ impl Membership {
             return;
         }
         self.heard(now);
-        self.note_generation(now, node);
+        self.generations.heard_itself(now, node, 0);
         if self.left.len() >= MAX_KNOWN_NODES {
             let soonest = self.left.iter().min_by_key(|(_, until)| **until);
             if let Some(node) = soonest.map(|(node, _)| node.clone()) {
@@ -307,9 +333,51 @@ impl Membership {
 
     /// The highest generation heard of for a name, be it of a living, dead or departed node.
     pub fn highest_known(&self, name: &NodeName) -> Option<Generation> {
-        self.generations
-            .get(name)
-            .map(|(generation, _)| *generation)
+        self.generations.highest(name)
+    }
+
+    /// True where that generation can be: it is not far ahead of this node's clock.
+    pub fn is_plausible(&self, now: Instant, generation: Generation) -> bool {
+        !self.rules.plausible_generations || self.generations.is_plausible(now, generation)
+    }
+
+    /// From now on this node is no newcomer: one member alone does not tell it what time it is.
+    pub fn set_joined(&mut self) {
+        self.generations.set_joined();
+    }
+
+    /// A peer says that this node's own name has had that generation.
+    pub fn heard_of_own_generation(&mut self, from: &NodeName, number: u64) {
+        self.generations.heard_of_own(from, number);
+    }
+
+    /// True where this node may take a generation of that number: it is not far ahead of its clock.
+    pub fn may_take(&self, now: Instant, number: u64) -> bool {
+        !self.rules.plausible_generations || self.generations.may_take(now, number)
+    }
+
+    /// True where that life of a node is known from others alone.
+    pub fn is_hearsay(&self, node: &NodeId) -> bool {
+        self.rules.own_word
+            && self
+                .generations
+                .highest(&node.name)
+                .is_none_or(|highest| highest < node.generation)
+    }
+
+    /// A peer says that a node is in a generation far ahead of this node's clock. Returns how often it has said such
+    /// things, where that is worth a word.
+    pub fn refuse_generation(
+        &mut self,
+        now: Instant,
+        from: &NodeName,
+        node: &NodeId,
+    ) -> Option<u64> {
+        self.counts.implausible += 1;
+        if *from == node.name {
+            self.generations.witness(now, node);
+        }
+        self.generations.complain(from)
     }
 
     /// True where that life of the node said goodbye.
@@ -341,7 +409,7 @@ impl Membership {
         if self.stopped {
             return;
         }
-        self.note_generation(now, &me);
+        self.generations.heard_itself(now, &me, 0);
         let members: Vec<Member<Identity>> = self
             .engine
             .iter_membership_state()
@@ -379,6 +447,7 @@ impl Membership {
         }
         self.evidence.postpone(now, later);
         self.doubts.postpone(now, later);
+        self.accusations.postpone(now, later);
     }
 
     /// Leaves for good; what is to be sent comes out of [`poll_transmit`](Self::poll_transmit) at once.
@@ -429,6 +498,7 @@ impl Membership {
         }
         self.judge_due_evidence(now);
         self.judge_doubts(now);
+        self.judge_accusations(now);
         if now >= self.sweep_at {
             self.sweep(now);
         }
@@ -445,6 +515,7 @@ impl Membership {
             .then(|| self.heard_at + self.config.isolation);
         let first = earliest(earliest(timer, announce), isolation);
         let evidence = earliest(self.evidence.poll_timeout(), self.doubts.poll_timeout());
+        let evidence = earliest(evidence, self.accusations.poll_timeout());
         earliest(earliest(first, evidence), Some(self.sweep_at))
     }
 
@@ -523,32 +594,155 @@ impl Membership {
         let identity = update.id();
         if identity.key() == self.me.key() {
             if *identity == self.me {
-                return !(just_rejoined && update.state() == State::Down);
+                return self.admits_of_this_node(update, just_rejoined);
             }
-            self.judge_rival(now, identity);
+            self.judge_rival(now, &from.name, identity);
             return !self.rules.name_conflict;
         }
-        self.note_generation(now, &identity.node);
+        if !self.is_plausible(now, identity.node.generation) {
+            self.complain_of_generation(now, &from.name, &identity.node);
+            return false;
+        }
+        if !self.rules.own_word {
+            self.generations
+                .heard_itself(now, &identity.node, identity.bump);
+        }
+        let own = identity.node.name == from.name;
+        if update.state() == State::Alive {
+            self.heard_gossip(now, from, identity);
+        }
+        if !own && self.is_to_be_asked(now, from, update) {
+            return false;
+        }
         if update.state() == State::Down {
-            return true;
+            let known = self.engine_member(identity.key());
+            let accused = known.filter(|known| known.state() != State::Down && !own);
+            return accused.is_none_or(|known| {
+                known.id() != identity || self.is_convicted(now, from, &known)
+            });
         }
         let barred = self.is_barred(&identity.node);
         let stranger = update.state() == State::Suspect && self.is_stranger(identity);
         let outdated = self.is_outdated(&identity.node);
-        if update.state() == State::Alive {
-            self.heard_gossip(now, from, identity);
-        }
         self.counts.barred += u64::from(barred);
         self.counts.strangers += u64::from(stranger);
         !barred && !stranger && !outdated
     }
 
+    /// What others say of this very identity of this node: a suspicion has to be about an incarnation that there is.
+    fn admits_of_this_node(&mut self, update: &Member<Identity>, just_rejoined: bool) -> bool {
+        match update.state() {
+            State::Down => !just_rejoined,
+            State::Alive => true,
+            State::Suspect => {
+                let said = update.incarnation();
+                let most = self.incarnation.saturating_add(MAX_INCARNATION_LEAP);
+                if self.rules.own_word && said > most {
+                    return false;
+                }
+                self.incarnation = said.saturating_add(1).max(self.incarnation);
+                true
+            }
+        }
+    }
+
+    /// Rule: *own word*; see [`generations`]. True where a third party says what the node itself has to say.
+    fn is_to_be_asked(&mut self, now: Instant, from: &NodeId, update: &Member<Identity>) -> bool {
+        let identity = update.id();
+        let name = &identity.node.name;
+        if !self.rules.own_word {
+            return false;
+        }
+        let order = |identity: &Identity| (identity.node.generation, identity.bump);
+        let member = self.engine_member(identity.key());
+        let remembered = self.roster.identity(name);
+        let known = [member.as_ref().map(Member::id), remembered];
+        let Some(latest) = known.into_iter().flatten().map(order).max() else {
+            // Whoever has never been heard of is introduced by anybody.
+            return false;
+        };
+        let is_up = self.roster.up(name).is_some();
+        let revives = !is_up && update.state() != State::Down && order(identity) >= latest;
+        if order(identity) <= latest && !revives {
+            let leaps = member.is_some_and(|member| {
+                let most = member.incarnation().saturating_add(MAX_INCARNATION_LEAP);
+                update.state() != State::Down
+                    && order(member.id()) == order(identity)
+                    && update.incarnation() > most
+            });
+            return leaps;
+        }
+        let others = self
+            .roster
+            .iter_up()
+            .filter(|other| other.node.name != *name);
+        let needed = others.take(AGREEING_TELLERS).count();
+        // Whoever holds a link here speaks on it, whatever others say.
+        let up = self.roster.up(name);
+        let needed = match up {
+            Some(up) if self.is_linked(&up.node) => usize::MAX,
+            _ => needed,
+        };
+        if self
+            .generations
+            .is_agreed(now, &from.name, identity, needed)
+        {
+            return false;
+        }
+        self.counts.hearsay += 1;
+        let interval = self.config.probe;
+        if update.state() != State::Down
+            && !self.is_barred(&identity.node)
+            && self.generations.may_ask(now, name, interval)
+        {
+            let identity = identity.clone();
+            self.drive(now, |engine, runtime| engine.announce(identity, runtime));
+        }
+        true
+    }
+
+    /// A node says itself who it is, on its own link.
+    fn heard_itself(&mut self, now: Instant, identity: &Identity) {
+        let node = &identity.node;
+        self.generations.heard_itself(now, node, identity.bump);
+        if !self.rules.own_word {
+            return;
+        }
+        // Rule: a later life that others have made up gives way to the node itself.
+        let known = self.engine_member(identity.key());
+        let made_up = known.filter(|known| {
+            let (id, ours) = (known.id(), (node.generation, identity.bump));
+            (id.node.generation, id.bump) > ours
+                && self.generations.is_hearsay(id)
+                && (known.state() == State::Down || id.node.generation != node.generation)
+        });
+        if let Some(made_up) = made_up {
+            self.counts.uncovered += 1;
+            self.bury(now, &made_up.id().node);
+            self.forget_dead(now, made_up.id().clone());
+        }
+    }
+
+    fn complain_of_generation(&mut self, now: Instant, from: &NodeName, node: &NodeId) {
+        if let Some(times) = self.refuse_generation(now, from, node) {
+            tracing::warn!(peer = %from, %node, times, "says that a node is in a generation that cannot be yet");
+        }
+    }
+
     /// Rule: a higher generation of this node's own name is reported, once and again after a while.
-    fn judge_rival(&mut self, now: Instant, identity: &Identity) {
+    fn judge_rival(&mut self, now: Instant, from: &NodeName, identity: &Identity) {
         let generation = identity.node.generation;
         if !self.rules.name_conflict
             || identity.key() != self.me.key()
             || generation <= self.me.node.generation
+        {
+            return;
+        }
+        if !self.is_plausible(now, generation) {
+            return self.complain_of_generation(now, from, &identity.node);
+        }
+        let is_soon = |at: Instant| now.since(at) < RIVAL_INTERVAL;
+        if (self.rules.own_word && self.rival_at.is_some_and(is_soon))
             || self
                 .rivals
                 .get(&generation)
@@ -560,28 +754,12 @@ impl Membership {
             self.rivals.pop_first();
         }
         self.rivals.insert(generation, now);
+        self.rival_at = Some(now);
         self.counts.conflicts += 1;
-        self.note_generation(now, &identity.node);
         self.events.push_back(MemberEvent::NameConflict {
             node: identity.node.clone(),
             address: identity.address.clone(),
         });
-    }
-
-    fn note_generation(&mut self, now: Instant, node: &NodeId) {
-        if let Some((generation, at)) = self.generations.get_mut(&node.name) {
-            *generation = node.generation.max(*generation);
-            *at = now;
-            return;
-        }
-        if self.generations.len() >= MAX_KNOWN_NODES {
-            let oldest = self.generations.iter().min_by_key(|(_, (_, at))| *at);
-            if let Some(name) = oldest.map(|(name, _)| name.clone()) {
-                self.generations.remove(&name);
-            }
-        }
-        self.generations
-            .insert(node.name.clone(), (node.generation, now));
     }
 
     /// A death that was found out by evidence: the others hear of it at once.
@@ -629,11 +807,13 @@ impl Membership {
     /// A fresh engine that knows nobody; timers of the one before are void.
     fn start_engine(&mut self, me: Identity) {
         self.me = me;
+        self.incarnation = Incarnation::default();
         self.instance += 1;
         self.timers.clear();
         self.removals.clear();
         self.join_announces.clear();
         self.doubts = Doubts::default();
+        self.accusations = Accusations::default();
         self.runtime = Runtime::new();
         self.engine = new_engine(&self.config, &self.rules, &self.me, &mut self.rng);
     }
@@ -664,6 +844,7 @@ impl Membership {
                 OwnedNotification::Idle => self.join_announces.clear(),
                 OwnedNotification::Rejoin(identity) => {
                     self.me = identity;
+                    self.incarnation = Incarnation::default();
                     self.rejoined_at = Some(now);
                     rejoined = true;
                 }
@@ -768,8 +949,8 @@ impl Membership {
         self.roster.sweep(now, kept);
         let roster = &self.roster;
         // What is remembered of a name in any other way was given by that generation, or an earlier one.
-        self.generations
-            .retain(|name, (_, at)| now.since(*at) < kept || roster.knows(name));
+        self.generations.sweep(now, kept, |name| roster.knows(name));
+        self.accusations.sweep(now);
         self.evidence.sweep(now, self.config.down_period);
         self.sweep_verdicts(now);
         self.sweep_told(now);

@@ -142,6 +142,16 @@ pub struct Rules {
     pub link_evidence: bool,
     /// A node that is linked is known at once.
     pub link_introduces: bool,
+    /// A later life of a name is believed of the node itself, or of two who say so.
+    pub own_word: bool,
+    /// A generation far ahead of this node's clock is refused.
+    pub plausible_generations: bool,
+    /// One accuser alone takes nobody down who answers here.
+    pub two_accusers: bool,
+    /// This node takes a new generation at most once a second, and ever more rarely.
+    pub paced_renewals: bool,
+    /// Only a living node of the same name ends this one, not what others say of it.
+    pub refusals_are_hearsay: bool,
     /// Other lives of this node's own name are kept from the engine, and a higher one is reported.
     pub name_conflict: bool,
 }
@@ -166,6 +176,18 @@ pub struct MembershipCounts {
     pub verdicts: u64,
     /// Nodes that were suspected because they did not answer a verdict.
     pub unanswered: u64,
+    /// News that a node is down, of one accuser alone.
+    pub accusations: u64,
+    /// The same of accusers who had been wrong about that node.
+    pub unheeded: u64,
+    /// Nodes that answered when they were accused.
+    pub acquitted: u64,
+    /// News of later lives, or of returns, that only one member has told so far.
+    pub hearsay: u64,
+    /// Generations far ahead of this node's clock.
+    pub implausible: u64,
+    /// Later lives that somebody made up, and that the node itself contradicted.
+    pub uncovered: u64,
 }
 
 impl Default for Rules {
@@ -188,6 +210,11 @@ impl Default for Rules {
             rename_is_death: true,
             link_evidence: true,
             link_introduces: true,
+            own_word: true,
+            plausible_generations: true,
+            two_accusers: true,
+            paced_renewals: true,
+            refusals_are_hearsay: true,
             name_conflict: true,
         }
     }

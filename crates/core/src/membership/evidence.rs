@@ -143,6 +143,11 @@ impl Evidence {
         self.0.entry(node.clone()).or_default()
     }
 
+    /// The link to it broke, and it was refused here.
+    pub(super) fn is_lost(&self, node: &NodeId) -> bool {
+        self.own(node).is_some_and(|own| own.lost)
+    }
+
     fn own(&self, node: &NodeId) -> Option<&Own> {
         self.0.get(node)?.own.as_ref()
     }
@@ -291,7 +296,7 @@ impl Membership {
             .push_back((asker.node, asker.address, answer));
     }
 
-    fn suspect(&mut self, now: Instant, node: &NodeId) {
+    pub(super) fn suspect(&mut self, now: Instant, node: &NodeId) {
         if let Some(member) = self.engine_member(key(&node.name)) {
             let suspect = Member::new(member.id().clone(), member.incarnation(), State::Suspect);
             self.apply(now, suspect);

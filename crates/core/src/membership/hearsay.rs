@@ -140,7 +140,8 @@ impl Membership {
         }
         if let Some((generation, address)) = verdict.rival {
             let name = verdict.node.name;
-            return self.judge_rival(now, &Identity::new(NodeId { name, generation }, 0, address));
+            let rival = Identity::new(NodeId { name, generation }, 0, address);
+            return self.judge_rival(now, &from.name, &rival);
         }
         let just_rejoined = self
             .rejoined_at
