@@ -131,6 +131,10 @@ fn others() -> Vec<Frame> {
             records: Vec::new(),
         }),
         ControlMessage::Refuse(keydispatch_core::message::Refusal::Full),
+        ControlMessage::Refuse(keydispatch_core::message::Refusal::NameHeld {
+            name: node.name.clone(),
+            address: peer::config().address,
+        }),
         ControlMessage::TakenForDead(keydispatch_core::message::Verdict {
             node: node.clone(),
             rival: Some((node.generation, peer::config().address)),

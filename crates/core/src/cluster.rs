@@ -34,6 +34,13 @@ const CANDIDATE_INTERVAL: Duration = Duration::from_secs(1);
 /// See [`CANDIDATE_INTERVAL`].
 const CANDIDATES_AT_ONCE: usize = 4;
 
+/// A new generation is taken at most this often, at first; each further one doubles it.
+const MIN_RENEWAL_INTERVAL: Duration = Duration::from_secs(1);
+/// The longest time between two new generations.
+const MAX_RENEWAL_INTERVAL: Duration = Duration::from_secs(60);
+/// Once no new generation was taken for this long, the next ones may follow as quickly as at first.
+const RENEWALS_FORGOTTEN: Duration = Duration::from_secs(600);
+
 /// Keeps the seed by which names are hashed apart from the one that the generator starts with.
 const HASH_SEED: u64 = 0x7479_7065_5f68_6173;
 
@@ -141,6 +148,8 @@ pub struct Cluster {
     registry: Registry,
     rng: StdRng,
     candidates_at: Instant,
+    /// When the last new generation was taken, and how long the next one has to wait from then.
+    renewed: Option<(Instant, Duration)>,
     synced: bool,
     /// There are seeds whose addresses are not known yet.
     awaits_seeds: bool,
@@ -210,6 +219,7 @@ impl Cluster {
             registry: Registry::seeded(config.seed.rotate_left(32) ^ HASH_SEED),
             rng,
             candidates_at: now + CANDIDATE_INTERVAL,
+            renewed: None,
             synced: false,
             awaits_seeds: config.seeds_awaited,
             stopped: false,
@@ -563,12 +573,25 @@ impl Cluster {
                 self.membership.dial_refused(now, &peer, refusal);
             }
             LinkEvent::Message { from, message } => self.handle_message(now, &from, message),
-            LinkEvent::HigherGeneration { number } => {
+            LinkEvent::HigherGeneration { by, number } => {
+                self.membership.heard_of_own_generation(&by, number);
                 if self.membership.rules().generation_above_known {
                     self.renew(now, number);
                 }
             }
             LinkEvent::Ghost { generation } => self.renew(now, generation.number),
+            LinkEvent::Answered { peer } => self.membership.heard_alive_itself(now, &peer),
+            LinkEvent::Implausible { from, node } => {
+                if let Some(times) = self.membership.refuse_generation(now, &from, &node) {
+                    let message = format!(
+                        "{from} says that {node} lives, a generation that is more than two days ahead of this node's \
+                         clock: one of the clocks is wrong (said {times} times)"
+                    );
+                    let about = from.to_string();
+                    self.events
+                        .push_back(ClusterEvent::Warning { message, about });
+                }
+            }
             LinkEvent::NameTaken { by } => self.events.push_back(ClusterEvent::NameTaken { by }),
             LinkEvent::Warning { about, message } => {
                 let warning = ClusterEvent::Warning { about, message };
@@ -646,11 +669,29 @@ impl Cluster {
 
     /// Rule: the higher generation of this name was a ghost. Take a higher one, publish every entry anew, keep
     /// the services' identities.
+    ///
+    /// Rule: *paced renewals*. What others say of earlier lives makes it do so once a second, and ever more rarely: each
+    /// time all links are closed, and all entries are published anew.
     fn renew(&mut self, now: Instant, above: u64) {
+        let number = above.max(self.me.generation.number).saturating_add(1);
+        if !self.membership.may_take(now, number) {
+            return;
+        }
+        let forgotten = |at: Instant| now.since(at) >= RENEWALS_FORGOTTEN;
+        let last = self.renewed.filter(|(at, _)| !forgotten(*at));
+        if self.membership.rules().paced_renewals
+            && last.is_some_and(|(at, interval)| now.since(at) < interval)
+        {
+            return;
+        }
+        let next = last.map_or(MIN_RENEWAL_INTERVAL, |(_, interval)| {
+            (interval * 2).min(MAX_RENEWAL_INTERVAL)
+        });
+        self.renewed = Some((now, next));
         let node = NodeId {
             name: self.me.name.clone(),
             generation: Generation {
-                number: above.max(self.me.generation.number).saturating_add(1),
+                number,
                 random: self.rng.random(),
             },
         };
@@ -683,6 +724,7 @@ impl Cluster {
         if synced {
             self.synced = true;
             self.links.set_joined();
+            self.membership.set_joined();
             self.events.push_back(ClusterEvent::Synced);
         }
     }
@@ -703,8 +745,23 @@ impl Names for Facts<'_> {
     fn is_left(&self, node: &NodeId) -> bool {
         self.0.is_left(node)
     }
+
+    fn is_hearsay(&self, node: &NodeId) -> bool {
+        self.0.is_hearsay(node)
+    }
+
+    fn is_plausible(&self, now: Instant, generation: Generation) -> bool {
+        self.0.is_plausible(now, generation)
+    }
+
+    fn heeds_refusals(&self) -> bool {
+        !self.0.rules().refusals_are_hearsay
+    }
 }
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests;

@@ -33,6 +33,9 @@ const CROSSED_DIAL_WINDOW: Duration = Duration::from_secs(2);
 /// How long a node that looks alive has to answer a challenge on its own link.
 const CHALLENGE_TIMEOUT: Duration = Duration::from_millis(500);
 
+/// How often a node is dialled that is said to have this node's name.
+const INTRODUCTION_INTERVAL: Duration = Duration::from_millis(200);
+
 /// Most connections whose handshake is under way. More are closed at once: a flood of them is hostile or broken.
 const MAX_HANDSHAKES: usize = 1_024;
 
@@ -110,8 +113,12 @@ pub(crate) enum LinkEvent {
         from: NodeId,
         message: ControlMessage,
     },
+    /// A peer says that a node is in a generation that cannot be yet.
+    Implausible { from: NodeName, node: NodeId },
+    /// The node answered what it was asked on its own link.
+    Answered { peer: NodeId },
     /// The peer knows a higher generation of this node's name.
-    HigherGeneration { number: u64 },
+    HigherGeneration { by: NodeName, number: u64 },
     /// A living node has this node's name, and this node is the one to stop.
     NameTaken { by: Option<Address> },
     /// The rival at that address did not answer: it was the ghost of an earlier life.
@@ -128,6 +135,18 @@ pub(crate) trait Names {
     fn highest(&self, name: &NodeName) -> Option<Generation>;
     /// True for a life that said goodbye.
     fn is_left(&self, node: &NodeId) -> bool;
+    /// True for a life that is known from others alone.
+    fn is_hearsay(&self, _: &NodeId) -> bool {
+        false
+    }
+    /// False for a generation that cannot be yet.
+    fn is_plausible(&self, _: Instant, _: Generation) -> bool {
+        true
+    }
+    /// True where the word of a third party ends this node: only without the rule against it.
+    fn heeds_refusals(&self) -> bool {
+        false
+    }
 }
 
 #[derive(Debug)]
@@ -187,6 +206,8 @@ pub(crate) struct Links {
     doubts: BTreeMap<NodeName, Doubt>,
     dials: Dials,
     rival: Option<Rival>,
+    /// When the last node was dialled that is said to have this node's name.
+    introduced_at: Option<Instant>,
     /// The links of those whose life is over, the last ones: a goodbye may still be on its way there.
     forgotten: VecDeque<(LinkId, NodeId)>,
     leaving: bool,
@@ -219,6 +240,7 @@ impl Links {
             doubts: BTreeMap::new(),
             dials,
             rival: None,
+            introduced_at: None,
             forgotten: VecDeque::new(),
             leaving: false,
             due: None,
@@ -410,24 +432,28 @@ impl Links {
                 self.handle_hello(now, link, theirs, names);
             }
             (State::Greeting, ControlMessage::Refuse(refusal)) => {
-                self.handle_refusal(now, link, refusal);
+                self.handle_refusal(now, link, refusal, names);
             }
             (State::Ready(hello), ControlMessage::Refuse(refusal)) => {
                 let peer = hello.node.clone();
                 tracing::debug!(%peer, %refusal, "a peer closes the connection");
-                self.handle_refusal(now, link, refusal);
+                self.handle_refusal(now, link, refusal, names);
             }
             (State::Ready(hello), ControlMessage::Challenge(challenge)) => {
                 let alive = ControlMessage::Alive {
                     rival: challenge.rival,
                 };
                 tracing::debug!(by = %hello.node, "challenged");
+                let from = hello.node.name.clone();
                 self.transmit(link, &alive);
-                self.handle_rival(now, challenge);
+                self.handle_rival(now, from, challenge, names);
             }
             (State::Ready(hello), ControlMessage::Alive { rival }) => {
-                let name = hello.node.name.clone();
-                self.handle_alive(now, &name, rival);
+                let peer = hello.node.clone();
+                self.handle_alive(now, &peer.name, rival);
+                if rival == Generation::default() {
+                    self.events.push_back(LinkEvent::Answered { peer });
+                }
             }
             (State::Ready(hello), message) => {
                 let from = hello.node.clone();
@@ -673,6 +699,11 @@ impl Links {
     fn ended(&mut self, now: Instant, link: LinkId, ended: Link) {
         self.unready.remove(&link);
         if let Origin::Dialled(address) = &ended.origin {
+            // Whoever was to be found there was not.
+            let rival = |rival: &mut Rival| rival.address == *address;
+            if !matches!(ended.state, State::Ready(_)) {
+                self.rival.take_if(rival);
+            }
             self.dials.disconnected(now, address, link);
         }
         if let State::Ready(hello) = &ended.state

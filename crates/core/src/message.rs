@@ -184,6 +184,19 @@ pub enum Refusal {
     /// No room: [`MAX_KNOWN_NODES`](crate::limits::MAX_KNOWN_NODES) or another bound is reached.
     #[error("no room for another node here")]
     Full,
+    /// Another node has the name, and answers here. The word of a third party ends nobody: the refused side asks that node.
+    #[error("a node of the name {name} answers at {address}; try again once that one has stopped")]
+    NameHeld {
+        /// The name.
+        name: NodeName,
+        /// Where the other is reached, as it says itself.
+        address: Address,
+    },
+    /// The generation is far ahead of the refusing side's clock.
+    #[error(
+        "its generation is more than two days ahead of this node's clock: set the clocks of both"
+    )]
+    Generation,
 }
 
 impl Refusal {
@@ -192,6 +205,7 @@ impl Refusal {
         !matches!(
             self,
             Refusal::NameInQuestion { .. }
+                | Refusal::NameHeld { .. }
                 | Refusal::Duplicate
                 | Refusal::Full
                 | Refusal::Left

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use super::{
-    CROSSED_DIAL_WINDOW, Doubt, Link, LinkEvent, LinkId, Links, Names, Origin, Output, State,
+    CROSSED_DIAL_WINDOW, Doubt, INTRODUCTION_INTERVAL, Link, LinkEvent, LinkId, Links, Names,
+    Origin, Output, State,
 };
 use crate::hello;
-use crate::id::{Generation, NodeName};
+use crate::id::{Generation, NodeId, NodeName};
 use crate::message::{Address, Challenge, ControlMessage, Frame, Hello, MAGIC, Refusal};
 use crate::time::Instant;
 
@@ -20,7 +21,9 @@ impl Links {
     ) {
         let credentials = &self.links[&link].credentials;
         let accepted = !self.links[&link].is_dialled();
-        if let Err(refusal) = hello::check(&self.ours, &theirs, credentials) {
+        let sound = hello::check(&self.ours, &theirs, credentials);
+        self.judge_rivals_place(link, &theirs, sound.is_ok());
+        if let Err(refusal) = sound {
             if matches!(refusal, Refusal::Myself) {
                 if let Origin::Dialled(address) = &self.links[&link].origin {
                     self.dials.is_myself(address);
@@ -32,6 +35,10 @@ impl Links {
                 );
             }
             return self.refuse(now, link, refusal);
+        }
+        if !names.is_plausible(now, theirs.node.generation) {
+            self.implausible(&theirs.node.name, theirs.node.clone());
+            return self.refuse(now, link, Refusal::Generation);
         }
         if let Origin::Dialled(address) = &self.links[&link].origin
             && let Some((peer, refusal)) = self.dials.resolved(now, address, &theirs.node)
@@ -46,8 +53,10 @@ impl Links {
         if !accepted
             && let Some(highest) = theirs.highest_of_yours
             && highest > self.ours.node.generation
+            && self.may_be_mine(now, &theirs.node.name, highest, names)
         {
             self.events.push_back(LinkEvent::HigherGeneration {
+                by: theirs.node.name.clone(),
                 number: highest.number,
             });
             self.close(now, link);
@@ -108,6 +117,11 @@ impl Links {
             return Verdict::Behind;
         }
         match up {
+            // Rule: a later life that others have made up gives way to the node itself.
+            Some(up) if up.generation > theirs.node.generation && names.is_hearsay(&up) => {
+                self.doubts.remove(name);
+                Verdict::Welcome
+            }
             Some(up) if up.generation != theirs.node.generation => {
                 let renewed = linked_same_process(&self.links, self.ready.get(name), theirs.nonce);
                 let doubt = self.doubts.entry(name.clone()).or_insert(Doubt {
@@ -157,8 +171,17 @@ impl Links {
     }
 
     /// Somebody asks whether this node lives, because of a rival: settle with the rival who stops.
-    pub(super) fn handle_rival(&mut self, now: Instant, challenge: Challenge) {
-        if challenge.joined && challenge.rival > self.ours.node.generation {
+    pub(super) fn handle_rival(
+        &mut self,
+        now: Instant,
+        from: NodeName,
+        challenge: Challenge,
+        names: &impl Names,
+    ) {
+        if challenge.joined
+            && challenge.rival > self.ours.node.generation
+            && self.may_be_mine(now, &from, challenge.rival, names)
+        {
             self.question_rival(now, challenge.rival, &challenge.address);
         }
     }
@@ -176,18 +199,24 @@ impl Links {
                 _ => None,
             })
             .collect();
-        let alive = self
+        let old = self
             .ready
             .get(name)
-            .and_then(|link| self.links.get(link)?.peer())
-            .map(|node| node.generation);
+            .and_then(|link| match &self.links.get(link)?.state {
+                State::Ready(hello) => Some((hello.node.generation, hello.address.clone())),
+                _ => None,
+            });
+        let alive = old.as_ref().map(|(generation, _)| *generation);
         for (link, joined, generation) in asked {
             // Two members of one name met after a partition: the lower stops, and the two are told of each other.
             let keep_trying = joined && alive.is_some_and(|alive| alive < generation);
-            let refusal = if keep_trying {
-                Refusal::NameInQuestion { name: name.clone() }
-            } else {
-                Refusal::NameTaken { name: name.clone() }
+            let name = name.clone();
+            let refusal = match &old {
+                Some((_, address)) if !keep_trying => Refusal::NameHeld {
+                    name,
+                    address: address.clone(),
+                },
+                _ => Refusal::NameInQuestion { name },
             };
             self.refuse(now, link, refusal);
         }
@@ -287,7 +316,16 @@ impl Links {
         new.is_dialled() == we_are_smaller
     }
 
-    pub(super) fn handle_refusal(&mut self, now: Instant, link: LinkId, refusal: Refusal) {
+    /// Rule: a refusal ends nobody. Whoever refuses this node because another has its name only says where that one is to be
+    /// found; the two settle it between themselves, with credentials that speak for the name. Without it any member that
+    /// is dialled ends the node that dials.
+    pub(super) fn handle_refusal(
+        &mut self,
+        now: Instant,
+        link: LinkId,
+        refusal: Refusal,
+        names: &impl Names,
+    ) {
         let origin = self.links[&link].origin.clone();
         self.close(now, link);
         let Origin::Dialled(address) = origin else {
@@ -296,12 +334,68 @@ impl Links {
         match refusal {
             Refusal::Duplicate => {}
             Refusal::Myself => self.dials.is_myself(&address),
-            Refusal::NameTaken { .. } => {
+            Refusal::NameTaken { .. } if names.heeds_refusals() => {
                 self.events.push_back(LinkEvent::NameTaken { by: None });
             }
-            Refusal::NameInQuestion { .. } => self.dials.retry_soon(now, &address),
+            Refusal::NameInQuestion { .. } | Refusal::NameTaken { .. } => {
+                self.dials.retry_soon(now, &address);
+            }
+            Refusal::NameHeld { name, address: at } => {
+                self.dials.retry_soon(now, &address);
+                self.introduce(now, &name, &at);
+            }
             refusal => self.warn_once_per_address(now, &address, &refusal),
         }
+    }
+
+    /// Somebody says that another node has this node's name, and where: it is asked, now and then.
+    fn introduce(&mut self, now: Instant, name: &NodeName, at: &Address) {
+        let soon = |since: Instant| now.since(since) < INTRODUCTION_INTERVAL;
+        if *name != self.ours.node.name
+            || *at == self.ours.address
+            || self.introduced_at.is_some_and(soon)
+        {
+            return;
+        }
+        self.introduced_at = Some(now);
+        self.dials.question(now, at);
+    }
+
+    /// The rival was said to be there: somebody else who answers, or who cannot prove the name, shows that it is not.
+    fn judge_rivals_place(&mut self, link: LinkId, theirs: &Hello, sound: bool) {
+        let Origin::Dialled(address) = &self.links[&link].origin else {
+            return;
+        };
+        let is_there = sound && theirs.node.name == self.ours.node.name;
+        let gone = self
+            .rival
+            .take_if(|rival| !is_there && rival.address == *address);
+        if let Some(rival) = gone {
+            self.events.push_back(LinkEvent::Ghost {
+                generation: rival.generation,
+            });
+        }
+    }
+
+    /// A peer speaks of a generation of this node's own name, which may be one.
+    fn may_be_mine(
+        &mut self,
+        now: Instant,
+        from: &NodeName,
+        generation: Generation,
+        names: &impl Names,
+    ) -> bool {
+        let plausible = names.is_plausible(now, generation);
+        if !plausible {
+            let name = self.ours.node.name.clone();
+            self.implausible(from, NodeId { name, generation });
+        }
+        plausible
+    }
+
+    fn implausible(&mut self, from: &NodeName, node: NodeId) {
+        let from = from.clone();
+        self.events.push_back(LinkEvent::Implausible { from, node });
     }
 
     fn warn_once_per_address(&mut self, now: Instant, address: &Address, refusal: &Refusal) {

@@ -4,6 +4,8 @@ use super::*;
 use crate::id::ClusterName;
 use crate::message::{Lane, MAGIC, Offers, PROTOCOL_MAJOR, PROTOCOL_MINOR, Refusal};
 
+mod refusals;
+
 const DOWN: Duration = Duration::from_millis(1500);
 
 /// What a node knows of names, by hand.
@@ -323,7 +325,7 @@ fn a_node_whose_clock_went_back_is_told_the_generation_to_exceed() {
     net.run(Duration::from_millis(100));
     assert!(net.has(1, |event| matches!(
         event,
-        LinkEvent::HigherGeneration { number: 9 }
+        LinkEvent::HigherGeneration { number: 9, .. }
     )));
     let renewed = node("x", 10);
     let now = net.now;
