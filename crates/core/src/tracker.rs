@@ -24,6 +24,7 @@ mod adding;
 mod compare;
 mod confirm;
 mod fetch;
+mod hearsay;
 mod own;
 mod serve;
 #[cfg(test)]
@@ -33,7 +34,8 @@ pub use adding::{Added, Adding};
 pub use own::{AddError, UpdateError};
 
 use confirm::Confirmations;
-use fetch::Fetch;
+use fetch::{Fetch, Tokens};
+use hearsay::Hearsay;
 use own::Names;
 use serve::Serving;
 
@@ -83,6 +85,12 @@ pub struct TrackerRules {
     pub digests: bool,
     /// The dead are forgotten after `permdown_period`.
     pub forgetting: bool,
+    /// What the owner itself says replaces what others say of it, whatever the version.
+    pub owners_word: bool,
+    /// A copy by way of others is taken where two of them have it.
+    pub agreeing_relays: bool,
+    /// What is missing of an owner is asked for at a bounded rate.
+    pub paced_fetches: bool,
 }
 
 impl Default for TrackerRules {
@@ -93,6 +101,9 @@ impl Default for TrackerRules {
             confirming: true,
             digests: true,
             forgetting: true,
+            owners_word: true,
+            agreeing_relays: true,
+            paced_fetches: true,
         }
     }
 }
@@ -139,6 +150,12 @@ pub struct TrackerCounts {
     pub rejected: u64,
     /// New generations of this node.
     pub renewals: u64,
+    /// Requests for what is missing of an owner, those for the further parts of a snapshot not counted.
+    pub requests: u64,
+    /// Copies that had to wait until a second peer had them.
+    pub unagreed: u64,
+    /// Copies by way of others that gave way to an older one of the owner itself.
+    pub replaced: u64,
 }
 
 /// To whom a message goes.
@@ -174,8 +191,18 @@ struct Owner {
     visible: bool,
     /// Since it came up, its current version was learnt and reached.
     confirmed: bool,
-    /// The highest version that it is known to have.
+    /// The highest version that it said it has.
     target: Option<u64>,
+    /// The copy came by way of others, and the owner has not said that it is right.
+    relayed: bool,
+    /// The last version and content that the owner itself told over its own link.
+    said: Option<(u64, u64)>,
+    hearsay: Hearsay,
+    tokens: Tokens,
+    /// When something of it came last.
+    progress_at: Instant,
+    /// Nothing has come of it for so long that nobody waits for it any more.
+    waited_out: bool,
     /// The copy is known to be wrong, and has to be replaced whatever its version.
     differs: bool,
     /// Since when it is known to be ahead of this copy.
@@ -202,6 +229,12 @@ impl Owner {
             visible: false,
             confirmed: false,
             target: None,
+            relayed: false,
+            said: None,
+            hearsay: Hearsay::default(),
+            tokens: Tokens::new(now),
+            progress_at: now,
+            waited_out: false,
             differs: false,
             behind_since: None,
             contradicted_since: None,
@@ -218,7 +251,8 @@ impl Owner {
     /// have heard since may arrive after theirs, where its link was slow: heeded at once, it would show what was removed.
     fn heed(&mut self, now: Instant, version: u64, patience: Duration) {
         self.word = true;
-        if self.target.max(self.replica.version()) <= Some(version) {
+        let known = self.target.max(self.replica.version());
+        if known.max(self.hearsay.highest_hint()) <= Some(version) {
             self.contradicted_since = None;
         } else {
             let since = *self.contradicted_since.get_or_insert(now);
@@ -227,12 +261,19 @@ impl Owner {
             }
             self.contradicted_since = None;
         }
+        self.hearsay.contradict(now, version);
         self.target = Some(version);
+    }
+
+    /// All that it is known to have is here, and nobody who is heeded says more.
+    fn is_complete(&self) -> bool {
+        let have = self.replica.version();
+        !self.is_behind() && self.hearsay.highest_hint() <= have
     }
 
     fn is_behind(&self) -> bool {
         self.differs
-            || match (self.replica.version(), self.target) {
+            || match (self.replica.version(), self.target.max(self.hearsay.agreed)) {
                 (None, Some(_)) => true,
                 (Some(have), Some(target)) => have < target,
                 (_, None) => false,
@@ -266,7 +307,8 @@ pub struct Tracker {
     peers: BTreeMap<NodeId, Peer>,
     /// Owners that a peer says are up, until membership says so here: a newcomer waits for them.
     expected: BTreeMap<NodeId, Instant>,
-    heard_of_owners: bool,
+    /// When a peer first told which owners there are.
+    heard_of_owners: Option<Instant>,
     /// Rule: one request an owner at a time.
     fetches: BTreeMap<NodeId, Fetch>,
     serving: Vec<Serving>,
@@ -299,7 +341,7 @@ impl Tracker {
             owners: BTreeMap::new(),
             peers: BTreeMap::new(),
             expected: BTreeMap::new(),
-            heard_of_owners: false,
+            heard_of_owners: None,
             fetches: BTreeMap::new(),
             serving: Vec::new(),
             confirmations: Confirmations::default(),
@@ -366,7 +408,7 @@ impl Tracker {
         let up = self
             .owners
             .iter()
-            .filter(|(_, owner)| owner.up && !owner.visible)
+            .filter(|(_, owner)| owner.is_missing())
             .map(|(node, _)| &node.name);
         let expected = self.expected.keys().map(|node| &node.name);
         let names: BTreeSet<&NodeName> = up.chain(expected).collect();
@@ -375,13 +417,12 @@ impl Tracker {
 
     /// True where [`missing`](Self::missing) names anybody.
     pub fn is_missing_any(&self) -> bool {
-        let lacks = |owner: &Owner| owner.up && !owner.visible;
-        !self.expected.is_empty() || self.owners.values().any(lacks)
+        !self.expected.is_empty() || self.owners.values().any(Owner::is_missing)
     }
 
     /// True once a peer has told which owners there are.
     pub fn has_heard_of_owners(&self) -> bool {
-        self.heard_of_owners
+        self.heard_of_owners.is_some()
     }
 
     /// Registers services, all or none.
@@ -528,11 +569,13 @@ impl Tracker {
         let owner = self.owner(now, node);
         owner.up = true;
         owner.was_up = true;
+        owner.progress_at = now;
+        owner.waited_out = false;
         owner.confirmed = !confirming && owner.replica.version().is_some();
         if linked {
             // What was learnt over this link before still holds: the owner's own word, and nothing lost since.
             owner.confirmed |=
-                owner.word && owner.replica.version().is_some() && !owner.is_behind();
+                owner.word && owner.replica.version().is_some() && owner.is_complete();
         }
         self.judge(now, node);
     }
@@ -556,6 +599,7 @@ impl Tracker {
         self.peers.insert(peer.clone(), Peer::default());
         if let Some(owner) = self.owners.get_mut(peer) {
             owner.word = false;
+            owner.hearsay.forget_told();
         }
         // Rule: on every (re)connect the full vector goes.
         self.send_versions(now, peer);
@@ -697,7 +741,9 @@ impl Tracker {
         }
         if delta.from == delta.to {
             // The answer to a request: that is all there is.
+            owner.hearsay.contradict_asked(now, to);
             owner.heed(now, to, patience);
+            owner.said = Some((to, content));
         } else {
             owner.word = true;
             owner.target = owner.target.max(Some(to));
@@ -706,7 +752,9 @@ impl Tracker {
         match outcome {
             Ok(changes) => {
                 owner.differs = owner.replica.content() != content;
-                owner.confirmed |= !owner.is_behind();
+                owner.relayed &= owner.differs;
+                owner.progress_at = now;
+                owner.confirmed |= owner.is_complete();
                 let differs = owner.differs;
                 if owner.visible {
                     self.changes.extend(changes);
@@ -717,7 +765,7 @@ impl Tracker {
                 self.answered(now, from);
             }
             Err(Rejected::Known) => {
-                owner.confirmed |= owner.replica.version() == Some(to) && !owner.is_behind();
+                owner.confirmed |= owner.replica.version() == Some(to) && owner.is_complete();
                 self.answered(now, from);
             }
             Err(Rejected::Gap) => {
@@ -815,6 +863,8 @@ impl Tracker {
             self.judge(now, &node);
             self.ask_for_word(&node);
         }
+        self.follow_hints(now);
+        self.give_up_waiting(now);
         self.forget_the_dead(now);
         let patience = self.config.down_period * 2;
         self.expected
@@ -854,6 +904,10 @@ impl Tracker {
                 None => break,
             }
         }
+    }
+
+    fn draw(&mut self, below: usize) -> usize {
+        self.rng.random_range(0..below)
     }
 
     fn send_to(&mut self, to: &NodeId, message: ControlMessage) {

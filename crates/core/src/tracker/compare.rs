@@ -34,7 +34,7 @@ impl Tracker {
     }
 
     pub(super) fn handle_vector(&mut self, now: Instant, from: &NodeId, vector: Vector) {
-        self.heard_of_owners = true;
+        self.heard_of_owners.get_or_insert(now);
         let mut ahead = Vec::new();
         for row in vector.owners.into_iter().take(MAX_KNOWN_NODES) {
             if row.owner == self.me {
@@ -56,6 +56,7 @@ impl Tracker {
         let patience = self.config.down_period;
         let owner = self.owner(now, &row.owner);
         owner.heed(now, row.version, patience);
+        owner.said = Some((row.version, row.content));
         owner.overdue = true;
         let contradicted = owner.contradicted_since.is_some();
         match owner.replica.version() {
@@ -63,6 +64,7 @@ impl Tracker {
             Some(have) if have == row.version && owner.replica.content() == row.content => {
                 owner.confirmed = true;
                 owner.differs = false;
+                owner.relayed = false;
             }
             Some(have) if have >= row.version => {
                 owner.differs = true;
@@ -72,67 +74,6 @@ impl Tracker {
         }
         let node = row.owner;
         self.judge(now, &node);
-    }
-
-    /// What a peer says of another owner. Returns this node's row where it is ahead of the peer's.
-    fn handle_hearsay(
-        &mut self,
-        now: Instant,
-        from: &NodeId,
-        row: OwnerVersion,
-    ) -> Option<OwnerVersion> {
-        let direct = self.peers.contains_key(&row.owner);
-        let Some(owner) = self.owners.get_mut(&row.owner) else {
-            self.expect(now, row.owner);
-            return None;
-        };
-        let have = owner.replica.version();
-        match have {
-            Some(have) if have > row.version => {
-                return owner.confirmed.then(|| owner.replica.owner_version());
-            }
-            Some(have) if have == row.version => {
-                if !direct && owner.replica.content() == row.content {
-                    // Without a link to the owner, this is the best word there is, unless the owner has said more before.
-                    owner.confirmed |= !owner.is_behind();
-                }
-            }
-            _ => {
-                owner.target = Some(
-                    owner
-                        .target
-                        .map_or(row.version, |target| target.max(row.version)),
-                );
-                owner.source = Some(from.clone());
-                owner.behind_since.get_or_insert(now);
-            }
-        }
-        if !owner.up && !owner.was_up {
-            let name_is_up = self
-                .owners
-                .iter()
-                .any(|(node, owner)| node.name == row.owner.name && owner.up);
-            if !name_is_up {
-                self.expect(now, row.owner.clone());
-            }
-        }
-        self.judge(now, &row.owner);
-        None
-    }
-
-    /// A peer lists what is not known here: membership should speak of it soon. Old words of a life that is over, which come
-    /// late where a link was stalled, promise nothing.
-    fn expect(&mut self, now: Instant, node: NodeId) {
-        let is_over = self
-            .owners
-            .keys()
-            .any(|other| other.name == node.name && other.generation > node.generation);
-        if is_over {
-            return;
-        }
-        if self.expected.len() < MAX_KNOWN_NODES && node.name != self.me.name {
-            self.expected.entry(node).or_insert(now);
-        }
     }
 
     pub(super) fn compare_with_somebody(&mut self) {
@@ -153,7 +94,7 @@ impl Tracker {
     }
 
     /// One hash over all owners that are up, this node among them, in the order of their names.
-    fn digest(&self) -> u64 {
+    pub(super) fn digest(&self) -> u64 {
         let mut rows = Vec::with_capacity((self.owners.len() + 1) * 64);
         let mut sorted: BTreeMap<&NodeId, OwnerVersion> = self
             .owners

@@ -25,6 +25,43 @@ const MAX_DOUBLINGS: u32 = 4;
 /// Most chunks of one snapshot.
 const MAX_CHUNKS: u32 = 65_536;
 
+/// Requests that may be made of one owner's entries at once, and how many follow in each `broadcast_period`, which is how
+/// often a difference is looked for.
+const BURST: u32 = 16;
+
+/// Rule: nothing is fetched in a loop. Requests for what is missing of one owner go by a rate, whatever peers say: without
+/// it, one that says again and again that there is more has it fetched as often as answers take.
+#[derive(Debug)]
+pub(super) struct Tokens {
+    left: u32,
+    at: Instant,
+}
+
+impl Tokens {
+    pub(super) fn new(now: Instant) -> Self {
+        Tokens {
+            left: BURST,
+            at: now,
+        }
+    }
+
+    /// Takes one, where one is left.
+    fn take(&mut self, now: Instant, period: Duration) -> bool {
+        let periods = now.since(self.at).as_micros() / period.as_micros().max(1);
+        if periods > 0 {
+            let more = u32::try_from(periods).unwrap_or(BURST);
+            self.left = self.left.saturating_add(more).min(BURST);
+            self.at += period * more;
+            if self.left == BURST {
+                self.at = now;
+            }
+        }
+        let taken = self.left > 0;
+        self.left -= u32::from(taken);
+        taken
+    }
+}
+
 /// A request under way.
 #[derive(Debug)]
 pub(super) struct Fetch {
@@ -37,8 +74,8 @@ pub(super) struct Fetch {
 
 /// A snapshot of which not all chunks are here.
 #[derive(Debug)]
-struct Incoming {
-    of: OwnerVersion,
+pub(super) struct Incoming {
+    pub(super) of: OwnerVersion,
     nonce: u64,
     next: u32,
     count: u32,
@@ -71,6 +108,25 @@ impl Tracker {
                 _ => return,
             }
         };
+        self.fetch(now, node, from);
+    }
+
+    /// Asks for what is missing of an owner, unless that was done too often.
+    pub(super) fn fetch(&mut self, now: Instant, node: &NodeId, from: NodeId) {
+        let period = self.config.broadcast_period;
+        let Some(owner) = self.owners.get_mut(node) else {
+            return;
+        };
+        if self.fetches.contains_key(node)
+            || self.fetches.len() >= MAX_FETCHES
+            || (self.rules.paced_fetches && !owner.tokens.take(now, period))
+        {
+            return;
+        }
+        self.counts.requests += 1;
+        if from == *node {
+            owner.hearsay.mark_asked();
+        }
         let request = Request {
             owner: node.clone(),
             have: owner.replica.version().filter(|_| !owner.differs),
@@ -173,11 +229,21 @@ impl Tracker {
                 incoming.entries.push(info);
             }
         }
+        if let Some(owner) = self.owners.get_mut(&node) {
+            owner.progress_at = now;
+        }
         incoming.next += 1;
         fetch.deadline = now + fetch.patience;
         if incoming.next == incoming.count {
             if let Some(complete) = self.fetches.remove(&node).and_then(|fetch| fetch.incoming) {
-                self.install(now, from, complete);
+                let agreed = if *from == node {
+                    Some(complete)
+                } else {
+                    self.agreed_copy(now, from, complete)
+                };
+                if let Some(agreed) = agreed {
+                    self.install(now, from, agreed);
+                }
             }
             return self.fetch_others(now);
         }
@@ -204,7 +270,7 @@ impl Tracker {
         }
     }
 
-    fn install(&mut self, now: Instant, from: &NodeId, incoming: Incoming) {
+    pub(super) fn install(&mut self, now: Instant, from: &NodeId, incoming: Incoming) {
         let node = incoming.of.owner.clone();
         let direct = *from == node;
         let linked = self.peers.contains_key(&node);
@@ -212,8 +278,13 @@ impl Tracker {
             return;
         };
         // Rule: a copy never goes back. Deltas that are contiguous overtake the parts of a snapshot.
+        //
+        // Rule: *the owner's word* replaces anything relayed. What it answers to a request that was made after the copy came
+        // by way of others is no older than what they can have had.
         let have = owner.replica.version();
-        if have.is_some_and(|have| incoming.of.version < have) {
+        let goes_back = have.is_some_and(|have| incoming.of.version < have);
+        let replaces = direct && owner.relayed && self.rules.owners_word;
+        if goes_back && !replaces {
             owner.late_answers = 0;
             owner.overdue |= direct;
             return self.judge(now, &node);
@@ -229,11 +300,16 @@ impl Tracker {
         ) {
             Ok(changes) => {
                 owner.differs = false;
+                owner.relayed = !direct;
                 owner.late_answers = 0;
+                self.counts.replaced += u64::from(goes_back);
                 let version = incoming.of.version;
-                owner.target = Some(owner.target.map_or(version, |target| target.max(version)));
+                if direct {
+                    owner.said = Some((version, incoming.of.content));
+                    owner.target = owner.target.max(Some(version));
+                }
                 // A relayed snapshot will do where the owner itself has said over its link how far it is.
-                owner.confirmed |= (direct || !linked || owner.word) && !owner.is_behind();
+                owner.confirmed |= (direct || !linked || owner.word) && owner.is_complete();
                 if direct {
                     // Whatever followed is on the same link, and what was dropped meanwhile has to be asked for.
                     owner.overdue = true;
