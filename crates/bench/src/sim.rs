@@ -12,6 +12,7 @@ mod drive;
 mod faults;
 pub mod history;
 mod judge;
+mod liar;
 mod network;
 mod process;
 mod profile;

@@ -30,6 +30,8 @@ pub(crate) struct Books {
     pub(crate) removed: HashMap<ServiceKey, Instant>,
     /// The hash of all that a life held at a version.
     contents: HashMap<(NodeId, u64), u64>,
+    /// Whose entries are its own business.
+    pub(crate) liar: Option<NodeName>,
     /// How long nodes remember the dead.
     permdown_period: Duration,
 }
@@ -45,6 +47,9 @@ impl Books {
     /// Rule: a copy of an owner's entries at a version is all that it held then, and nothing else. What the owner itself
     /// has is written down.
     pub(crate) fn compare(&mut self, cluster: &Cluster, info: &ServiceInfo) -> Result<(), String> {
+        if self.liar.as_ref() == Some(info.node()) {
+            return Ok(());
+        }
         let me = cluster.node();
         let own = *info.node() == me.name;
         let life = match cluster.membership().is_up(info.node()) {
@@ -77,6 +82,9 @@ impl Books {
     }
 
     fn holds(&self, info: &Arc<ServiceInfo>) -> bool {
+        if self.liar.as_ref() == Some(info.node()) {
+            return true;
+        }
         let Some(versions) = self.written.get(&key(info)) else {
             return false;
         };
@@ -165,6 +173,7 @@ impl Reader {
         let kept = books.permdown_period;
         let remembered = last.filter(|(_, gone)| gone.is_none_or(|gone| now.since(gone) < kept));
         if let Some((last, _)) = remembered
+            && books.liar.as_ref() != Some(after.node())
             && (after.reference() < last || (before.is_some() && after.reference() == last))
         {
             return Err(format!(
@@ -209,7 +218,11 @@ fn list(directory: &Directory) -> Vec<Arc<ServiceInfo>> {
 }
 
 /// The network has been whole for long: all must agree. `nodes` are the living.
-pub(crate) fn check_convergence(nodes: &[&Cluster], keys: u64) -> Result<(), String> {
+pub(crate) fn check_convergence(
+    nodes: &[&Cluster],
+    keys: u64,
+    liar: Option<&NodeName>,
+) -> Result<(), String> {
     let mut expected: BTreeMap<ServiceKey, Arc<ServiceInfo>> = BTreeMap::new();
     let mut names: BTreeSet<&NodeName> = BTreeSet::new();
     for node in nodes {
@@ -226,16 +239,21 @@ pub(crate) fn check_convergence(nodes: &[&Cluster], keys: u64) -> Result<(), Str
     let mut first: Option<(&NodeId, Vec<(ServiceType, u64)>)> = None;
     for node in nodes {
         let me = node.node();
-        check_members(node, &living)?;
-        check_view(node, &expected)?;
+        check_members(node, &living, liar)?;
+        check_view(node, &expected, liar)?;
         // One that is alone cannot know that the silent seed is gone for good.
         if !node.is_synced() && nodes.len() > 1 {
             return Err(format!("{me} was never synced"));
         }
-        if !node.missing().is_empty() {
+        let missing = node.missing();
+        if missing.iter().any(|name| Some(name) != liar) {
             let mut owners = node.stats().owners;
-            owners.retain(|owner| node.missing().contains(&owner.node.name));
-            return Err(format!("{me} misses {:?}: {owners:?}", node.missing()));
+            owners.retain(|owner| missing.contains(&owner.node.name));
+            return Err(format!("{me} misses {missing:?}: {owners:?}"));
+        }
+        if liar.is_some() {
+            // What it shows to whom is not the same.
+            continue;
         }
         let placed = place(&node.directory(), keys);
         match &first {
@@ -249,7 +267,11 @@ pub(crate) fn check_convergence(nodes: &[&Cluster], keys: u64) -> Result<(), Str
     Ok(())
 }
 
-pub(crate) fn check_members(node: &Cluster, living: &BTreeSet<&NodeId>) -> Result<(), String> {
+pub(crate) fn check_members(
+    node: &Cluster,
+    living: &BTreeSet<&NodeId>,
+    liar: Option<&NodeName>,
+) -> Result<(), String> {
     let me = node.node();
     let members = node.members();
     let up: BTreeSet<&NodeId> = members
@@ -263,7 +285,7 @@ pub(crate) fn check_members(node: &Cluster, living: &BTreeSet<&NodeId>) -> Resul
         }
     }
     for other in up {
-        if !living.contains(other) {
+        if !living.contains(other) && Some(&other.name) != liar {
             return Err(format!("{me} lists {other}, which is dead"));
         }
     }
@@ -273,9 +295,11 @@ pub(crate) fn check_members(node: &Cluster, living: &BTreeSet<&NodeId>) -> Resul
 fn check_view(
     node: &Cluster,
     expected: &BTreeMap<ServiceKey, Arc<ServiceInfo>>,
+    liar: Option<&NodeName>,
 ) -> Result<(), String> {
     let me = node.node();
-    let listed = list(&node.directory());
+    let mut listed = list(&node.directory());
+    listed.retain(|info| Some(info.node()) != liar);
     for info in &listed {
         match expected.get(&key(info)) {
             Some(held) if held == info => {}

@@ -101,6 +101,8 @@ counters! {
     cuts: 1_000,
     /// Cuts of one direction only.
     one_way_cuts: 100,
+    /// Messages of a member that lies.
+    lies: 0,
     /// Pauses of a process.
     pauses: 1_000,
     /// Processes that became slow.

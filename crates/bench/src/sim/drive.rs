@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-use keydispatch_core::hello::Credentials;
+use keydispatch_core::hello::{Credentials, NodeNames};
 use keydispatch_core::limits::MAX_CONTROL_FRAME_BYTES;
 use keydispatch_core::links::{DialFailure, LinkId, Origin, Output};
 use keydispatch_core::message::{ControlMessage, Frame, kind};
-use keydispatch_core::{Cluster, ClusterEvent, NodeId};
+use keydispatch_core::{Cluster, ClusterEvent, ClusterName, NodeId};
 
 use super::network::{ConnectionId, Side};
 use super::process::{Dialled, Input, Wire, host};
-use super::world::{Cost, Event, World};
+use super::world::{CLUSTER, Cost, Event, World};
 
 /// A timer that is this late was late because the process did not run.
 const PAUSE: Duration = Duration::from_millis(300);
@@ -158,7 +158,7 @@ impl World {
                 address,
                 outcome: Dialled::Connected(connection),
             } => {
-                let credentials = Credentials::Unchecked;
+                let credentials = self.credentials(connection, 1);
                 self.open(
                     process,
                     connection,
@@ -184,6 +184,16 @@ impl World {
                     cluster.set_congested(local, link, false);
                 }
             }
+        }
+    }
+
+    /// The certificate of whoever is on that side: good for its own name.
+    fn credentials(&self, connection: ConnectionId, side: Side) -> Credentials {
+        let peer = self.network.opened_by(connection, side);
+        let name = peer.map(|peer| self.processes[peer].name.clone());
+        Credentials::Certificate {
+            cluster: ClusterName::try_new(CLUSTER).expect("short and not empty"),
+            nodes: NodeNames::Exact(name.into_iter().collect()),
         }
     }
 
@@ -235,7 +245,7 @@ impl World {
             Some(link) => link,
             // Rule: a connection that was accepted is nobody's before its first frame.
             None => {
-                let credentials = Credentials::Unchecked;
+                let credentials = self.credentials(connection, 1 - side);
                 self.open(process, connection, side, Origin::Accepted, credentials)
             }
         };
@@ -252,6 +262,11 @@ impl World {
         let Some(cluster) = state.cluster.as_mut() else {
             return;
         };
+        if let Some(liar) = &mut self.liar
+            && liar.name == state.name
+        {
+            liar.keep(frame);
+        }
         let before = cluster.node().clone();
         cluster.handle_frame(local, link, frame);
         match frame.kind {
@@ -355,6 +370,14 @@ impl World {
         let now = self.now;
         let peer = self.network.process(wire.connection, 1 - wire.side);
         let frame_kind = frame.kind;
+        let mut frame = frame;
+        if let Some(liar) = &mut self.liar
+            && liar.name == self.processes[process].name
+        {
+            liar.keep(&frame);
+            let to = peer.map(|peer| &self.processes[peer].life);
+            frame = liar.change(frame, to);
+        }
         if frame.body.len() > MAX_CONTROL_FRAME_BYTES {
             let bytes = frame.body.len();
             self.violate(format!("a frame of kind {frame_kind} with {bytes} bytes"));
@@ -415,7 +438,10 @@ impl World {
             ClusterEvent::Registry(event) => {
                 self.trace
                     .frame(now, || format!("{name} {:?}", Brief(&event)));
-                self.changed_at = now;
+                // What the liar has, and what it sees, is nobody's business.
+                if !self.is_liar(process) && !self.is_liars_name(event.info().node()) {
+                    self.changed_at = now;
+                }
                 if !self.constants.checks {
                     return;
                 }
@@ -485,7 +511,7 @@ impl std::fmt::Debug for Brief<'_> {
     }
 }
 
-fn describe(frame: &Frame) -> String {
+pub(crate) fn describe(frame: &Frame) -> String {
     match ControlMessage::decode(frame) {
         Ok(Some(ControlMessage::Membership(packet))) => keydispatch_core::describe_packet(&packet)
             .unwrap_or_else(|| "a garbled packet".to_owned()),

@@ -11,6 +11,9 @@ use super::process::{Input, address};
 use super::profile::Fault;
 use super::world::{Event, World};
 
+/// Most that the clock of a host is behind, in microseconds: somewhat less than the clocks of a cluster may differ by.
+const MAX_CLOCK_BEHIND: u64 = 23 * 3_600 * 1_000_000;
+
 /// The end of a fault.
 #[derive(Debug)]
 pub(crate) enum Undo {
@@ -384,11 +387,14 @@ impl World {
         let percent = self.profile.clock_goes_back_percent;
         if self.rng.random_range(0..100) < percent {
             self.coverage.clocks_gone_back += 1;
-            self.clock_behind[host] += match self.rng.random_range(0..3) {
+            let back = match self.rng.random_range(0..3) {
                 0 => self.rng.random_range(0..1_000),
                 1 => self.rng.random_range(0..60_000_000),
                 _ => self.rng.random_range(0..86_400_000_000),
             };
+            // The clocks of a cluster may differ by a day.
+            let behind = &mut self.clock_behind[host];
+            *behind = (*behind + back).min(MAX_CLOCK_BEHIND);
         }
         self.start(name, host);
     }

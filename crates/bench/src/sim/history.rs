@@ -8,6 +8,7 @@ use rand::{RngExt, SeedableRng};
 
 use super::checks::{Violation, check_convergence, check_memory};
 use super::coverage::Coverage;
+use super::liar::Liar;
 use super::network::Weather;
 use super::profile::Profile;
 use super::rules::Switches;
@@ -26,6 +27,9 @@ const MAX_LISTENINGS: u32 = 4;
 
 /// What the messages of an idle cluster are long, at most on average: most are probes of 84 bytes, or of 120 with help.
 const MEAN_MESSAGE_BYTES: f64 = 160.0;
+
+/// The least nodes of a cluster in which one lies: two of the others must be there to agree with each other.
+const LEAST_WITH_LIAR: usize = 5;
 
 /// Keys whose owners are compared on every node, in one history of so many, and in the others.
 const COMPARED_KEYS: (u64, u64, u64) = (10_000, 16, 400);
@@ -110,6 +114,12 @@ pub fn run(plan: &Plan) -> Outcome {
         let cubed: f64 = rng.random_range(0.0_f64..1.0).powi(3);
         low + (cubed * (high - low + 1) as f64) as usize
     });
+    let least = if plan.profile.liar {
+        LEAST_WITH_LIAR
+    } else {
+        1
+    };
+    let nodes = nodes.max(least);
     let mut world = build(plan, nodes, &mut rng);
     start_all(&mut world, &mut rng);
     let mut outcome = Outcome {
@@ -209,6 +219,14 @@ fn build(plan: &Plan, nodes: usize, rng: &mut StdRng) -> World {
     });
     let load = (plan.profile.clone(), workload, names);
     let mut world = World::new(hosts, weather, constants, load, rng.random(), trace);
+    if plan.profile.liar
+        && let Some(name) = world.names.last().cloned()
+    {
+        let liar = Liar::new(name.clone(), !plan.seed);
+        world.books.liar = Some(name);
+        world.liar = Some(liar);
+        world.queue.push(world.now, Event::Lie);
+    }
     if plan.profile.severed_pairs {
         sever_pairs(&mut world, nodes);
     }
@@ -284,12 +302,19 @@ fn converge(world: &mut World, outcome: &mut Outcome) {
     } else {
         few
     };
-    let checked =
-        check_convergence(&world.clusters(), keys).and_then(|()| world.check_data_links());
+    let checked = converged(world, keys);
     if let Err(what) = checked {
         return world.violate(what);
     }
     if world.violations.is_empty() {
+        if world.liar.is_some() {
+            // It is never silent, and keeps nothing of what was agreed on from holding.
+            world.run_until(world.now + SILENCE);
+            if let Err(what) = converged(world, few) {
+                world.violate(what);
+            }
+            return;
+        }
         listen(world, outcome);
     }
     // Only where that is not long to wait for.
@@ -300,11 +325,32 @@ fn converge(world: &mut World, outcome: &mut Outcome) {
             return;
         }
         let checked = check_memory(&world.clusters())
-            .and_then(|()| check_convergence(&world.clusters(), 100));
+            .and_then(|()| check_convergence(&world.clusters(), 100, None));
         if let Err(what) = checked {
             world.violate(what);
         }
     }
+}
+
+/// Whether all agree. One that lies can make a node take a new generation now and then, which the others hear of within
+/// moments: so it is looked at more than once.
+fn converged(world: &mut World, keys: u64) -> Result<(), String> {
+    const LOOKS: u32 = 12;
+    const BETWEEN: Duration = Duration::from_millis(400);
+    let looks = if world.liar.is_some() { LOOKS } else { 1 };
+    let mut checked = Ok(());
+    for look in 0..looks {
+        if look > 0 {
+            world.run_until(world.now + BETWEEN);
+        }
+        let liar = world.liar.as_ref().map(|liar| &liar.name);
+        checked =
+            check_convergence(&world.honest(), keys, liar).and_then(|()| world.check_data_links());
+        if checked.is_ok() {
+            break;
+        }
+    }
+    checked
 }
 
 /// Rule: silence costs what an idle cluster costs. Should it seem to cost more, it is listened again: a suspicion that chance

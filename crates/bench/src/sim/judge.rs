@@ -75,7 +75,11 @@ impl World {
         let is_long = |since: &Instant| now.since(*since) > grace;
         // Who has been dead for longer is forgotten, and anybody's late word is news.
         let is_remembered = |since: &Instant| now.since(*since) < permdown;
+        // One that lies can introduce to a newcomer whom that has never heard of; a probe finds it out.
+        let state = &self.processes[process];
+        let is_known = state.knew.contains(node) || state.departed.contains_key(node);
         if self.whole_since.as_ref().is_some_and(is_long)
+            && (self.liar.is_none() || is_known)
             && self
                 .ended
                 .get(node)
@@ -134,6 +138,9 @@ impl World {
 
     /// What must hold after every step of a process.
     pub(crate) fn check_step(&mut self, process: usize) {
+        if self.is_liar(process) {
+            return;
+        }
         let vanished = self.processes[process].reader.take_vanished();
         if !vanished.is_empty() {
             let downs = std::mem::take(&mut self.processes[process].reader.downs);
@@ -165,6 +172,7 @@ impl World {
     pub(crate) fn look(&mut self) {
         let most = self.constants.max_chatter;
         let sampled = self.rng.random_range(0..self.processes.len().max(1));
+        let liar = self.liar.as_ref().map(|liar| liar.name.clone());
         let mut wrong = Vec::new();
         for (at, process) in self.processes.iter_mut().enumerate() {
             let Some(cluster) = &process.cluster else {
@@ -173,14 +181,17 @@ impl World {
             let sent = process.sent_messages
                 - std::mem::replace(&mut process.sent_before, process.sent_messages);
             self.loudest = self.loudest.max(sent);
-            if sent > most {
+            if sent > most && liar.as_ref() != Some(&process.name) {
                 wrong.push(format!(
                     "{} sent {sent} messages in a second",
                     cluster.node()
                 ));
             }
             // Rule: nobody is told that it is dead where nobody takes it for dead.
-            if cluster.membership().returns() > 0 && !self.in_doubt.contains(cluster.node()) {
+            if liar.is_none()
+                && cluster.membership().returns() > 0
+                && !self.in_doubt.contains(cluster.node())
+            {
                 wrong.push(format!(
                     "{} came back though it was never gone",
                     cluster.node()

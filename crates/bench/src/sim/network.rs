@@ -263,6 +263,11 @@ impl Network {
         end.open.then_some(end.process)
     }
 
+    /// Who that side was opened by, whether or not it is still there.
+    pub(crate) fn opened_by(&self, connection: ConnectionId, side: Side) -> Option<usize> {
+        Some(self.connections[connection].as_ref()?.ends[side].process)
+    }
+
     /// Bytes that the side has sent and the other one has not taken up.
     pub(crate) fn queued(&self, connection: ConnectionId, side: Side) -> usize {
         self.connections[connection]

@@ -64,6 +64,8 @@ pub struct Profile {
     pub(crate) severed_pairs: bool,
     /// Before the storm the seeds die, for good, and nobody gives out others.
     pub(crate) seeds_die: bool,
+    /// The last of the names is that of a member that lies.
+    pub(crate) liar: bool,
 }
 
 use Fault::*;
@@ -98,6 +100,7 @@ const PROFILES: &[Profile] = &[
         lost_ppm: 2_000,
         severed_pairs: false,
         seeds_die: false,
+        liar: false,
     },
     Profile {
         name: "calm",
@@ -108,6 +111,7 @@ const PROFILES: &[Profile] = &[
         lost_ppm: 0,
         severed_pairs: false,
         seeds_die: false,
+        liar: false,
     },
     Profile {
         name: "lossy",
@@ -118,6 +122,7 @@ const PROFILES: &[Profile] = &[
         lost_ppm: 50_000,
         severed_pairs: false,
         seeds_die: false,
+        liar: false,
     },
     Profile {
         name: "partitions",
@@ -134,6 +139,7 @@ const PROFILES: &[Profile] = &[
         lost_ppm: 1_000,
         severed_pairs: false,
         seeds_die: false,
+        liar: false,
     },
     Profile {
         name: "restarts",
@@ -152,6 +158,7 @@ const PROFILES: &[Profile] = &[
         lost_ppm: 0,
         severed_pairs: false,
         seeds_die: false,
+        liar: false,
     },
     Profile {
         name: "clock",
@@ -170,6 +177,7 @@ const PROFILES: &[Profile] = &[
         lost_ppm: 0,
         severed_pairs: false,
         seeds_die: false,
+        liar: false,
     },
     Profile {
         name: "pauses",
@@ -180,6 +188,7 @@ const PROFILES: &[Profile] = &[
         lost_ppm: 1_000,
         severed_pairs: false,
         seeds_die: false,
+        liar: false,
     },
     Profile {
         name: "sleepers",
@@ -190,6 +199,7 @@ const PROFILES: &[Profile] = &[
         lost_ppm: 0,
         severed_pairs: false,
         seeds_die: false,
+        liar: false,
     },
     Profile {
         name: "cutoffs",
@@ -200,6 +210,7 @@ const PROFILES: &[Profile] = &[
         lost_ppm: 0,
         severed_pairs: false,
         seeds_die: false,
+        liar: false,
     },
     Profile {
         name: "severed",
@@ -218,6 +229,7 @@ const PROFILES: &[Profile] = &[
         lost_ppm: 0,
         severed_pairs: true,
         seeds_die: false,
+        liar: false,
     },
     Profile {
         name: "orphans",
@@ -228,6 +240,29 @@ const PROFILES: &[Profile] = &[
         lost_ppm: 0,
         severed_pairs: false,
         seeds_die: true,
+        liar: false,
+    },
+    Profile {
+        name: "liars",
+        storm: Duration::from_secs(20),
+        between_faults: Duration::from_millis(1_500),
+        faults: &[
+            (CutPair, 6),
+            (Reset, 6),
+            (ResetAll, 2),
+            (Kill, 6),
+            (HostDeath, 4),
+            (Move, 2),
+            (Leave, 2),
+            (Clash, 2),
+            (Pause, 4),
+            (Revive, 12),
+        ],
+        clock_goes_back_percent: 10,
+        lost_ppm: 0,
+        severed_pairs: false,
+        seeds_die: false,
+        liar: true,
     },
 ];
 

@@ -30,7 +30,7 @@ pub struct Histories {
     /// Nodes in each cluster; by default a mix of 3 to 50.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub nodes: Option<u16>,
-    /// What goes wrong: mixed, calm, lossy, partitions, restarts, clock, pauses, sleepers, cutoffs or severed.
+    /// What goes wrong: mixed, calm, lossy, partitions, restarts, clock, pauses, sleepers, cutoffs, severed, orphans or liars.
     #[arg(long, value_name = "NAME", default_value = "mixed", value_parser = parse_profile)]
     pub profile: Profile,
     /// Turns rules of the protocol off, to see who notices.

@@ -33,8 +33,9 @@ macro_rules! without {
 without! {
     membership: suspect_guard, wide_spread, notify_down, verdict_is_told, verdict_is_evidence, suspects_are_known, suspects_are_told, announce_to_down, redial_dead,
         generation_above_known, join_announces, rearm_after_rejoin, isolation,
-        left_is_final, rename_is_death, link_evidence, link_introduces, name_conflict;
-    tracker: contiguity, hiding, confirming, digests, forgetting;
+        left_is_final, rename_is_death, link_evidence, link_introduces, name_conflict,
+        own_word, plausible_generations, two_accusers, paced_renewals, refusals_are_hearsay;
+    tracker: contiguity, hiding, confirming, digests, forgetting, owners_word, agreeing_relays, paced_fetches;
     silence: own_pauses;
 }
 

@@ -41,6 +41,19 @@ const UNNOTICED: &[(&str, &str)] = &[
         "name_conflict",
         "unneeded while the handshake finds rivals first",
     ),
+    (
+        "verdict_is_told",
+        "not missed in 250 histories of `severed` since one member's word that another is down is not believed by all: what a \
+         verdict mends has become rare",
+    ),
+    (
+        "verdict_is_evidence",
+        "not missed in 11 histories of `sleepers` with 48 nodes since then, for the same reason",
+    ),
+    (
+        "paced_fetches",
+        "no harm is done but traffic, and an answer takes its time: what others say is denied before it is fetched again",
+    ),
 ];
 
 fn profile(name: &str) -> Profile {
@@ -112,7 +125,6 @@ fn every_rule_is_either_noticed_or_listed_as_unnoticed() {
         "suspect_guard",
         "wide_spread",
         "notify_down",
-        "verdict_is_evidence",
         "suspects_are_told",
         "generation_above_known",
         "rename_is_death",
@@ -125,7 +137,13 @@ fn every_rule_is_either_noticed_or_listed_as_unnoticed() {
         "own_pauses",
         "redial_dead",
         "isolation",
-        "verdict_is_told",
+        "own_word",
+        "plausible_generations",
+        "two_accusers",
+        "paced_renewals",
+        "refusals_are_hearsay",
+        "owners_word",
+        "agreeing_relays",
     ];
     for name in Without::names() {
         let listed = UNNOTICED.iter().any(|(unnoticed, _)| *unnoticed == name);
@@ -141,16 +159,6 @@ fn without_telling_the_dead_that_they_are_taken_for_dead_the_views_differ() {
 #[test]
 fn without_a_second_look_at_suspects_the_living_are_told_that_they_are_dead() {
     noticed("suspect_guard", "mixed", 6, 0..5);
-}
-
-#[test]
-fn without_heeding_verdicts_the_dead_stay_listed_where_somebody_slept() {
-    noticed("verdict_is_evidence", "sleepers", 48, 17..20);
-}
-
-#[test]
-fn without_telling_verdicts_those_who_have_no_link_miss_the_living() {
-    noticed("verdict_is_told", "severed", 8, 20..26);
 }
 
 #[test]
@@ -202,9 +210,11 @@ fn without_judging_itself_cut_off_a_node_accuses_the_living() {
         });
         accused.sum()
     };
+    // One accuser alone is not believed of those who answer, which covers for this rule.
+    let others = Without::named("two_accusers").unwrap();
     let (with, without) = (
-        false_downs(&[]),
-        false_downs(&[Without::named("isolation").unwrap()]),
+        false_downs(&[others]),
+        false_downs(&[others, Without::named("isolation").unwrap()]),
     );
     assert!(3 * with < without, "{with}, {without}");
 }
@@ -239,6 +249,63 @@ fn what_covers_for_announcing_to_the_dead_is_dialling_them() {
 #[test]
 fn without_a_thought_of_its_own_pause_a_process_suspends_the_living() {
     noticed("own_pauses", "pauses", 4, 0..10);
+}
+
+#[test]
+fn without_the_owners_word_a_liar_keeps_a_newcomer_from_being_ready() {
+    noticed("owners_word", "liars", 6, 15..24);
+}
+
+#[test]
+fn without_relays_that_agree_a_liar_shows_what_the_owner_never_had() {
+    noticed("agreeing_relays", "liars", 6, 0..4);
+}
+
+#[test]
+fn without_own_words_a_liar_shuts_the_living_out() {
+    noticed("own_word", "liars", 6, 0..4);
+}
+
+#[test]
+fn without_plausible_generations_a_liar_uses_up_the_numbers() {
+    noticed("plausible_generations", "liars", 6, 0..4);
+}
+
+#[test]
+fn without_a_second_accuser_a_liar_takes_the_living_down() {
+    let is_over = |outcome: &Outcome| outcome.groundless_downs > 20;
+    noticed_by(is_over, "two_accusers", "liars", 6, 0..4);
+}
+
+/// How often something happened in eight histories with a liar, with a rule and without it.
+fn with_and_without(rule: &str, count: fn(&Outcome) -> u64) -> (u64, u64) {
+    let counted = |off: &[Without]| -> u64 {
+        let counts = (0..8).map(|seed| {
+            let plan = Plan {
+                nodes: Some(6),
+                rules: Without::rules(off),
+                ..Plan::new(seed, profile("liars"))
+            };
+            count(&history::run(&plan))
+        });
+        counts.sum()
+    };
+    let without = counted(&[Without::named(rule).unwrap()]);
+    (counted(&[]), without)
+}
+
+#[test]
+fn without_a_pace_a_liar_makes_nodes_take_new_generations_more_often() {
+    let renewals = |outcome: &Outcome| outcome.coverage.renewals;
+    let (with, without) = with_and_without("paced_renewals", renewals);
+    assert!(5 * with < 4 * without, "{with}, {without}");
+}
+
+#[test]
+fn without_doubt_in_refusals_a_liar_ends_the_living() {
+    let clashes = |outcome: &Outcome| outcome.coverage.name_clashes;
+    let (with, without) = with_and_without("refusals_are_hearsay", clashes);
+    assert!(5 * with < without, "{with}, {without}");
 }
 
 #[test]

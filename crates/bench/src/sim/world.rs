@@ -13,6 +13,7 @@ use super::checks::{Books, Reader, Violation};
 use super::coverage::Coverage;
 use super::data::{Crossing, DataLinks};
 use super::faults::Undo;
+use super::liar::Liar;
 use super::network::{ConnectionId, Delivery, Host, Network, Side, Weather};
 use super::process::{Dialled, Input, Process, address};
 use super::profile::Profile;
@@ -23,6 +24,9 @@ use super::workload::Workload;
 
 /// Microseconds since the Unix epoch when a world begins.
 const EPOCH_MICROS: u64 = 1_700_000_000_000_000;
+
+/// The name of every simulated cluster.
+pub(crate) const CLUSTER: &str = "simulated";
 
 /// How long a dial may take.
 pub(crate) const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
@@ -84,6 +88,8 @@ pub(crate) enum Event {
     Calls { process: usize },
     /// A call, or a reply, may have arrived.
     Cross(Crossing),
+    /// The liar says something.
+    Lie,
     /// Once a second.
     Look,
 }
@@ -126,6 +132,8 @@ pub(crate) struct World {
     pub(crate) constants: Constants,
     pub(crate) profile: Profile,
     pub(crate) workload: Workload,
+    /// The member that lies, where there is one.
+    pub(crate) liar: Option<Liar>,
     /// The names that there are; the first hosts are their homes, in this order.
     pub(crate) names: Vec<NodeName>,
     /// All that ever ran; the dead stay, without their state machine.
@@ -187,6 +195,7 @@ impl World {
             constants,
             profile,
             workload,
+            liar: None,
             names,
             processes: Vec::new(),
             listening: vec![None; hosts],
@@ -240,6 +249,17 @@ impl World {
     pub(crate) fn clusters(&self) -> Vec<&Cluster> {
         let clusters = self.processes.iter();
         clusters
+            .filter_map(|process| process.cluster.as_deref())
+            .collect()
+    }
+
+    /// Those of them that do not lie.
+    pub(crate) fn honest(&self) -> Vec<&Cluster> {
+        let honest = self
+            .processes
+            .iter()
+            .filter(|process| !self.is_liars_name(&process.name));
+        honest
             .filter_map(|process| process.cluster.as_deref())
             .collect()
     }
@@ -314,6 +334,7 @@ impl World {
             Event::Work => self.next_work(),
             Event::Calls { process } => self.calls(process),
             Event::Cross(crossing) => self.cross(crossing),
+            Event::Lie => self.lie(),
             Event::Look => {
                 self.look();
                 self.queue.push(self.now + SECOND, Event::Look);
@@ -329,7 +350,7 @@ impl World {
         let wall = EPOCH_MICROS + self.now.as_micros();
         let seeds = self.constants.seeds.iter().map(|seed| address(*seed));
         let config = ClusterConfig {
-            cluster: ClusterName::try_new("simulated").expect("short and not empty"),
+            cluster: ClusterName::try_new(CLUSTER).expect("short and not empty"),
             name: name.clone(),
             address: address(host),
             seeds: seeds.collect(),

@@ -27,7 +27,7 @@ pub(super) fn check(nodes: &[&Cluster]) -> Result<(), String> {
     let expected = held.keys().copied().fold(0, sum);
     for node in nodes {
         let me = node.node();
-        check_members(node, &living)?;
+        check_members(node, &living, None)?;
         let directory = node.directory();
         let (mut listed, mut found) = (0, 0);
         for service_type in directory.types() {
