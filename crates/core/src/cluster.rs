@@ -574,7 +574,7 @@ impl Cluster {
             }
             LinkEvent::Message { from, message } => self.handle_message(now, &from, message),
             LinkEvent::HigherGeneration { by, number } => {
-                self.membership.heard_of_own_generation(&by, number);
+                self.membership.heard_of_own_generation(now, &by, number);
                 if self.membership.rules().generation_above_known {
                     self.renew(now, number);
                 }

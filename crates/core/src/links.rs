@@ -118,7 +118,7 @@ pub(crate) enum LinkEvent {
     /// The node answered what it was asked on its own link.
     Answered { peer: NodeId },
     /// The peer knows a higher generation of this node's name.
-    HigherGeneration { by: NodeName, number: u64 },
+    HigherGeneration { by: NodeId, number: u64 },
     /// A living node has this node's name, and this node is the one to stop.
     NameTaken { by: Option<Address> },
     /// The rival at that address did not answer: it was the ghost of an earlier life.

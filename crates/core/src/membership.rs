@@ -347,8 +347,10 @@ impl Membership {
     }
 
     /// A peer says that this node's own name has had that generation.
-    pub fn heard_of_own_generation(&mut self, from: &NodeName, number: u64) {
-        self.generations.heard_of_own(from, number);
+    pub fn heard_of_own_generation(&mut self, now: Instant, from: &NodeId, number: u64) {
+        // Its own generation tells what time it is, too: there is no link yet on which it could say so.
+        self.generations.witness(now, from);
+        self.generations.heard_of_own(&from.name, number);
     }
 
     /// True where this node may take a generation of that number: it is not far ahead of its clock.

@@ -56,7 +56,7 @@ impl Links {
             && self.may_be_mine(now, &theirs.node.name, highest, names)
         {
             self.events.push_back(LinkEvent::HigherGeneration {
-                by: theirs.node.name.clone(),
+                by: theirs.node.clone(),
                 number: highest.number,
             });
             self.close(now, link);
