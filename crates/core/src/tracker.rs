@@ -600,6 +600,7 @@ impl Tracker {
         if let Some(owner) = self.owners.get_mut(peer) {
             owner.word = false;
             owner.hearsay.forget_told();
+            owner.tokens = Tokens::new(now);
         }
         // Rule: on every (re)connect the full vector goes.
         self.send_versions(now, peer);

@@ -43,7 +43,7 @@ const UNNOTICED: &[(&str, &str)] = &[
     ),
     (
         "verdict_is_told",
-        "not missed in 250 histories of `severed` since one member's word that another is down is not believed by all: what a \
+        "not missed in 60 histories of `severed` since one member's word that another is down is not believed by all: what a \
          verdict mends has become rare",
     ),
     (

@@ -30,7 +30,9 @@ const MAX_CHUNKS: u32 = 65_536;
 const BURST: u32 = 16;
 
 /// Rule: nothing is fetched in a loop. Requests for what is missing of one owner go by a rate, whatever peers say: without
-/// it, one that says again and again that there is more has it fetched as often as answers take.
+/// it, one that says again and again that there is more has it fetched as often as answers take. A request whose answer
+/// brought something does not count, nor do those before a new link: an owner that changes faster than its link carries is
+/// asked after every gap.
 #[derive(Debug)]
 pub(super) struct Tokens {
     left: u32,
@@ -43,6 +45,11 @@ impl Tokens {
             left: BURST,
             at: now,
         }
+    }
+
+    /// The last one was well spent.
+    fn give_back(&mut self) {
+        self.left = (self.left + 1).min(BURST);
     }
 
     /// Takes one, where one is left.
@@ -151,6 +158,9 @@ impl Tracker {
         let Some(fetch) = self.fetches.get_mut(node) else {
             return;
         };
+        if let Some(owner) = self.owners.get_mut(node) {
+            owner.tokens.give_back();
+        }
         if !behind {
             self.fetches.remove(node);
             self.fetch_others(now);
@@ -299,6 +309,9 @@ impl Tracker {
             incoming.content,
         ) {
             Ok(changes) => {
+                if have.is_none_or(|have| incoming.of.version > have) {
+                    owner.tokens.give_back();
+                }
                 owner.differs = false;
                 owner.relayed = !direct;
                 owner.late_answers = 0;
