@@ -117,7 +117,7 @@ fn log(verbose: bool) {
     let asked = std::env::var("RUST_LOG").unwrap_or_default();
     let wanted = if asked.is_empty() { default } else { &asked };
     let filter = wanted.parse::<Targets>().unwrap_or_else(|error| {
-        complain(&format!("RUST_LOG is not heeded: {error}"));
+        complain(format!("RUST_LOG is not heeded: {error}"));
         Targets::new()
     });
     let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
