@@ -256,6 +256,7 @@ impl Dials {
 
     /// The link to that node broke.
     pub(crate) fn lost(&mut self, now: Instant, peer: &NodeId, address: &Address) {
+        self.now = self.now.max(now);
         let at = now + self.jitter(REDIAL_JITTER);
         let dial = self.entries.entry(address.clone()).or_default();
         dial.member = Some(peer.clone());
@@ -421,6 +422,7 @@ impl Dials {
         now: Instant,
         is_ready: impl Fn(&NodeName) -> bool,
     ) -> Vec<Address> {
+        self.now = self.now.max(now);
         let under_way = self
             .entries
             .values()
@@ -440,6 +442,10 @@ impl Dials {
         due
     }
 
+    /// When [`due`](Self::due) has something.
+    ///
+    /// Rule: it is never a time before the last that was told. Whoever was linked for long, and is not any more, is to be
+    /// dialled from now on: a time long ago would be taken for a pause of this process, after which nobody is judged at once.
     pub(crate) fn poll_timeout(&self, is_ready: impl Fn(&NodeName) -> bool) -> Option<Instant> {
         let mut under_way = 0;
         let mut next: Option<Instant> = None;
@@ -453,6 +459,7 @@ impl Dials {
             }
         }
         next.filter(|_| under_way < MAX_UNDER_WAY)
+            .map(|next| next.max(self.now))
     }
 
     fn prune(&mut self) {
@@ -476,5 +483,34 @@ impl Dials {
     fn jitter(&mut self, below: Duration) -> Duration {
         let micros = u64::try_from(below.as_micros()).unwrap_or(u64::MAX).max(1);
         Duration::from_micros(self.rng.random_range(0..micros))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::Generation;
+
+    /// Its seed is another address of the node, which was dialled long ago and not needed since.
+    #[test]
+    fn who_is_lost_after_long_is_dialled_from_then_on() {
+        let address = |text: &str| Address::try_new(text).unwrap_or_else(|error| panic!("{error}"));
+        let name = NodeName::try_new("peer").unwrap_or_else(|error| panic!("{error}"));
+        let generation = Generation::default();
+        let (peer, seed, link) = (NodeId { name, generation }, address("seed:1"), LinkId(1));
+        let mut dials = Dials::new(1);
+        let begun = Instant::ZERO + Duration::from_secs(1);
+        dials.set_seeds(begun, vec![seed.clone()]);
+        assert_eq!(dials.due(begun, |_| false), std::slice::from_ref(&seed));
+        dials.connected(&seed, link);
+        dials.resolved(begun, &seed, &peer);
+        dials.ready(&peer);
+        // Another connection takes its place.
+        dials.disconnected(begun, &seed, link);
+        assert_eq!(dials.poll_timeout(|_| true), None);
+        let lost = begun + Duration::from_secs(100);
+        dials.lost(lost, &peer, &address("peer:1"));
+        let due = dials.poll_timeout(|_| false);
+        assert!(due.is_some_and(|due| due >= lost), "{due:?}");
     }
 }
