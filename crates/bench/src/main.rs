@@ -124,8 +124,14 @@ fn run(command: Command) -> Result<(), fleet::Error> {
             runtime.shutdown_background();
             outcome
         }
-        Command::Register(options) => register::run(options, say),
-        Command::RegisterFar(far) => register::run_far(far, say),
+        Command::Register(options) => {
+            log();
+            register::run(options, say)
+        }
+        Command::RegisterFar(far) => {
+            log();
+            register::run_far(far, say)
+        }
         Command::CallFar { certificates } => call::run_far(certificates, say),
         Command::Puppet {
             name,

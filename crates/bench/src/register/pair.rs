@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use keydispatch::{MemberChange, NewService, Node, ServiceEvent};
+use keydispatch::{MemberChange, NewService, Node, ServiceEvent, Subscription};
 
 use super::far::PROBE;
 use super::*;
@@ -37,17 +37,11 @@ impl Bench {
             let (mut victim, _) = self.follow(name, &seeds).await?;
             victim.tell("own 1").await?;
             victim.expect("own").await?;
-            while !matches!(
-                events.next().await.ok_or("the node has stopped")?,
-                ServiceEvent::Joined(_)
-            ) {}
+            until(&mut events, true).await?;
             settle().await;
             let killed = monotonic_nanos();
             victim.kill()?;
-            while !matches!(
-                events.next().await.ok_or("the node has stopped")?,
-                ServiceEvent::Left(_)
-            ) {}
+            until(&mut events, false).await?;
             delays.push((monotonic_nanos() - killed) as f64 / 1e6);
         }
         let (p50, worst) = (median(&delays), quantile(&delays, 1.0));
@@ -131,6 +125,21 @@ impl Bench {
             .table("A batch of large entries, from one node to another", &rows);
         self.figures.insert("large_batch".to_owned(), json!(found));
         Ok(())
+    }
+}
+
+/// Waits until a probe is listed, or none is. What a subscription begins with may hold it already.
+async fn until(events: &mut Subscription, listed: bool) -> Result<(), Error> {
+    loop {
+        let is_listed = match events.next().await.ok_or("the node has stopped")? {
+            ServiceEvent::Current(view) => !view.services().is_empty(),
+            ServiceEvent::Joined(_) => true,
+            ServiceEvent::Left(_) => false,
+            _ => continue,
+        };
+        if is_listed == listed {
+            return Ok(());
+        }
     }
 }
 
