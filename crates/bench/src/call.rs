@@ -8,8 +8,9 @@ use clap::Args;
 use keydispatch::{Adapter, Node};
 use serde_json::json;
 
+use crate::Follower;
 use crate::fleet::{self, Certificates, Error};
-use crate::{Follower, Output, Target, cells, exponent, figure, median};
+use keydispatch_measure::{Output, Target, cells, exponent, figure, median};
 
 mod control;
 mod echo;
@@ -128,7 +129,7 @@ async fn measure(options: Options, say: fn(&str)) -> Result<(), Error> {
     control::measure(&mut bench).await?;
     overhead::measure(&mut bench).await?;
     peers::measure(&mut bench, options.peers.as_deref()).await?;
-    bench.output.finish("call", bench.figures, &bench.targets)
+    Ok(bench.output.finish("call", bench.figures, &bench.targets)?)
 }
 
 /// A subject and its floor, measured in turns.

@@ -10,7 +10,7 @@ use rand::{RngExt, SeedableRng};
 use serde_json::json;
 
 use crate::fleet::Error;
-use crate::{Output, cells, exponent, thread_time, timed};
+use keydispatch_measure::{Output, cells, exponent, thread_time, timed};
 
 mod balance;
 mod changes;
@@ -82,7 +82,7 @@ pub fn run(options: Options, say: fn(&str)) -> Result<(), Error> {
     if !options.no_balance {
         balance::measure(&output, &runtime, options.quick, &mut figures, &mut targets)?;
     }
-    output.finish("lookup", figures, &targets)
+    Ok(output.finish("lookup", figures, &targets)?)
 }
 
 /// Distinct keys of 10 to 60 bytes, one after the other in memory.

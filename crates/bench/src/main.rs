@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use keydispatch_bench::{allocations, call, fleet, lookup, net, register, rolling, sim, soak};
+use keydispatch_bench::{call, fleet, lookup, net, register, rolling, soak};
+use keydispatch_measure::allocations;
 
 #[global_allocator]
 static ALLOCATOR: allocations::Counting = allocations::Counting;
@@ -34,7 +35,7 @@ enum Command {
         certificates: PathBuf,
     },
     /// Runs simulated clusters: many histories, each determined by its seed, or the stated scale.
-    Sim(sim::Args),
+    Sim(keydispatch_sim::Args),
     /// A node that obeys the test that started it, until its standard input closes.
     #[command(hide = true)]
     Puppet {
@@ -93,7 +94,7 @@ enum Command {
 fn main() -> ExitCode {
     let command = Arguments::parse().command;
     if let Command::Sim(arguments) = &command {
-        return sim::run(arguments, say);
+        return keydispatch_sim::run(arguments, say);
     }
     match run(command) {
         Ok(()) => ExitCode::SUCCESS,

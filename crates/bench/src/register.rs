@@ -8,8 +8,9 @@ use keydispatch::{NewService, Node, Registry, limits};
 use serde_json::json;
 use tokio::task::JoinSet;
 
+use crate::Follower;
 use crate::fleet::{self, Certificates, Error};
-use crate::{Follower, Output, Target, cells, exponent, figure, median, quantile};
+use keydispatch_measure::{Output, Target, cells, exponent, figure, median, quantile};
 
 mod cluster;
 mod far;
@@ -89,9 +90,10 @@ pub fn run(options: Options, say: fn(&str)) -> Result<(), Error> {
             bench.idle().await?;
         }
         bench.report_growth();
-        bench
+        let finished = bench
             .output
-            .finish("register", bench.figures, &bench.targets)
+            .finish("register", bench.figures, &bench.targets);
+        Ok(finished?)
     })
 }
 

@@ -10,7 +10,7 @@ use serde_json::json;
 use super::far::{PROBE, Sightings};
 use super::{Bench, Pace, load};
 use crate::fleet::Error;
-use crate::{Target, cells, median, monotonic_nanos, quantile};
+use keydispatch_measure::{Target, cells, median, monotonic_nanos, quantile};
 
 /// Pause between two probes.
 const PAUSE: Duration = Duration::from_millis(3);

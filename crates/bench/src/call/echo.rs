@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client};
 
 use crate::fleet::{CLUSTER, Certificates, Error};
-use crate::median;
+use keydispatch_measure::median;
 
 /// Frames taken from the queue for one write.
 const BATCH: usize = 256;

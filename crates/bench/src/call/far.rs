@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 use super::echo;
 use super::subject::{Counting, Echo, OneOfThree};
 use crate::fleet::{self, Error};
-use crate::monotonic_nanos;
+use keydispatch_measure::monotonic_nanos;
 
 /// The type whose instances show when control frames arrive.
 pub(super) const PROBE: &str = "probe";

@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 
 use super::Subject;
 use crate::fleet::Error;
-use crate::process;
+use keydispatch_measure::process;
 
 /// How fast callers call.
 #[derive(Clone, Copy, Debug)]

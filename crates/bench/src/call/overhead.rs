@@ -12,8 +12,8 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::Bench;
 use super::subject::{Echo, Echoes};
-use crate::Target;
 use crate::fleet::Error;
+use keydispatch_measure::Target;
 
 const CALLS: u64 = 2_000;
 

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::{Bench, Load, Pace, Pair, load};
 use crate::fleet::Error;
-use crate::{Target, cells, figure, median};
+use keydispatch_measure::{Target, cells, figure, median};
 
 /// What the program prints.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -9,7 +9,7 @@ use rand::{RngExt, SeedableRng};
 use serde_json::json;
 
 use crate::fleet::Error;
-use crate::{Output, Target, cells, figure, quantile};
+use keydispatch_measure::{Output, Target, cells, figure, quantile};
 
 /// Slots of the key space.
 const SLOTS: usize = 1 << 20;

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::{Lookups, node_with, warm};
 use crate::fleet::Error;
-use crate::{Output, Target, cells, figure, median};
+use keydispatch_measure::{Output, Target, cells, figure, median};
 
 /// One instance more or fewer, from the command until readers see it.
 pub(super) struct Change {
@@ -64,9 +64,9 @@ impl Change {
         Ok(Change {
             instances,
             add_micros: median(&adds),
-            add_p99_micros: crate::quantile(&adds, 0.99),
+            add_p99_micros: keydispatch_measure::quantile(&adds, 0.99),
             remove_micros: median(&removes),
-            remove_p99_micros: crate::quantile(&removes, 0.99),
+            remove_p99_micros: keydispatch_measure::quantile(&removes, 0.99),
         })
     }
 }

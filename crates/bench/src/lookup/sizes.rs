@@ -11,7 +11,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::{Keys, Lookups, address, hash_alone, node_with, warm};
 use crate::fleet::Error;
-use crate::{Output, Target, allocations, figure, thread_time};
+use keydispatch_measure::{Output, Target, allocations, figure, thread_time};
 
 /// Points of one instance on a ring: what ketama gives a server of weight 1.
 const RING_POINTS: usize = 160;

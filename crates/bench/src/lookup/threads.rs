@@ -6,7 +6,7 @@ use serde_json::json;
 use super::sizes::loaded_3;
 use super::{Keys, Lookups, hash_alone, node_with, warm};
 use crate::fleet::Error;
-use crate::{Output, Target, cells, median};
+use keydispatch_measure::{Output, Target, cells, median};
 
 /// Lookups by two threads at once, as times those of one.
 pub(super) struct Threads {

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::{Keys, Lookups, node_with, warm};
 use crate::fleet::Error;
-use crate::{Output, Target, cells, figure, median};
+use keydispatch_measure::{Output, Target, cells, figure, median};
 
 /// What readers pay while another thread makes 1,000 changes a second.
 pub(super) struct WriterCost {

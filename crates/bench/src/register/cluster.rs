@@ -9,7 +9,7 @@ use tokio::time::sleep;
 use super::far::PROBE;
 use super::*;
 use crate::call::{Echoes, Pace, Subject, load};
-use crate::{monotonic_nanos, process};
+use keydispatch_measure::{monotonic_nanos, process};
 
 impl Bench {
     pub(super) async fn cluster(&mut self) -> Result<(), Error> {

@@ -12,7 +12,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use super::BATCH;
 use crate::call::Echo;
 use crate::fleet::{self, Error};
-use crate::monotonic_nanos;
+use keydispatch_measure::monotonic_nanos;
 
 /// The type that is watched.
 pub(super) const PROBE: &str = "probe";

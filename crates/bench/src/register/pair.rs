@@ -7,7 +7,7 @@ use keydispatch::{MemberChange, NewService, Node, ServiceEvent, Subscription};
 
 use super::far::PROBE;
 use super::*;
-use crate::monotonic_nanos;
+use keydispatch_measure::monotonic_nanos;
 
 /// Services of one batch.
 const LARGE_BATCH: usize = 10_000;

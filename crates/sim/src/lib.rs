@@ -32,6 +32,9 @@ pub use profile::Profile;
 pub use report::{Histories, Report};
 pub use rules::Without;
 
+/// What can go wrong with a run of `scale`.
+pub type Error = Box<dyn std::error::Error + Send + Sync>;
+
 /// Runs simulated clusters: many histories, each determined by its seed, or the stated scale.
 #[derive(Clone, Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]

@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::change::Found;
 use super::scenes::{Outcome, Row};
 use super::stage::Shape;
-use crate::{Output, cells, figure};
+use keydispatch_measure::{Output, cells, figure};
 
 /// The size that is extrapolated to: nodes, and services in all.
 const LARGEST: (f64, f64) = (300.0, 1_000_000.0);

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use keydispatch_core::{Cluster, NodeId, ServiceInfo};
 
-use crate::sim::checks::{ServiceKey, check_members, key};
+use crate::checks::{ServiceKey, check_members, key};
 
 /// Cheap, and wrong only for moments: every node lists as many services as the living hold, and waits for nobody.
 pub(super) fn is_likely(nodes: &[&Cluster]) -> bool {

@@ -9,14 +9,14 @@ use keydispatch_core::{
 use rand::RngExt;
 
 use super::agreement;
-use crate::fleet::Error;
-use crate::sim::network::{Host, Weather};
-use crate::sim::profile::Profile;
-use crate::sim::rules::Switches;
-use crate::sim::trace::Trace;
-use crate::sim::workload::Workload;
-use crate::sim::world::{Constants, Cost, World};
-use crate::thread_time;
+use crate::Error;
+use crate::network::{Host, Weather};
+use crate::profile::Profile;
+use crate::rules::Switches;
+use crate::trace::Trace;
+use crate::workload::Workload;
+use crate::world::{Constants, Cost, World};
+use keydispatch_measure::thread_time;
 
 /// How long is waited for all to agree, in simulated time.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -62,7 +62,11 @@ pub(super) struct Shape {
 impl Shape {
     /// As it is written in tables.
     pub(super) fn name(&self) -> String {
-        format!("{} × {}", self.nodes, crate::figure(self.services as f64))
+        format!(
+            "{} × {}",
+            self.nodes,
+            keydispatch_measure::figure(self.services as f64)
+        )
     }
 
     /// How many services that host has.

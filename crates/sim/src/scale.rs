@@ -7,8 +7,8 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
-use crate::fleet::Error;
-use crate::{Output, Target, thread_time};
+use crate::Error;
+use keydispatch_measure::{Output, Target, thread_time};
 
 mod agreement;
 mod change;
@@ -159,7 +159,7 @@ fn measure(options: Options, output: &Output) -> Result<(), Error> {
             5.0,
         ));
     }
-    output.finish("sim scale", figures, &targets)
+    Ok(output.finish("sim scale", figures, &targets)?)
 }
 
 /// Says what is being done; some of it takes minutes.

@@ -10,10 +10,10 @@ use serde::Serialize;
 
 use super::MEMORY_EACH;
 use super::stage::{Shape, Stage, entry};
-use crate::allocations::{Tally, tally};
-use crate::fleet::Error;
-use crate::sim::network::Host;
-use crate::{Target, exponent, median, thread_time};
+use crate::Error;
+use crate::network::Host;
+use keydispatch_measure::allocations::{Tally, tally};
+use keydispatch_measure::{Target, exponent, median, thread_time};
 
 /// The hosts: two own half of the entries each, the third has none of its own.
 const OWNER: Host = 0;

@@ -6,9 +6,9 @@ use keydispatch_core::{Instant, NodeName};
 use serde::Serialize;
 
 use super::stage::{Mark, Shape, Stage};
-use crate::fleet::Error;
-use crate::sim::network::Host;
-use crate::{allocations, thread_time};
+use crate::Error;
+use crate::network::Host;
+use keydispatch_measure::{allocations, thread_time};
 
 /// How long the two halves do not reach each other.
 const PARTITION: Duration = Duration::from_secs(30);
