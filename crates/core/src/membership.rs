@@ -612,6 +612,7 @@ impl Membership {
         let own = identity.node.name == from.name;
         if update.state() == State::Alive {
             self.heard_gossip(now, from, identity);
+            self.accusations.refuted(identity, update.incarnation());
         }
         if !own && self.is_to_be_asked(now, from, update) {
             return false;
@@ -666,7 +667,7 @@ impl Membership {
         let is_up = self.roster.up(name).is_some();
         let revives = !is_up && update.state() != State::Down && order(identity) >= latest;
         if order(identity) <= latest && !revives {
-            let leaps = member.is_some_and(|member| {
+            let leaps = member.as_ref().is_some_and(|member| {
                 let most = member.incarnation().saturating_add(MAX_INCARNATION_LEAP);
                 update.state() != State::Down
                     && order(member.id()) == order(identity)
@@ -679,12 +680,14 @@ impl Membership {
             .iter_up()
             .filter(|other| other.node.name != *name);
         let needed = others.take(AGREEING_TELLERS).count();
-        // Whoever holds a link here speaks on it, whatever others say.
+        // Rule: whoever holds a link here speaks on it, whatever others say, as long as nobody doubts it. A link that was cut
+        // is silent for a while longer, and who is suspected meanwhile would have no way to say that it has come back.
+        let doubted = member.is_some_and(|member| member.state() == State::Suspect);
         let up = self.roster.up(name);
-        let needed = match up {
-            Some(up) if self.is_linked(&up.node) => usize::MAX,
-            _ => needed,
-        };
+        let speaks = up.is_some_and(|up| {
+            self.is_linked(&up.node) && !doubted && !self.accusations.has_case(&up.node)
+        });
+        let needed = if speaks { usize::MAX } else { needed };
         if self
             .generations
             .is_agreed(now, &from.name, identity, needed)

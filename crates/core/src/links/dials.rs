@@ -147,6 +147,8 @@ pub(crate) struct Failed {
 pub(crate) struct Dials {
     entries: BTreeMap<Address, Dial>,
     paces: Paces,
+    /// Of links that broke.
+    losses: Paces,
     /// The latest time that was told.
     now: Instant,
     rng: StdRng,
@@ -157,6 +159,7 @@ impl Dials {
         Dials {
             entries: BTreeMap::new(),
             paces: Paces::default(),
+            losses: Paces::default(),
             now: Instant::ZERO,
             rng: StdRng::seed_from_u64(seed),
         }
@@ -229,7 +232,8 @@ impl Dials {
             (Some(member), Purpose::Once) if member.name != node.name && !dial.once => {}
             (Some(member), Purpose::Once) if member == node => {}
             (_, purpose) => {
-                let news = dial.member.as_ref() != Some(node);
+                // A packet to it may have been first; that it is up is news all the same.
+                let news = dial.member.as_ref() != Some(node) || dial.once;
                 if news {
                     dial.evidence = Evidence::None;
                 }
@@ -255,9 +259,12 @@ impl Dials {
     }
 
     /// The link to that node broke.
+    ///
+    /// Rule: who is lost is dialled at once, but who is lost again and again is dialled once a second. What breaks a link may be
+    /// what is said over it; then both would do nothing but greet each other, as fast as they can.
     pub(crate) fn lost(&mut self, now: Instant, peer: &NodeId, address: &Address) {
         self.now = self.now.max(now);
-        let at = now + self.jitter(REDIAL_JITTER);
+        let at = self.losses.admit(now, &peer.name, now) + self.jitter(REDIAL_JITTER);
         let dial = self.entries.entry(address.clone()).or_default();
         dial.member = Some(peer.clone());
         dial.once = false;
@@ -512,5 +519,50 @@ mod tests {
         dials.lost(lost, &peer, &address("peer:1"));
         let due = dials.poll_timeout(|_| false);
         assert!(due.is_some_and(|due| due >= lost), "{due:?}");
+    }
+
+    #[test]
+    fn a_link_that_breaks_again_and_again_is_dialled_once_a_second() {
+        let address = Address::try_new("peer:1").unwrap_or_else(|error| panic!("{error}"));
+        let name = NodeName::try_new("peer").unwrap_or_else(|error| panic!("{error}"));
+        let generation = Generation::default();
+        let peer = NodeId { name, generation };
+        let mut dials = Dials::new(1);
+        let begun = Instant::ZERO + Duration::from_secs(1);
+        let (mut now, mut links) = (begun, 0);
+        while now < begun + Duration::from_secs(10) {
+            dials.lost(now, &peer, &address);
+            let Some(due) = dials.poll_timeout(|_| false) else {
+                panic!("who is lost is dialled")
+            };
+            now = due;
+            links += 1;
+            assert_eq!(dials.due(now, |_| false), std::slice::from_ref(&address));
+            dials.connected(&address, LinkId(links));
+            dials.resolved(now, &address, &peer);
+            dials.ready(&peer);
+            now += Duration::from_millis(5);
+            dials.disconnected(now, &address, LinkId(links));
+        }
+        assert!((10..=20).contains(&links), "{links}");
+    }
+
+    /// Without this, whoever was told late of a node that is gone would see it up until its own probe finds it out.
+    #[test]
+    fn a_refusal_tells_of_a_node_that_is_up_though_a_packet_to_it_was_first() {
+        let address = Address::try_new("peer:1").unwrap_or_else(|error| panic!("{error}"));
+        let name = NodeName::try_new("peer").unwrap_or_else(|error| panic!("{error}"));
+        let generation = Generation::default();
+        let peer = NodeId { name, generation };
+        let now = Instant::ZERO + Duration::from_secs(1);
+        for first in [Purpose::Once, Purpose::Member] {
+            let mut dials = Dials::new(1);
+            dials.want(now, &peer, &address, first, false);
+            dials.want(now, &peer, &address, Purpose::Member, false);
+            dials.want(now, &peer, &address, Purpose::Once, false);
+            assert_eq!(dials.due(now, |_| false), std::slice::from_ref(&address));
+            let failed = dials.failed(now, &address, &DialFailure::Refused);
+            assert!(failed.evidence.is_some(), "{first:?} came first");
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! How often what others say of a name may have this node dial.
+//! How often what others say of a name may have this node dial, and how often a link that breaks may.
 //!
 //! Rule: for each name a few dials at once, and then one a second. A member that says of one name that it is here, and
 //! there, and there, would otherwise have all the others knock wherever it likes, as fast as it talks.

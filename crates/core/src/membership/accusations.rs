@@ -5,6 +5,9 @@
 //! believed at once where this node's own probe failed as well, where the link from here broke and was refused, or where
 //! a second member says so. Without the rule one member keeps any other one down, everywhere and for as long as it likes.
 //!
+//! Rule: whoever is said to live in a later incarnation than it was accused in has refuted it, though the answer on its own
+//! link is late: after a cut, a connection stays silent for as long as it has been cut.
+//!
 //! Rule: an accuser who was wrong is not heeded about that node for a while, which grows each time.
 
 use std::collections::BTreeMap;
@@ -71,6 +74,19 @@ impl Accusations {
     /// Nothing that was said of that life before counts.
     pub(super) fn drop_case(&mut self, node: &NodeId) {
         self.cases.remove(node);
+    }
+
+    /// True where that life is accused, and has not answered yet.
+    pub(super) fn has_case(&self, node: &NodeId) -> bool {
+        self.cases.contains_key(node)
+    }
+
+    /// Somebody says that a node lives, as that.
+    pub(super) fn refuted(&mut self, identity: &Identity, incarnation: Incarnation) {
+        let later = |case: &Case| case.as_of < (identity.bump, incarnation);
+        if self.cases.get(&identity.node).is_some_and(later) {
+            self.cases.remove(&identity.node);
+        }
     }
 
     fn is_blamed(&self, now: Instant, accuser: &NodeName, accused: &NodeName) -> bool {
