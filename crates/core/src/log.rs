@@ -62,6 +62,14 @@ struct Change {
     content: u64,
 }
 
+impl Change {
+    /// In a message, give or take a few.
+    fn bytes(&self) -> usize {
+        const REMOVAL: usize = 16;
+        self.after.as_deref().map_or(REMOVAL, estimated_bytes)
+    }
+}
+
 /// See the module. Every change counts the version up by one.
 #[derive(Clone, Debug)]
 pub(crate) struct Log {
@@ -188,9 +196,19 @@ impl Log {
         })
     }
 
-    /// What changed after `from`, in deltas that follow each other, at most so many; one empty delta where nothing did.
-    /// None where the log no longer reaches back.
-    pub(crate) fn since(&self, from: u64, most: usize) -> Option<Vec<Delta>> {
+    /// Estimated bytes of all changes after `from`, those that a later one replaced among them. None where the log no longer
+    /// reaches back.
+    pub(crate) fn bytes_since(&self, from: u64) -> Option<usize> {
+        if !self.reaches(from) {
+            return None;
+        }
+        let skip = self.changes.len() - (self.version - from) as usize;
+        Some(self.changes.range(skip..).map(Change::bytes).sum())
+    }
+
+    /// What changed after `from`, in deltas that follow each other, at most so many, each with about so many bytes; one empty
+    /// delta where nothing did. None where the log no longer reaches back.
+    pub(crate) fn since(&self, from: u64, most: usize, delta_bytes: usize) -> Option<Vec<Delta>> {
         if !self.reaches(from) {
             return None;
         }
@@ -208,9 +226,9 @@ impl Log {
         for change in self.changes.range(skip..) {
             version += 1;
             content = change.content;
-            bytes += change.after.as_deref().map_or(16, estimated_bytes);
+            bytes += change.bytes();
             folded.insert(change.sequence, change.after.as_ref());
-            if bytes >= MAX_DELTA_BYTES {
+            if bytes >= delta_bytes {
                 deltas.push(self.delta(start, version, content, std::mem::take(&mut folded)));
                 if deltas.len() >= most {
                     return Some(deltas);

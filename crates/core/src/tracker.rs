@@ -15,7 +15,7 @@ use crate::config::Settings;
 use crate::entry::{EntryChange, EntryUpdate, NewEntry, ServiceInfo, ServiceState};
 use crate::id::{NodeId, NodeName};
 use crate::limits::MAX_KNOWN_NODES;
-use crate::log::{Log, content_hash};
+use crate::log::{Log, MAX_DELTA_BYTES, content_hash};
 use crate::message::{ControlMessage, Delta, OwnerVersion};
 use crate::replica::{Rejected, Replica};
 use crate::time::{Instant, earliest};
@@ -692,7 +692,9 @@ impl Tracker {
 
     /// Sends what changed since the last time to everybody, encoded once: as much as one turn may take.
     fn flush(&mut self, now: Instant) {
-        let deltas = self.log.since(self.sent, MAX_FLUSHED_DELTAS);
+        let deltas = self
+            .log
+            .since(self.sent, MAX_FLUSHED_DELTAS, MAX_DELTA_BYTES);
         let last = deltas.as_ref().and_then(|deltas| deltas.last());
         self.sent = last.map_or(self.log.version(), |last| last.to);
         self.flush_at = (self.sent < self.log.version()).then(|| now + COALESCE);
@@ -749,6 +751,7 @@ impl Tracker {
             owner.word = true;
             owner.target = owner.target.max(Some(to));
         }
+        let before = owner.replica.version();
         let outcome = owner.replica.apply(delta);
         match outcome {
             Ok(changes) => {
@@ -763,11 +766,11 @@ impl Tracker {
                 if differs {
                     self.counts.differences += 1;
                 }
-                self.answered(now, from);
+                self.answered(now, from, before < Some(to));
             }
             Err(Rejected::Known) => {
                 owner.confirmed |= owner.replica.version() == Some(to) && owner.is_complete();
-                self.answered(now, from);
+                self.answered(now, from, false);
             }
             Err(Rejected::Gap) => {
                 owner.overdue = true;

@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::entry::{ServiceState, Weight};
 use crate::id::{Generation, InstanceName, NodeName, ServiceType};
-use crate::log::Log;
+use crate::log::{Log, MAX_DELTA_BYTES};
 
 fn owner() -> NodeId {
     NodeId {
@@ -67,7 +67,7 @@ proptest! {
         for (from, at) in cuts {
             let (from, at) = (from.index(states.len()), at.index(states.len()));
             let from = states[from].version();
-            let Some(deltas) = states[at].since(from, usize::MAX) else { continue };
+            let Some(deltas) = states[at].since(from, usize::MAX, MAX_DELTA_BYTES) else { continue };
             for delta in deltas {
                 let before = replica.version();
                 let outcome = replica.apply(delta.clone());
@@ -91,7 +91,7 @@ proptest! {
         let states = history(&changes);
         let (then, now) = (&states[cut.index(states.len())], &states[states.len() - 1]);
         let mut replica = Replica::new(owner());
-        for delta in then.since(0, usize::MAX).unwrap() {
+        for delta in then.since(0, usize::MAX, MAX_DELTA_BYTES).unwrap() {
             replica.apply(delta).unwrap();
         }
         let mut by_delta = replica.clone();
@@ -99,7 +99,7 @@ proptest! {
         let (staged, content) = staged(&mut replica, records);
         let mut changed = replica.install(&now.owner_version(), 5, staged, content).unwrap();
         let mut expected: Vec<EntryChange> = Vec::new();
-        for delta in now.since(then.version(), usize::MAX).unwrap() {
+        for delta in now.since(then.version(), usize::MAX, MAX_DELTA_BYTES).unwrap() {
             if let Ok(more) = by_delta.apply(delta) {
                 expected.extend(more);
             }

@@ -152,13 +152,17 @@ impl Tracker {
         self.send_to(&from, ControlMessage::Request(request));
     }
 
-    /// The owner's delta arrived: what was asked for may be complete.
-    pub(super) fn answered(&mut self, now: Instant, node: &NodeId) {
+    /// The owner's delta arrived: what was asked for may be complete, or this was its first part, see `suffix`. Then the next
+    /// one is asked for, where this one brought anything: an owner that says it has more, and sends nothing, would otherwise
+    /// be asked as fast as it answers.
+    pub(super) fn answered(&mut self, now: Instant, node: &NodeId, brought_more: bool) {
         let behind = self.owners.get(node).is_some_and(super::Owner::is_behind);
         let Some(fetch) = self.fetches.get_mut(node) else {
             return;
         };
-        if let Some(owner) = self.owners.get_mut(node) {
+        if let Some(owner) = self.owners.get_mut(node)
+            && brought_more
+        {
             owner.tokens.give_back();
         }
         if !behind {
@@ -166,6 +170,11 @@ impl Tracker {
             self.fetch_others(now);
         } else if fetch.incoming.is_none() {
             fetch.deadline = now + fetch.patience;
+            if brought_more {
+                let from = fetch.from.clone();
+                self.fetches.remove(node);
+                self.fetch(now, node, from);
+            }
         }
     }
 

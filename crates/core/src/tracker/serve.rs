@@ -7,7 +7,9 @@ use super::{Recipients, Tracker};
 use crate::entry::ServiceInfo;
 use crate::id::NodeId;
 use crate::log::estimated_bytes;
-use crate::message::{ControlMessage, OwnerVersion, Request, Resume, SnapshotChunk, Unavailable};
+use crate::message::{
+    ControlMessage, Delta, OwnerVersion, Request, Resume, SnapshotChunk, Unavailable,
+};
 use crate::time::Instant;
 
 /// Rule: at most two snapshots are served at once, those of a single chunk not counted.
@@ -16,8 +18,11 @@ const MAX_SERVING: usize = 2;
 /// Estimated bytes of one chunk: a quarter of a second on a link of 1 Mbit/s, where other traffic wants its share, too.
 const CHUNK_BYTES: usize = 32 * 1024;
 
-/// A suffix with more deltas than this is sent as a snapshot, which its reader paces.
-const MAX_SUFFIX_DELTAS: usize = 8;
+/// What changed is sent as a snapshot where it has more bytes than this.
+const MAX_SUFFIX_BYTES: usize = 2 * 1024 * 1024;
+
+/// Estimated bytes of one part of what changed: as much as its reader asks for ahead of a snapshot.
+const PART_BYTES: usize = 4 * CHUNK_BYTES;
 
 /// A reader that does not ask for the next chunk for this long has gone elsewhere.
 const IDLE: Duration = Duration::from_secs(3);
@@ -59,16 +64,9 @@ impl Tracker {
         let answer = match request.resume {
             Some(resume) => self.next_chunk(now, to, &request.owner, resume),
             None => {
-                if request.owner == self.me
-                    && let Some(have) = request.have
-                    && let Some(deltas) = self.log.since(have, MAX_SUFFIX_DELTAS + 1)
-                    && deltas.len() <= MAX_SUFFIX_DELTAS
-                {
+                if let Some(part) = self.suffix(&request) {
                     self.counts.suffixes += 1;
-                    for delta in deltas {
-                        self.send_to(to, ControlMessage::Delta(delta));
-                    }
-                    return;
+                    return self.send_to(to, ControlMessage::Delta(part));
                 }
                 self.first_chunk(now, to, &request)
             }
@@ -81,6 +79,17 @@ impl Tracker {
         };
         self.transmits
             .push_back((Recipients::One(to.clone()), answer));
+    }
+
+    /// Rule: the asker sets the pace. It is sent the first part of what changed, and asks for the next one when it has that.
+    /// All of it at once would hold up the probes that are behind it on a slow link, and could be more than the queue to
+    /// this peer takes; then the link breaks, and the next one begins with the same request.
+    fn suffix(&self, request: &Request) -> Option<Delta> {
+        let have = request.have.filter(|_| request.owner == self.me)?;
+        if self.log.bytes_since(have)? > MAX_SUFFIX_BYTES {
+            return None;
+        }
+        self.log.since(have, 1, PART_BYTES)?.pop()
     }
 
     fn next_chunk(

@@ -274,6 +274,33 @@ fn a_gap_within_the_log_costs_its_suffix_and_beyond_it_a_snapshot() {
     }
 }
 
+/// Without this, what is sent at once may be more than the queue to a peer takes: the link breaks, and so does the next.
+#[test]
+fn a_long_suffix_is_sent_at_the_readers_pace() {
+    let [a, b, _] = three();
+    let mut net = Net::new(&[a.clone(), b.clone()], 100_000);
+    net.add(&a, 1..=10);
+    net.meet_all();
+    net.deliver_all();
+    net.disconnect(&a, &b);
+    for batch in 1..=16 {
+        net.add(&a, batch * 1000 + 1..=batch * 1000 + 1000);
+        net.pass(COALESCE);
+    }
+    net.connect(&a, &b);
+    let mut most = 0;
+    while net.ids(&b).len() < 16_010 {
+        let wires: Vec<_> = net.wires.keys().cloned().collect();
+        assert!(wires.iter().any(|(from, to)| net.deliver(from, to)));
+        let queued = &net.wires[&(a.clone(), b.clone())];
+        most = most.max(queued.iter().map(|frame| frame.body.len()).sum());
+    }
+    assert!(most <= 160 * 1024, "{most} bytes at once");
+    let counts = net.at(&a).counts();
+    assert!(counts.suffixes > 4, "{counts:?}");
+    net.assert_equal();
+}
+
 #[test]
 fn a_snapshot_of_many_chunks_is_installed_whole_at_the_readers_pace() {
     let [a, b, _] = three();
