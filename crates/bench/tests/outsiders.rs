@@ -22,7 +22,11 @@ async fn a_silent_crowd_keeps_nobody_out(
     let target = describe("target", &[]).start().await.unwrap();
     target.serve(Counter::default()).await.unwrap();
     let seeds = [target.address().to_string()];
-    let friend = describe("friend", &seeds).start().await.unwrap();
+    let friend = describe("friend", &seeds)
+        .start_timeout(PATIENCE)
+        .start()
+        .await
+        .unwrap();
     let counters = friend.services::<Counters>();
     counters.wait_online(1).await.unwrap();
     let mut crowd = JoinSet::new();
@@ -39,7 +43,10 @@ async fn a_silent_crowd_keeps_nobody_out(
         });
     }
     for _ in 0..3 {
-        let newcomer = describe("newcomer", &seeds).expect(2).start();
+        let newcomer = describe("newcomer", &seeds)
+            .expect(2)
+            .start_timeout(PATIENCE)
+            .start();
         let newcomer = tokio::time::timeout(PATIENCE, newcomer).await;
         let newcomer: Node = newcomer.expect("the newcomer is let in").unwrap();
         assert_eq!(newcomer.members().len(), 2);

@@ -51,6 +51,11 @@ const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(20), Duration::from
 /// Bytes read from a socket at once below TLS, which by itself would read 4 KiB.
 const TLS_READ_BYTES: usize = 32 * 1024;
 
+/// Connections that the kernel holds until they are accepted, as far as it allows: what does not fit is tried again by the
+/// other side's kernel after one second, then two, then four. The standard library asks for 128, which a cluster that
+/// meets again exceeds, and a crowd of strangers all the more.
+const BACKLOG: i32 = 4_096;
+
 /// A listening socket, and the way to dial others.
 #[derive(Debug)]
 pub(crate) struct TcpTransport {
@@ -87,6 +92,7 @@ impl TcpTransport {
         let listen = || {
             // Resolves names, and reuses an address that closed connections still linger on.
             let listener = std::net::TcpListener::bind(bind)?;
+            socket2::SockRef::from(&listener).listen(BACKLOG)?;
             listener.set_nonblocking(true)?;
             let listener = TcpListener::from_std(listener)?;
             let local = listener.local_addr()?;
