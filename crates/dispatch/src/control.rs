@@ -241,7 +241,7 @@ pub(crate) async fn accept(
                     }
                     Some(())
                 };
-                doorstep.admit(source, meter, greeting);
+                doorstep.admit(source, meter, greeting).await;
             }
             Err(error) => {
                 if data.is_closed() {

@@ -139,6 +139,7 @@ fn every_rule_is_either_noticed_or_listed_as_unnoticed() {
         "own_word",
         "plausible_generations",
         "two_accusers",
+        "verdict_is_told",
         "paced_renewals",
         "refusals_are_hearsay",
         "agreeing_relays",

@@ -3,13 +3,17 @@
 //! Rule: whoever says nothing costs nobody who does. There is a limit for each source and one in all; where it is reached,
 //! one that waits goes, never the newcomer: the oldest of those that have said nothing since they came, or the oldest of all.
 //! Without it, sockets that are opened and left alone keep every node out that wants to join.
+//!
+//! Rule: nobody is sent away for silence who was not listened to. Where many wait, the next one comes in only when the tasks
+//! of all that are in were polled and their sockets were looked at: a backlog of strangers that is taken in at one go would
+//! push out whoever has spoken, before its first words are read.
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::{AbortHandle, JoinSet, yield_now};
 use tokio::time::sleep;
 
 use super::metered::Received;
@@ -20,6 +24,9 @@ const MAX_WAITING: usize = 512;
 
 /// Most at once from one source.
 const MAX_OF_ONE_SOURCE: usize = 256;
+
+/// From so many on, the next one waits until those that are in were listened to.
+const CROWDED: usize = MAX_OF_ONE_SOURCE / 2;
 
 /// How long the first byte may take.
 const FIRST_BYTE: Duration = Duration::from_secs(1);
@@ -75,8 +82,8 @@ impl<T: Send + 'static> Doorstep<T> {
     }
 
     /// Greets a connection: `greeting` ends with what became of it, or is dropped where the connection says nothing at all
-    /// for a second, or has to make room.
-    pub(crate) fn admit(
+    /// for a second, or has to make room. Nothing is lost where the future is dropped once it was polled.
+    pub(crate) async fn admit(
         &mut self,
         source: Option<IpAddr>,
         received: Received,
@@ -107,6 +114,10 @@ impl<T: Send + 'static> Doorstep<T> {
             before,
             task,
         });
+        if self.waiting.len() >= CROWDED {
+            // Comes back when this thread has nothing else to do, and has asked the kernel what there is to be read.
+            yield_now().await;
+        }
     }
 
     /// What became of one of them; pending where there is none. Nothing is lost where the future is dropped.
@@ -164,14 +175,20 @@ mod tests {
     async fn who_says_nothing_for_a_second_is_sent_away_and_who_speaks_is_waited_for() {
         let mut doorstep = Doorstep::new();
         let talks = Received::default();
-        doorstep.admit(ALICE, Received::default(), pending::<Option<&str>>());
-        doorstep.admit(ALICE, talks.clone(), async {
-            sleep(3 * FIRST_BYTE).await;
-            Some("late")
-        });
+        doorstep
+            .admit(ALICE, Received::default(), pending::<Option<&str>>())
+            .await;
+        doorstep
+            .admit(ALICE, talks.clone(), async {
+                sleep(3 * FIRST_BYTE).await;
+                Some("late")
+            })
+            .await;
         talks.add(1);
         assert_eq!(doorstep.greeted().await, "late");
-        doorstep.admit(ALICE, Received::default(), async { None });
+        doorstep
+            .admit(ALICE, Received::default(), async { None })
+            .await;
         assert_eq!(doorstep.waiting.len(), 1, "the silent one is gone");
     }
 
@@ -179,11 +196,11 @@ mod tests {
     async fn the_newcomer_is_let_in_and_the_oldest_silent_one_of_its_source_goes() {
         let mut doorstep = Doorstep::new();
         let (talks, bob) = (Received::default(), numbered(1));
-        doorstep.admit(bob, Received::default(), pending());
-        doorstep.admit(ALICE, talks.clone(), pending());
+        doorstep.admit(bob, Received::default(), pending()).await;
+        doorstep.admit(ALICE, talks.clone(), pending()).await;
         talks.add(1);
         for _ in 0..10 * MAX_OF_ONE_SOURCE {
-            doorstep.admit(ALICE, Received::default(), pending());
+            doorstep.admit(ALICE, Received::default(), pending()).await;
         }
         let waiting = sources(&doorstep);
         assert_eq!(waiting.len(), MAX_OF_ONE_SOURCE + 1);
@@ -196,13 +213,37 @@ mod tests {
         let mut doorstep = Doorstep::<()>::new();
         for number in 0..3 * MAX_WAITING as u32 {
             let talks = Received::default();
-            doorstep.admit(numbered(number), talks.clone(), pending());
+            doorstep
+                .admit(numbered(number), talks.clone(), pending())
+                .await;
             talks.add(1);
         }
         let waiting = sources(&doorstep);
         assert_eq!(waiting.len(), MAX_WAITING);
         let last = numbered(3 * MAX_WAITING as u32 - 1);
         assert_eq!(waiting.last(), Some(&last), "the newcomer is among them");
+    }
+
+    /// All of them are there at once, as after a crowd has filled the backlog.
+    #[tokio::test]
+    async fn who_speaks_is_heard_however_many_come_behind() {
+        let (mut doorstep, heard) = (Doorstep::new(), Received::default());
+        let spoken = tokio::sync::Notify::new();
+        spoken.notify_one();
+        let meter = heard.clone();
+        let speaker = async move {
+            spoken.notified().await;
+            meter.add(1);
+            pending().await
+        };
+        doorstep.admit(ALICE, heard.clone(), speaker).await;
+        for _ in 0..10 * MAX_OF_ONE_SOURCE {
+            doorstep
+                .admit(ALICE, Received::default(), pending::<Option<()>>())
+                .await;
+        }
+        assert_eq!(heard.bytes(), 1);
+        assert!(!doorstep.waiting[0].is_silent());
     }
 
     #[test]

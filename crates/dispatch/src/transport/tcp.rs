@@ -205,7 +205,9 @@ impl TcpTransport {
                             }
                         }
                     };
-                    doorstep.admit(Some(source(peer.ip())), meter, greeting);
+                    doorstep
+                        .admit(Some(source(peer.ip())), meter, greeting)
+                        .await;
                 }
                 Err(error) if is_closed(&error) => {
                     return Err(AcceptError {
