@@ -30,6 +30,13 @@ pub const MAX_INSTANCES_PER_TYPE: usize = 10_000;
 /// Most services that one node registers.
 pub const MAX_SERVICES_PER_NODE: usize = 1_000_000;
 
+/// Most bytes of the services of one node, as they are in messages: of a million, half a kilobyte each; with all the metadata
+/// that one may have, 130,000.
+pub const MAX_BYTES_PER_NODE: usize = 512 * 1024 * 1024;
+
+/// Most service types that one node registers services of.
+pub const MAX_TYPES_PER_NODE: usize = 100_000;
+
 /// Most nodes that one node keeps track of, living and recently dead together.
 ///
 /// The cluster is designed for 300 living ones; the rest is room for the names of the dead, which are

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use crate::entries::{Entries, Types};
+use crate::entries::{Entries, Types, estimated_bytes};
 use crate::entry::ServiceInfo;
 use crate::id::NodeId;
 use crate::message::{Delta, Operation, OwnerVersion};
@@ -36,21 +36,6 @@ pub(crate) mod work {
     pub(crate) fn take() -> usize {
         ENTRIES.take()
     }
-}
-
-/// Bytes of an entry in a message, give or take a few.
-pub(crate) fn estimated_bytes(info: &ServiceInfo) -> usize {
-    const FIXED: usize = 48;
-    let tags: usize = info
-        .tags()
-        .map(|(key, value)| key.len() + value.len() + 4)
-        .sum();
-    FIXED
-        + info.service_type().as_str().len()
-        + info.name().as_str().len()
-        + info.zone().map_or(0, str::len)
-        + info.address().map_or(0, str::len)
-        + tags
 }
 
 #[derive(Clone, Debug)]
@@ -108,6 +93,11 @@ impl Log {
             version: self.version,
             content: self.content,
         }
+    }
+
+    /// Bytes of all entries in messages, give or take a few.
+    pub(crate) fn bytes(&self) -> usize {
+        self.entries.bytes()
     }
 
     pub(crate) fn get(&self, sequence: u64) -> Option<&Arc<ServiceInfo>> {

@@ -12,6 +12,7 @@ pub mod forge;
 mod generations;
 mod hearsay;
 mod identity;
+mod places;
 mod roster;
 mod suspicion;
 #[cfg(test)]
@@ -42,6 +43,7 @@ use hearsay::Doubts;
 #[cfg(any(test, feature = "fault-switches"))]
 pub use identity::describe_packet;
 use identity::{Identity, Key, Packet, key};
+use places::Places;
 pub use roster::{MemberInfo, MemberState};
 use roster::{Roster, Standing};
 
@@ -116,6 +118,7 @@ pub struct Membership {
     rules: Rules,
     me: Identity,
     engine: Engine,
+    places: Places,
     runtime: Runtime,
     /// Which engine a timer belongs to: those of earlier ones are void.
     instance: u64,
@@ -181,6 +184,7 @@ impl Membership {
             rules,
             me,
             engine,
+            places: Places::default(),
             runtime: Runtime::new(),
             instance: 0,
             timers: BTreeMap::new(),
@@ -562,10 +566,8 @@ impl Membership {
     }
 
     fn engine_member(&self, key: Key) -> Option<Member<Identity>> {
-        self.engine
-            .iter_membership_state()
-            .find(|member| member.id().key() == key)
-            .cloned()
+        let members = || self.engine.iter_membership_state();
+        self.places.find(key, members).cloned()
     }
 
     /// Up to `count` random living members, without the one named.

@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::entries::{Entries, Types};
+use crate::entries::{Beyond, Entries, Types};
 use crate::entry::{EntryChange, Record, ServiceInfo};
 use crate::id::NodeId;
-use crate::limits::MAX_SERVICES_PER_NODE;
 use crate::log::content_hash;
 use crate::message::{Delta, Operation, OwnerVersion};
 
@@ -18,8 +17,8 @@ pub(crate) enum Rejected {
     Gap,
     /// The outcome would not be what the owner says it has: the copy has to be replaced.
     Differs,
-    /// The owner would have more than [`MAX_SERVICES_PER_NODE`] entries.
-    TooMany,
+    /// The owner would have more than it may.
+    Beyond(Beyond),
 }
 
 /// See the module.
@@ -95,21 +94,22 @@ impl Replica {
             }
             _ => {}
         }
-        let puts = delta.operations.iter().filter(|operation| match operation {
-            Operation::Put(record) => self.entries.get(record.sequence).is_none(),
-            Operation::Remove { .. } => false,
-        });
-        if self.entries.len() + puts.count() > MAX_SERVICES_PER_NODE {
-            return Err(Rejected::TooMany);
-        }
-        self.nonce = delta.nonce;
-        let mut content = self.content;
-        let mut changes = Vec::with_capacity(delta.operations.len());
-        for operation in delta.operations {
-            let (sequence, after) = match operation {
+        let operations: Vec<(u64, Option<Arc<ServiceInfo>>)> = delta
+            .operations
+            .into_iter()
+            .map(|operation| match operation {
                 Operation::Put(record) => (record.sequence, Some(self.info(delta.nonce, record))),
                 Operation::Remove { sequence } => (sequence, None),
-            };
+            })
+            .collect();
+        let changed = operations.iter();
+        self.entries
+            .check_after(changed.map(|(sequence, after)| (*sequence, after.as_ref())))
+            .map_err(Rejected::Beyond)?;
+        self.nonce = delta.nonce;
+        let mut content = self.content;
+        let mut changes = Vec::with_capacity(operations.len());
+        for (sequence, after) in operations {
             let before = match &after {
                 Some(after) => self.entries.insert(Arc::clone(after)),
                 None => self.entries.remove(sequence),
@@ -170,6 +170,7 @@ impl Replica {
         for info in staged {
             entries.insert(info);
         }
+        entries.check().map_err(Rejected::Beyond)?;
         let before = std::mem::replace(&mut self.entries, entries);
         self.nonce = nonce;
         self.version = of.version;

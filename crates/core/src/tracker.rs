@@ -12,9 +12,10 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use crate::config::Settings;
+use crate::entries::estimated_bytes;
 use crate::entry::{EntryChange, EntryUpdate, NewEntry, ServiceInfo, ServiceState};
 use crate::id::{NodeId, NodeName};
-use crate::limits::MAX_KNOWN_NODES;
+use crate::limits::{MAX_BYTES_PER_NODE, MAX_KNOWN_NODES};
 use crate::log::{Log, MAX_DELTA_BYTES, content_hash};
 use crate::message::{ControlMessage, Delta, OwnerVersion};
 use crate::replica::{Rejected, Replica};
@@ -286,6 +287,8 @@ impl Owner {
 struct Peer {
     /// Its queue is long: deltas are skipped, and found missing later.
     congested: bool,
+    /// How often something of it was dropped over this link.
+    rejected: u64,
     /// It missed deltas, and gets the versions once its queue is short.
     missed: bool,
     /// It speaks a version of the protocol in which nobody asks who has which version.
@@ -432,14 +435,27 @@ impl Tracker {
         entries: Vec<NewEntry>,
     ) -> Result<Vec<Arc<ServiceInfo>>, AddError> {
         let names = self.names.reserve(&entries)?;
-        let added = entries
+        let (me, nonce, mut bytes) = (self.me.clone(), self.nonce, self.log.bytes());
+        let mut infos = Vec::with_capacity(entries.len());
+        for (mut entry, name) in entries.into_iter().zip(names) {
+            entry.state = self.allowed(entry.state);
+            let info = own::new_info(&me, nonce, 0, name, entry);
+            bytes += estimated_bytes(&info);
+            infos.push(info);
+        }
+        if bytes > MAX_BYTES_PER_NODE {
+            for info in &infos {
+                self.names.release(info);
+            }
+            return Err(AddError::NodeTooLarge);
+        }
+        let added = infos
             .into_iter()
-            .zip(names)
-            .map(|(mut entry, name)| {
-                entry.state = self.allowed(entry.state);
-                let (me, nonce) = (self.me.clone(), self.nonce);
-                let (_, after) = self.log.put(entry.sequence, |version| {
-                    own::new_info(&me, nonce, version, name, entry)
+            .map(|info| {
+                let mut record = info.to_record();
+                let (_, after) = self.log.put(record.sequence, |version| {
+                    record.version = version;
+                    ServiceInfo::from_record(&me.name, me.generation, nonce, record)
                 });
                 self.changes.push(EntryChange {
                     before: None,
@@ -472,6 +488,14 @@ impl Tracker {
         update.state = update.state.map(|state| self.allowed(state));
         let mut record = update.merge(&before)?;
         let (me, nonce) = (self.me.clone(), self.nonce);
+        // Far from the bound, this is not looked at: an entry has at most a few kilobytes.
+        if self.log.bytes() > MAX_BYTES_PER_NODE / 8 * 7 {
+            let after = ServiceInfo::from_record(&me.name, me.generation, nonce, record.clone());
+            let (more, less) = (estimated_bytes(&after), estimated_bytes(&before));
+            if more > less && self.log.bytes() + more - less > MAX_BYTES_PER_NODE {
+                return Err(UpdateError::NodeTooLarge);
+            }
+        }
         let (_, after) = self.log.put(sequence, |version| {
             record.version = version;
             ServiceInfo::from_record(&me.name, me.generation, nonce, record)
@@ -781,8 +805,8 @@ impl Tracker {
                 owner.differs = true;
                 self.counts.differences += 1;
             }
-            Err(Rejected::TooMany) => {
-                return self.reject(from, "a delta to more than MAX_SERVICES_PER_NODE entries");
+            Err(Rejected::Beyond(beyond)) => {
+                return self.reject(from, &format!("a change to {beyond}"));
             }
         }
         self.judge(now, from);
@@ -922,8 +946,13 @@ impl Tracker {
 
     fn reject(&mut self, from: &NodeId, what: &str) {
         self.counts.rejected += 1;
-        if self.counts.rejected.is_power_of_two() {
-            tracing::warn!(peer = %from, times = self.counts.rejected, "dropped {what}");
+        // Rule: each peer is counted by itself, so that one that is complained of all the time hides no other.
+        let Some(peer) = self.peers.get_mut(from) else {
+            return;
+        };
+        peer.rejected += 1;
+        if peer.rejected.is_power_of_two() {
+            tracing::warn!(peer = %from, times = peer.rejected, "dropped {what}");
         }
     }
 }

@@ -20,7 +20,7 @@ impl Membership {
             return true;
         };
         !self.rules.suspect_guard
-            || self.engine.iter_membership_state().any(|member| {
+            || self.engine_member(member_id.key()).is_some_and(|member| {
                 member.id() == member_id
                     && member.incarnation() == *incarnation
                     && member.state() == State::Suspect

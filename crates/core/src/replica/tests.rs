@@ -1,8 +1,12 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::entries::{check_size, estimated_bytes};
 use crate::entry::{ServiceState, Weight};
 use crate::id::{Generation, InstanceName, NodeName, ServiceType};
+use crate::limits::{
+    MAX_BYTES_PER_NODE, MAX_INSTANCES_PER_TYPE, MAX_SERVICES_PER_NODE, MAX_TYPES_PER_NODE,
+};
 use crate::log::{Log, MAX_DELTA_BYTES};
 
 fn owner() -> NodeId {
@@ -129,27 +133,75 @@ fn a_snapshot_that_does_not_match_its_hash_changes_nothing() {
     assert_eq!(replica.entries().len(), 0);
 }
 
-#[test]
-fn a_delta_to_more_entries_than_a_node_may_have_changes_nothing() {
+fn records(count: usize, type_of: impl Fn(usize) -> String) -> Vec<Record> {
     let record = info(1, 1).to_record();
-    let too_many = MAX_SERVICES_PER_NODE as u64 + 1;
-    let delta = |count: u64| Delta {
+    (0..count)
+        .map(|number| Record {
+            sequence: number as u64,
+            service_type: ServiceType::try_new(type_of(number)).unwrap(),
+            ..record.clone()
+        })
+        .collect()
+}
+
+fn delta_of(records: Vec<Record>) -> Delta {
+    Delta {
         owner: owner(),
         nonce: 5,
         from: 0,
         to: 1,
         content: 0,
-        operations: (0..count)
-            .map(|sequence| {
-                Operation::Put(Record {
-                    sequence,
-                    ..record.clone()
-                })
-            })
-            .collect(),
-    };
-    let mut replica = Replica::new(owner());
-    assert_eq!(replica.apply(delta(too_many)), Err(Rejected::TooMany));
-    assert_eq!((replica.version(), replica.entries().len()), (None, 0));
-    assert!(replica.apply(delta(2)).is_ok());
+        operations: records.into_iter().map(Operation::Put).collect(),
+    }
+}
+
+#[test]
+fn what_an_owner_may_not_have_changes_nothing_whichever_bound_it_is_beyond() {
+    let one = |_: usize| "uploader".to_owned();
+    let each = |number: usize| format!("type {number}");
+    for (most, type_of, beyond) in [
+        (
+            MAX_SERVICES_PER_NODE,
+            &one as &dyn Fn(usize) -> String,
+            Beyond::Services,
+        ),
+        (MAX_INSTANCES_PER_TYPE, &one, Beyond::Instances),
+        (MAX_TYPES_PER_NODE, &each, Beyond::Types),
+    ] {
+        let mut replica = Replica::new(owner());
+        let too_many = records(most + 1, type_of);
+        let outcome = replica.apply(delta_of(too_many.clone()));
+        assert_eq!(outcome, Err(Rejected::Beyond(beyond)));
+        assert_eq!((replica.version(), replica.entries().len()), (None, 0));
+        if beyond != Beyond::Services {
+            let (staged, content) = staged(&mut replica, too_many);
+            let of = OwnerVersion {
+                owner: owner(),
+                version: 1,
+                content,
+            };
+            let outcome = replica.install(&of, 5, staged, content);
+            assert_eq!(outcome, Err(Rejected::Beyond(beyond)));
+            assert_eq!(replica.entries().len(), 0);
+            assert!(replica.apply(delta_of(records(most, type_of))).is_ok());
+        }
+    }
+}
+
+#[test]
+fn bytes_are_those_of_what_is_there() {
+    let mut entries = Entries::default();
+    let small = info(1, 1);
+    let mut record = info(1, 2).to_record();
+    record.name = InstanceName::try_new("x".repeat(200)).unwrap();
+    let large = ServiceInfo::from_record(&owner().name, owner().generation, 5, record);
+    entries.insert(Arc::new(small.clone()));
+    assert_eq!(entries.bytes(), estimated_bytes(&small));
+    entries.insert(Arc::new(large.clone()));
+    assert_eq!(entries.bytes(), estimated_bytes(&large));
+    assert!(entries.bytes() > 200);
+    entries.remove(1);
+    assert_eq!(entries.bytes(), 0);
+    assert!(check_size(1, MAX_BYTES_PER_NODE).is_ok());
+    assert_eq!(check_size(1, MAX_BYTES_PER_NODE + 1), Err(Beyond::Bytes));
 }

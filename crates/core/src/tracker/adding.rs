@@ -8,9 +8,10 @@ use std::sync::Arc;
 
 use super::own::{self, AddError};
 use super::{Tracker, content_hash};
+use crate::entries::estimated_bytes;
 use crate::entry::{EntryChange, NewEntry, ServiceInfo};
 use crate::id::{InstanceName, NodeId};
-use crate::limits::MAX_SERVICES_PER_NODE;
+use crate::limits::{MAX_BYTES_PER_NODE, MAX_SERVICES_PER_NODE};
 use crate::time::Instant;
 
 /// A batch of services on its way into the registry; dropped, it leaves its instance names reserved.
@@ -19,6 +20,8 @@ pub struct Adding {
     unnamed: VecDeque<NewEntry>,
     waiting: VecDeque<Waiting>,
     staged: Vec<(Arc<ServiceInfo>, u64)>,
+    /// Estimated bytes of what is staged.
+    bytes: usize,
     /// The life and the version that what is staged follows.
     after: Option<(NodeId, u64)>,
 }
@@ -46,6 +49,7 @@ impl Adding {
             unnamed: entries.into(),
             waiting: VecDeque::new(),
             staged: Vec::new(),
+            bytes: 0,
             after: None,
         }
     }
@@ -58,11 +62,17 @@ impl Adding {
     /// What is not registered is not held by its name either.
     fn give_up(self, tracker: &mut Tracker) {
         for waiting in self.waiting {
-            if let Waiting::New(entry, name) = waiting {
-                tracker
-                    .names
-                    .release_name(entry.sequence, &entry.service_type, &name);
+            match waiting {
+                Waiting::New(entry, name) => {
+                    tracker
+                        .names
+                        .release_name(entry.sequence, &entry.service_type, &name);
+                }
+                Waiting::Again(info) => tracker.names.release(&info),
             }
+        }
+        for (info, _) in self.staged {
+            tracker.names.release(&info);
         }
     }
 }
@@ -89,6 +99,7 @@ impl Tracker {
         let here = Some((self.me.clone(), self.log.version()));
         if adding.after != here {
             adding.after = here;
+            adding.bytes = 0;
             let staged = adding.staged.drain(..).rev();
             for (info, _) in staged {
                 adding.waiting.push_front(Waiting::Again(info));
@@ -112,7 +123,12 @@ impl Tracker {
             };
             let info = self.log.shared(info);
             let hash = content_hash(&info);
+            adding.bytes += estimated_bytes(&info);
             adding.staged.push((info, hash));
+            if self.log.bytes() + adding.bytes > MAX_BYTES_PER_NODE {
+                adding.give_up(self);
+                return Added::All(Err(AddError::NodeTooLarge));
+            }
         }
         // What cannot be cut is not done on top of a slice.
         let has_worked = left < most.max(1);

@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Recipients, Tracker};
+use crate::entries::{check_size, estimated_bytes};
 use crate::entry::ServiceInfo;
 use crate::id::NodeId;
-use crate::limits::MAX_SERVICES_PER_NODE;
 use crate::message::{ControlMessage, OwnerVersion, Request, Resume, SnapshotChunk};
+use crate::replica::Rejected;
 use crate::time::{Instant, earliest};
 
 /// Requests under way at once: with [`WINDOW`] chunks each, what a newcomer is sent stays bounded.
@@ -89,6 +90,8 @@ pub(super) struct Incoming {
     entries: Vec<Arc<ServiceInfo>>,
     /// Sum of the hashes of `entries`.
     content: u64,
+    /// Estimated bytes of `entries`.
+    bytes: usize,
 }
 
 impl Tracker {
@@ -217,6 +220,7 @@ impl Tracker {
                     count: chunk.count,
                     entries: Vec::new(),
                     content: 0,
+                    bytes: 0,
                 })
             }
             // Rule: a snapshot is one immutable (generation, version, hash).
@@ -233,18 +237,17 @@ impl Tracker {
                 return self.reject(from, "a chunk of another snapshot than the one asked for");
             }
         };
-        if incoming.entries.len() + chunk.records.len() > MAX_SERVICES_PER_NODE {
+        let services = incoming.entries.len() + chunk.records.len();
+        if let Err(beyond) = check_size(services, incoming.bytes) {
             self.give_up_fetch(&node);
-            return self.reject(
-                from,
-                "a snapshot with more than MAX_SERVICES_PER_NODE entries",
-            );
+            return self.reject(from, &format!("a snapshot with {beyond}"));
         }
         let first = incoming.next == 0;
         if let Some(owner) = self.owners.get_mut(&node) {
             // As entries, which take half of what records do and share their types: a snapshot may be long.
             for (info, hash) in owner.replica.stage(chunk.nonce, chunk.records) {
                 incoming.content = incoming.content.wrapping_add(hash);
+                incoming.bytes += estimated_bytes(&info);
                 incoming.entries.push(info);
             }
         }
@@ -341,11 +344,16 @@ impl Tracker {
                 }
                 self.counts.installed += 1;
             }
-            Err(_) => {
+            Err(why) => {
                 owner.behind_since = Some(now);
                 owner.overdue = false;
                 self.counts.differences += 1;
-                self.reject(from, "a snapshot whose entries do not match its hash");
+                match why {
+                    Rejected::Beyond(beyond) => {
+                        self.reject(from, &format!("a snapshot with {beyond}"));
+                    }
+                    _ => self.reject(from, "a snapshot whose entries do not match its hash"),
+                }
             }
         }
         self.judge(now, &node);

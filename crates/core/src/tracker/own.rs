@@ -4,7 +4,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use crate::entry::{EntryError, NewEntry, Record, ServiceInfo};
 use crate::id::{InstanceName, NodeId, NodeName, ServiceType};
-use crate::limits::{MAX_INSTANCES_PER_TYPE, MAX_NAME_BYTES, MAX_SERVICES_PER_NODE};
+use crate::limits::{
+    MAX_BYTES_PER_NODE, MAX_INSTANCES_PER_TYPE, MAX_NAME_BYTES, MAX_SERVICES_PER_NODE,
+    MAX_TYPES_PER_NODE,
+};
 
 /// Why services cannot be added. None of the batch was.
 #[derive(Clone, PartialEq, Eq, thiserror::Error)]
@@ -40,6 +43,17 @@ pub enum AddError {
         "this node would have more than {MAX_SERVICES_PER_NODE} services (MAX_SERVICES_PER_NODE)"
     )]
     NodeFull,
+    /// The node has services of as many types as it may.
+    #[error(
+        "this node would have services of more than {MAX_TYPES_PER_NODE} types (MAX_TYPES_PER_NODE)"
+    )]
+    TooManyTypes,
+    /// The services of the node, with their metadata, are as large as they may be together.
+    #[error(
+        "the services of this node would have more than {MAX_BYTES_PER_NODE} bytes together (MAX_BYTES_PER_NODE): give them \
+         less metadata"
+    )]
+    NodeTooLarge,
 }
 
 crate::debug_as_display!(AddError);
@@ -54,6 +68,12 @@ pub enum UpdateError {
         /// Its number within the process.
         sequence: u64,
     },
+    /// The services of the node, with their metadata, are as large as they may be together.
+    #[error(
+        "the services of this node would have more than {MAX_BYTES_PER_NODE} bytes together (MAX_BYTES_PER_NODE): give them \
+         less metadata"
+    )]
+    NodeTooLarge,
     /// What is to change does not fit with what is there.
     #[error(transparent)]
     Entry(#[from] EntryError),
@@ -157,6 +177,11 @@ impl Names {
             return Err(AddError::SequenceTaken {
                 sequence: entry.sequence,
             });
+        }
+        if self.by_type.len() >= MAX_TYPES_PER_NODE
+            && !self.by_type.contains_key(&entry.service_type)
+        {
+            return Err(AddError::TooManyTypes);
         }
         let names = self.by_type.entry(entry.service_type.clone()).or_default();
         if names.taken.len() >= MAX_INSTANCES_PER_TYPE {

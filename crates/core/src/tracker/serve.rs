@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Recipients, Tracker};
+use crate::entries::estimated_bytes;
 use crate::entry::ServiceInfo;
 use crate::id::NodeId;
-use crate::log::estimated_bytes;
 use crate::message::{
     ControlMessage, Delta, OwnerVersion, Request, Resume, SnapshotChunk, Unavailable,
 };

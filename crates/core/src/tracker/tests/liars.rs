@@ -218,3 +218,24 @@ fn an_owner_that_never_gives_what_it_says_it_has_is_not_waited_for() {
     }
     assert!(!net.at(&a).is_missing_any());
 }
+
+/// Each peer is complained of by itself: one that is complained of all the time hides no other.
+#[test]
+fn what_is_dropped_is_counted_for_each_peer() {
+    let (mut net, [a, b, m, x]) = met();
+    let now = net.now;
+    let of_another = ControlMessage::Delta(Delta {
+        owner: x,
+        nonce: 1,
+        from: 0,
+        to: 1,
+        content: 0,
+        operations: Vec::new(),
+    });
+    for (peer, times) in [(&m, 5), (&b, 1)] {
+        for _ in 0..times {
+            net.at(&a).handle_message(now, peer, of_another.clone());
+        }
+        assert_eq!(net.at(&a).peers[peer].rejected, times);
+    }
+}
