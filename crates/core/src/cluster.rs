@@ -104,6 +104,8 @@ pub enum ClusterEvent {
     Registry(RegistryEvent),
     /// Every owner that is up has been synced: this node may route. Reported once.
     Synced,
+    /// All seeds were dialled once more, and the entries of everybody who was found are here; see [`Cluster::look_around`].
+    LookedAround,
     /// This node took a new generation, because an earlier life of its name had a higher one.
     Renewed {
         /// The node, in its new life.
@@ -151,6 +153,8 @@ pub struct Cluster {
     /// When the last new generation was taken, and how long the next one has to wait from then.
     renewed: Option<(Instant, Duration)>,
     synced: bool,
+    /// Somebody waits for [`ClusterEvent::LookedAround`].
+    looks_around: bool,
     /// There are seeds whose addresses are not known yet.
     awaits_seeds: bool,
     stopped: bool,
@@ -221,6 +225,7 @@ impl Cluster {
             candidates_at: now + CANDIDATE_INTERVAL,
             renewed: None,
             synced: false,
+            looks_around: false,
             awaits_seeds: config.seeds_awaited,
             stopped: false,
             collecting: false,
@@ -427,6 +432,15 @@ impl Cluster {
         self.awaits_seeds = awaited;
     }
 
+    /// Dials all seeds once more. To be called by a node that knows nobody any more, and must know whether that is so before
+    /// it takes for its own what others may have; [`ClusterEvent::LookedAround`] says when it is done.
+    pub fn look_around(&mut self, now: Instant) {
+        self.looks_around = true;
+        self.links.look_around(now);
+        self.tracker.forget_who_told();
+        self.settle(now);
+    }
+
     /// A connection is open, and its encryption is through.
     pub fn handle_connected(
         &mut self,
@@ -549,6 +563,7 @@ impl Cluster {
                 .extend(events.into_iter().map(ClusterEvent::Registry));
         }
         self.judge_sync();
+        self.judge_look();
         self.links.settle_timeout();
     }
 
@@ -701,6 +716,26 @@ impl Cluster {
         self.membership.renew_generation(now, node.clone());
         self.tracker.renew(now, node.clone());
         self.events.push_back(ClusterEvent::Renewed { node });
+    }
+
+    /// Rule: who knows nobody has looked around once every seed has answered or failed, and whoever was found has told whom
+    /// it knows. That a seed's host is gone for good is no reason to wait for ever.
+    fn judge_look(&mut self) {
+        if !self.looks_around || self.awaits_seeds || self.tracker.is_missing_any() {
+            return;
+        }
+        let heard = self.tracker.has_heard_of_owners();
+        let done = match self.links.dials().seed_state() {
+            SeedState::Trying => false,
+            SeedState::Answered => heard,
+            SeedState::None | SeedState::AllRefused | SeedState::Unreachable => {
+                heard || self.links.ready_peers().next().is_none()
+            }
+        };
+        if done {
+            self.looks_around = false;
+            self.events.push_back(ClusterEvent::LookedAround);
+        }
     }
 
     /// Rule: a fresh node must not route from a partial view.

@@ -263,6 +263,11 @@ impl Links {
     }
 
     /// From now on this node is no newcomer.
+    /// See [`Dials::look_around`].
+    pub(crate) fn look_around(&mut self, now: Instant) {
+        self.dials.look_around(now);
+    }
+
     pub(crate) fn set_joined(&mut self) {
         self.ours.joined = true;
     }

@@ -200,6 +200,17 @@ impl Dials {
         }
     }
 
+    /// All seeds are dialled once more, but for those that are linked: what they answered before says nothing of now.
+    pub(crate) fn look_around(&mut self, now: Instant) {
+        self.now = self.now.max(now);
+        let seeds = self.entries.values_mut().filter(|dial| dial.seed);
+        for dial in seeds.filter(|dial| !matches!(dial.state, State::Linked(_))) {
+            (dial.answered, dial.refused, dial.tried) = (false, false, false);
+            dial.attempts = 0;
+            dial.at = now;
+        }
+    }
+
     pub(crate) fn want(
         &mut self,
         now: Instant,
