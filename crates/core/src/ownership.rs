@@ -305,6 +305,8 @@ struct Hub {
     /// What this node's own instances say to each other.
     loopback: VecDeque<TokenMessage>,
     events: VecDeque<TokenEvent>,
+    /// Told after all else: whoever asks again what becomes of a call has taken in by then what was adopted.
+    gates: BTreeMap<(ServiceType, ServiceId), SlotSet>,
     due: Option<Instant>,
     members_hash: u64,
     counts: TokenCounts,
@@ -400,6 +402,7 @@ impl Ownership {
             transmits: VecDeque::new(),
             loopback: VecDeque::new(),
             events: VecDeque::new(),
+            gates: BTreeMap::new(),
             due: None,
             members_hash: 0,
             counts: TokenCounts::default(),
@@ -600,7 +603,14 @@ impl Ownership {
 
     /// The next thing to tell.
     pub fn poll_event(&mut self) -> Option<TokenEvent> {
-        self.hub.events.pop_front()
+        self.hub.events.pop_front().or_else(|| {
+            let ((service_type, instance), slots) = self.hub.gates.pop_first()?;
+            Some(TokenEvent::Gate {
+                service_type,
+                instance,
+                slots,
+            })
+        })
     }
 
     /// R10: what becomes of a call that came for an instance of this node.
@@ -978,12 +988,15 @@ impl Hub {
     }
 
     fn gates(&mut self, service_type: &ServiceType, id: &ServiceId, slots: SlotSet) {
-        if !slots.is_empty() {
-            self.events.push_back(TokenEvent::Gate {
-                service_type: service_type.clone(),
-                instance: id.clone(),
-                slots,
-            });
+        if slots.is_empty() {
+            return;
+        }
+        let known = self
+            .gates
+            .entry((service_type.clone(), id.clone()))
+            .or_default();
+        for slot in slots.iter() {
+            known.insert(slot);
         }
     }
 

@@ -297,6 +297,11 @@ impl World {
             .states
             .remove(&(id.clone(), slot))
             .unwrap_or_default();
+        if how == Adoption::Whole && !ours.is_empty() {
+            let what = format!("{id} adopts slot {slot} as a whole and has states of it already");
+            self.violate(what);
+            return;
+        }
         let (mut into, other) = match how {
             Adoption::MergeIntoOurs => (ours, came),
             _ => (came, ours),
