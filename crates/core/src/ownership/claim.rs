@@ -190,8 +190,10 @@ impl Keyed {
         for slot in others {
             let extra = instance.extras.entry(slot).or_default();
             extra.keep_not_first = true;
-            let since = *extra.not_first.get_or_insert(now);
-            hub.schedule(since + super::OFFER);
+            if extra.not_first.is_none() {
+                extra.not_first = Some(now);
+                hub.schedule(now + super::OFFER);
+            }
         }
         for extra in instance.extras.values_mut() {
             if !extra.keep_not_first {
@@ -736,7 +738,7 @@ impl Keyed {
                     silent.entry(open.peer.clone()).or_default().insert(*slot);
                     claim.all = true;
                     rounds.push(claim.round);
-                } else {
+                } else if hub.rules.patience {
                     hub.schedule(open.heard + patience);
                 }
                 !is_silent

@@ -445,7 +445,9 @@ impl Keyed {
                 silent.push((*slot, frozen.to.node.clone()));
                 continue;
             }
-            hub.schedule(frozen.heard + patience);
+            if hub.rules.patience {
+                hub.schedule(frozen.heard + patience);
+            }
             if now.since(frozen.touched) >= RESEND && hub.rules.repeats {
                 frozen.touched = now;
                 for number in 0..frozen.sent {
@@ -463,7 +465,9 @@ impl Keyed {
                     }
                 }
             }
-            hub.schedule(frozen.touched + RESEND);
+            if hub.rules.repeats {
+                hub.schedule(frozen.touched + RESEND);
+            }
         }
         for (slot, extra) in &mut instance.extras {
             // A giver that is up and mute keeps nobody from passing the slot on for longer than patience lasts.
@@ -484,7 +488,9 @@ impl Keyed {
                     };
                     hub.send(&unsettled.giver.node, TokenMessage::Ack(ack));
                 }
-                hub.schedule(unsettled.at + RESEND);
+                if hub.rules.repeats {
+                    hub.schedule(unsettled.at + RESEND);
+                }
             }
         }
         let id = instance.standing.id.clone();
