@@ -5,7 +5,7 @@
 //! [`handle_timeout`](Cluster::handle_timeout) no later than [`poll_timeout`](Cluster::poll_timeout) says. Nothing
 //! here blocks, reads a clock or draws randomness that the seed does not determine.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -155,6 +155,10 @@ pub struct Cluster {
     synced: bool,
     /// Somebody waits for [`ClusterEvent::LookedAround`].
     looks_around: bool,
+    /// The peers with a ready link that had been members when it was made.
+    joined_peers: BTreeSet<NodeId>,
+    /// One of them has told whom it knows.
+    heard_of_joined: bool,
     /// There are seeds whose addresses are not known yet.
     awaits_seeds: bool,
     stopped: bool,
@@ -226,6 +230,8 @@ impl Cluster {
             renewed: None,
             synced: false,
             looks_around: false,
+            joined_peers: BTreeSet::new(),
+            heard_of_joined: false,
             awaits_seeds: config.seeds_awaited,
             stopped: false,
             collecting: false,
@@ -436,6 +442,7 @@ impl Cluster {
     /// it takes for its own what others may have; [`ClusterEvent::LookedAround`] says when it is done.
     pub fn look_around(&mut self, now: Instant) {
         self.looks_around = true;
+        self.heard_of_joined = false;
         self.links.look_around(now);
         self.tracker.forget_who_told();
         self.settle(now);
@@ -574,6 +581,9 @@ impl Cluster {
                     node: peer.clone(),
                     offers: hello.offers,
                 });
+                if hello.joined {
+                    self.joined_peers.insert(peer.clone());
+                }
                 self.membership.link_up(now, &peer, &hello.address);
                 self.tracker.link_up(now, &peer);
                 if hello.minor < MINOR_AWAITS_VERSIONS {
@@ -581,6 +591,7 @@ impl Cluster {
                 }
             }
             LinkEvent::Lost { peer } => {
+                self.joined_peers.remove(&peer);
                 self.membership.link_down(&peer);
                 self.tracker.link_down(now, &peer);
             }
@@ -634,6 +645,7 @@ impl Cluster {
                 self.membership.handle_verdict(now, from, verdict);
             }
             ControlMessage::Vector(vector) => {
+                self.heard_of_joined |= self.joined_peers.contains(from);
                 // Whatever a peer lists is up for it.
                 for row in vector.owners.iter().take(MAX_KNOWN_NODES) {
                     self.membership.heard_alive(now, from, &row.owner);
@@ -718,18 +730,25 @@ impl Cluster {
         self.events.push_back(ClusterEvent::Renewed { node });
     }
 
+    /// Rule: the word of another newcomer is not that of the cluster. Two that start together meet before the members have
+    /// answered, and each would take the other for all that there is: it takes the word of one that was a member already, or
+    /// of every seed that answers.
+    fn has_heard_enough(&self) -> bool {
+        let told = self.heard_of_joined || self.links.dials().are_seeds_settled();
+        told && self.tracker.has_heard_of_owners()
+    }
+
     /// Rule: who knows nobody has looked around once every seed has answered or failed, and whoever was found has told whom
     /// it knows. That a seed's host is gone for good is no reason to wait for ever.
     fn judge_look(&mut self) {
         if !self.looks_around || self.awaits_seeds || self.tracker.is_missing_any() {
             return;
         }
-        let heard = self.tracker.has_heard_of_owners();
         let done = match self.links.dials().seed_state() {
             SeedState::Trying => false,
-            SeedState::Answered => heard,
+            SeedState::Answered => self.has_heard_enough(),
             SeedState::None | SeedState::AllRefused | SeedState::Unreachable => {
-                heard || self.links.ready_peers().next().is_none()
+                self.tracker.has_heard_of_owners() || self.links.ready_peers().next().is_none()
             }
         };
         if done {
@@ -748,11 +767,9 @@ impl Cluster {
                 !self.tracker.is_missing_any()
             }
             SeedState::Trying => false,
+            SeedState::Answered => self.has_heard_enough() && !self.tracker.is_missing_any(),
             // Where a seed's host is gone for good, the word of whoever dialled this node has to do.
-            SeedState::None
-            | SeedState::AllRefused
-            | SeedState::Unreachable
-            | SeedState::Answered => {
+            SeedState::None | SeedState::AllRefused | SeedState::Unreachable => {
                 self.tracker.has_heard_of_owners() && !self.tracker.is_missing_any()
             }
         };

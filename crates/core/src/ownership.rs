@@ -1154,7 +1154,7 @@ impl Keyed {
             return;
         }
         let (ranks, instance) = (&self.ranks, &mut self.instances[at]);
-        let from = instance.standing.id.clone();
+        let standing = instance.standing.clone();
         let mut offers: BTreeMap<ServiceId, SlotSet> = BTreeMap::new();
         for (slot, extra) in &mut instance.extras {
             let Some(since) = extra.not_first else {
@@ -1167,7 +1167,7 @@ impl Keyed {
             }
             extra.offered = Some(now);
             hub.schedule(now + OFFER);
-            if let Some(first) = ranks.first(*slot).filter(|first| first.id != from) {
+            if let Some(first) = ranks.first(*slot).filter(|first| first.id != standing.id) {
                 offers.entry(first.id.clone()).or_default().insert(*slot);
             }
         }
@@ -1177,7 +1177,7 @@ impl Keyed {
             };
             let offer = Offer {
                 service_type: self.service_type.clone(),
-                from: from.clone(),
+                from: standing.clone(),
                 to,
                 slots,
             };
@@ -1187,8 +1187,11 @@ impl Keyed {
 
     /// R11: a holder asks for the other copy, to merge it; a claimant asks for the slot, again if it did already.
     fn handle_offer(&mut self, hub: &mut Hub, now: Instant, from: &NodeId, offer: &Offer) {
-        if offer.from.node != from.name {
+        if offer.from.id.node != from.name {
             return;
+        }
+        if self.ranks.hear(&offer.from) {
+            self.review(hub, now);
         }
         let Some(at) = self.at(&offer.to) else {
             return;

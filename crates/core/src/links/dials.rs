@@ -200,6 +200,15 @@ impl Dials {
         }
     }
 
+    /// Every seed has answered, or at least one dial there has failed.
+    pub(crate) fn are_seeds_settled(&self) -> bool {
+        let mut seeds = self
+            .entries
+            .values()
+            .filter(|dial| dial.seed && !dial.myself);
+        seeds.all(|dial| dial.answered || dial.tried)
+    }
+
     /// All seeds are dialled once more, but for those that are linked: what they answered before says nothing of now.
     pub(crate) fn look_around(&mut self, now: Instant) {
         self.now = self.now.max(now);

@@ -205,8 +205,8 @@ pub struct Settled {
 pub struct Offer {
     /// The type.
     pub service_type: ServiceType,
-    /// Who holds.
-    pub from: ServiceId,
+    /// Who holds, as it says itself: it may be offline, and the other not know that yet.
+    pub from: Standing,
     /// Who is first.
     pub to: ServiceId,
     /// The slots.

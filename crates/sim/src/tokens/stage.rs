@@ -646,6 +646,10 @@ impl World {
             );
         }
         let others = self.others_online(process);
+        let planned = self
+            .tokens
+            .as_ref()
+            .is_some_and(|tokens| tokens.profile.is_planned());
         let calls = self.tokens.iter().flat_map(|tokens| tokens.calls.values());
         let calls = calls.filter(|call| call.caller == process).count();
         let Some(machine) = self.machine(process) else {
@@ -660,7 +664,7 @@ impl World {
                     let unrest = machine.ownership.unrest();
                     let books = self.tokens.as_mut().map(|tokens| &mut tokens.books);
                     if !idle && let Some(books) = books {
-                        let stuck = others && books.is_healthy() && books.crashed == 0;
+                        let stuck = planned && others && books.is_healthy();
                         books.nobody = true;
                         if stuck {
                             let name = self.processes[process].name.clone();
