@@ -289,6 +289,8 @@ impl Dials {
     /// That node is linked.
     pub(crate) fn ready(&mut self, peer: &NodeId) {
         for dial in self.entries.values_mut() {
+            // It is not dialled any more, whoever it was that dialled.
+            dial.answered |= dial.resolved.as_ref() == Some(&peer.name);
             if dial
                 .member
                 .as_ref()
