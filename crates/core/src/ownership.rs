@@ -585,6 +585,7 @@ impl Ownership {
                 keyed.offer(hub, now, at);
                 keyed.conclude(hub, now, at);
             }
+            keyed.ranks.expire(now, hub.said_lives());
             keyed
                 .pointers
                 .retain(|_, (_, since)| now.since(*since) < POINTER_LIVES);
@@ -667,7 +668,8 @@ impl Ownership {
             if let Some((slot, frozen)) = instance.frozen.iter().next() {
                 return Some(format!("{id} has frozen slot {slot} for {:?}", frozen.to));
             }
-            if let Some((slot, extra)) = instance.extras.iter().next() {
+            let mut extras = instance.extras.iter();
+            if let Some((slot, extra)) = extras.find(|(_, extra)| !extra.is_empty()) {
                 return Some(format!("{id} has of slot {slot} {extra:?}"));
             }
         }
@@ -805,6 +807,11 @@ impl Hub {
             .chain([&self.me])
             .collect();
         self.members_hash = postcard::to_allocvec(&ids).map_or(0, |bytes| xxh3_64(&bytes));
+    }
+
+    /// How long what an instance says of itself counts that the registry does not list.
+    fn said_lives(&self) -> Duration {
+        2 * self.config.down_period
     }
 
     fn members_hash(&self) -> u64 {
@@ -1190,7 +1197,8 @@ impl Keyed {
         if offer.from.id.node != from.name {
             return;
         }
-        if self.ranks.hear(&offer.from) {
+        if self.ranks.hear(&offer.from, now) {
+            hub.schedule(now + hub.said_lives());
             self.review(hub, now);
         }
         let Some(at) = self.at(&offer.to) else {

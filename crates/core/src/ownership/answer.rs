@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::message::{Answer, Claim, MAX_SAYINGS, MAX_STANDINGS, Place, Said, Which};
+use super::message::{Answer, Claim, MAX_SAYINGS, MAX_STANDINGS, Place, Said, Standing, Which};
 use super::ranks::outranks;
 use super::slots::SlotSet;
 use super::{Hub, Keyed, Wanted};
@@ -21,9 +21,13 @@ impl Keyed {
         if claim.claimant.id.node != from.name {
             return;
         }
-        if self.ranks.hear(&claim.claimant) {
+        if self.ranks.hear(&claim.claimant, now) {
+            hub.schedule(now + hub.said_lives());
             self.review(hub, now);
         }
+        // A claim that was on its way for long says how the claimant was: what was heard since counts.
+        let newer = self.ranks.newer(&claim.claimant).cloned();
+        let claimant = newer.as_ref().unwrap_or(&claim.claimant);
         let place = Place {
             id: claim.claimant.id.clone(),
             node: from.clone(),
@@ -44,7 +48,7 @@ impl Keyed {
         let differs = slots.is_none();
         let mut said: BTreeMap<Said, Vec<u32>> = BTreeMap::new();
         for slot in slots.into_iter().flatten() {
-            if let Some(answer) = self.say(hub, claim, &place, slot) {
+            if let Some(answer) = self.say(hub, claim, claimant, &place, slot) {
                 said.entry(answer).or_default().push(slot);
             }
         }
@@ -99,9 +103,15 @@ impl Keyed {
     }
 
     /// What is to be said of one slot; nothing where it is free.
-    fn say(&mut self, hub: &mut Hub, claim: &Claim, place: &Place, slot: u32) -> Option<Said> {
+    fn say(
+        &mut self,
+        hub: &mut Hub,
+        claim: &Claim,
+        claimant: &Standing,
+        place: &Place,
+        slot: u32,
+    ) -> Option<Said> {
         let (mut said, mut any) = (None, false);
-        let claimant = &claim.claimant;
         for at in 0..self.instances.len() {
             let instance = &mut self.instances[at];
             let standing = &instance.standing;

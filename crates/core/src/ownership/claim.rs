@@ -17,7 +17,7 @@ const REPEAT: (Duration, Duration) = (Duration::from_millis(200), Duration::from
 /// and one that was answered by "wait" after this long.
 const WAIT: (Duration, Duration) = (Duration::from_millis(4), Duration::from_millis(50));
 /// Who said that the slot is coming is reminded after this long: it may have found a better claimant, who went away.
-const REMIND: Duration = Duration::from_millis(200);
+const REMIND: Duration = Duration::from_millis(50);
 /// Runs of one named question; more are asked in several.
 const RUNS_OF_A_QUESTION: usize = 16_384;
 /// Slots of a claim beyond which they are never named to everybody.
@@ -398,7 +398,7 @@ impl Keyed {
         for standing in &answer.standings {
             // Everybody speaks for its own instances alone.
             if standing.id.node == from.name {
-                news |= self.ranks.hear(standing);
+                news |= self.ranks.hear(standing, now);
             }
         }
         let Some(at) = self.at(&answer.claimant) else {
@@ -410,6 +410,7 @@ impl Keyed {
         self.hear_of_slots(hub, now, at, from, answer);
         self.hear_of_all(hub, now, at, from, answer);
         if news {
+            hub.schedule(now + hub.said_lives());
             self.review(hub, now);
         }
         if self.at(&answer.claimant) == Some(at) {

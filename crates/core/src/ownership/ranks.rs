@@ -4,6 +4,7 @@
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -13,6 +14,7 @@ use crate::id::{NodeName, ServiceId};
 use crate::key::Slot;
 use crate::limits::MAX_INSTANCES_PER_TYPE;
 use crate::placement::{Candidate, draw, name_hash, prefer, salt};
+use crate::time::Instant;
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -30,15 +32,18 @@ struct Ranked {
     hash: u64,
     /// In the view, or only said.
     listed: bool,
+    /// When it was last said.
+    said_at: Instant,
 }
 
 impl Ranked {
-    fn new(standing: Standing, listed: bool) -> Self {
+    fn new(standing: Standing, listed: bool, said_at: Instant) -> Self {
         let hash = name_hash(&standing.name);
         Ranked {
             standing,
             hash,
             listed,
+            said_at,
         }
     }
 
@@ -63,7 +68,10 @@ fn order(salt: u64, a: &Ranked, b: &Ranked) -> Ordering {
 
 /// Whether `a` comes before `b` for that slot.
 pub(crate) fn outranks(slot: u32, a: &Standing, b: &Standing) -> bool {
-    let (a, b) = (Ranked::new(a.clone(), false), Ranked::new(b.clone(), false));
+    let (a, b) = (
+        Ranked::new(a.clone(), false, Instant::ZERO),
+        Ranked::new(b.clone(), false, Instant::ZERO),
+    );
     order(salt_of(slot), &a, &b).is_lt()
 }
 
@@ -80,8 +88,9 @@ impl Ranks {
                     listed: true,
                     ..known
                 },
-                None => Ranked::new(Standing::of(info), true),
+                None => Ranked::new(Standing::of(info), true, Instant::ZERO),
             };
+            self.removed.remove(info.id());
             self.ranked.insert(info.id().clone(), ranked);
         }
         for (id, known) in before {
@@ -99,7 +108,7 @@ impl Ranks {
     }
 
     /// An instance said this of itself; true where it is news.
-    pub(crate) fn hear(&mut self, standing: &Standing) -> bool {
+    pub(crate) fn hear(&mut self, standing: &Standing, now: Instant) -> bool {
         if self.removed.contains(&standing.id) {
             return false;
         }
@@ -110,10 +119,22 @@ impl Ranks {
             return false;
         }
         let listed = known.is_some_and(|known| known.listed);
-        let ranked = Ranked::new(standing.clone(), listed);
+        let ranked = Ranked::new(standing.clone(), listed, now);
         self.ranked.insert(standing.id.clone(), ranked);
         self.rehash();
         true
+    }
+
+    /// What was said and is not in the view after all this time never will be: an instance that was taken out of the registry
+    /// before this node had heard that it was in it. True where there was any.
+    pub(crate) fn expire(&mut self, now: Instant, lives: Duration) -> bool {
+        let before = self.ranked.len();
+        self.ranked
+            .retain(|_, ranked| ranked.listed || now.since(ranked.said_at) < lives);
+        if self.ranked.len() < before {
+            self.rehash();
+        }
+        self.ranked.len() < before
     }
 
     /// That node is down: nothing of it counts until the view lists it again.
@@ -136,6 +157,12 @@ impl Ranks {
         });
         let rows: Vec<_> = rows.collect();
         self.hash = postcard::to_allocvec(&rows).map_or(0, |bytes| xxh3_64(&bytes));
+    }
+
+    /// What is known of an instance that is newer than this.
+    pub(crate) fn newer(&self, than: &Standing) -> Option<&Standing> {
+        let known = self.ranked.get(&than.id).map(|ranked| &ranked.standing);
+        known.filter(|known| known.reference > than.reference)
     }
 
     pub(crate) fn any_online(&self) -> bool {

@@ -423,12 +423,17 @@ impl Keyed {
 
     /// The giver knows.
     pub(crate) fn handle_settled(&mut self, settled: &Settled) {
-        if let Some(at) = self.at(&settled.to)
-            && let Some(extra) = self.instances[at].extras.get_mut(&settled.slot)
-        {
+        let Some(at) = self.at(&settled.to) else {
+            return;
+        };
+        let extras = &mut self.instances[at].extras;
+        if let Some(extra) = extras.get_mut(&settled.slot) {
             extra
                 .unsettled
                 .retain(|unsettled| unsettled.transfer != settled.transfer);
+            if extra.is_empty() {
+                extras.remove(&settled.slot);
+            }
         }
     }
 

@@ -91,7 +91,6 @@ pub(crate) enum Leaving {
     Draining(Instant),
     /// The others are told to send nothing any more.
     Parting(Instant, BTreeSet<usize>),
-    Gone,
 }
 
 /// What a cluster has told.
@@ -177,6 +176,15 @@ impl World {
             registered: false,
             wakes_at: None,
         });
+        if !tokens.rules.synced {
+            // Nobody waits for being synced, and registers at once.
+            if let Some(machine) = tokens.machines[process].as_mut() {
+                machine.registered = true;
+            }
+            let after = Duration::from_micros(tokens.rng.random_range(8_000..40_000));
+            self.queue
+                .push(now + after, Event::Tokens(TokenEvent::Register(process)));
+        }
         self.queue
             .push(now, Event::Tokens(TokenEvent::Traffic(process)));
     }
@@ -302,12 +310,13 @@ impl World {
         };
         let mut viewed = false;
         let busy = !facts.is_empty();
-        let mut downs = Vec::new();
+        let (mut ups, mut downs) = (Vec::new(), Vec::new());
         for fact in facts {
             match fact {
                 Fact::Up(node) => {
                     machine.met.insert(node.clone());
                     machine.ownership.handle_up(local, &node, true);
+                    ups.push(node);
                 }
                 Fact::Down(node) => {
                     machine.ownership.handle_down(local, &node);
@@ -344,6 +353,17 @@ impl World {
         if std::mem::replace(&mut machine.returns, returns) != returns {
             tokens.books.doubts += 1;
             machine.ownership.handle_doubt(local);
+        }
+        // Who comes while this node leaves is told, too.
+        for node in ups {
+            let came = self.processes.iter().rposition(|other| other.life == node);
+            let machine = self.machine(process);
+            if let (Some(came), Some(Leaving::Parting(_, acks))) =
+                (came, machine.map(|machine| &mut machine.leaving))
+            {
+                acks.insert(came);
+                self.post_to(process, came, Letter::GoAway);
+            }
         }
         for node in downs {
             let gone: Vec<usize> = (0..self.processes.len())
@@ -665,7 +685,7 @@ impl World {
                     let books = self.tokens.as_mut().map(|tokens| &mut tokens.books);
                     if !idle && let Some(books) = books {
                         let stuck = planned && others && books.is_healthy();
-                        books.nobody = true;
+                        books.nobody |= !others;
                         if stuck {
                             let name = self.processes[process].name.clone();
                             self.violate(format!("{name} cannot leave: {unrest:?}"));
@@ -689,15 +709,11 @@ impl World {
                     .into_iter()
                     .any(|other| self.processes[other].cluster.is_some());
                 if (!waits && calls == 0) || now.since(since) > DRAIN_TIMEOUT {
-                    if let Some(machine) = self.machine(process) {
-                        machine.leaving = Leaving::Gone;
-                    }
                     self.queue
                         .push(now + LINGERS, Event::Tokens(TokenEvent::Gone(process)));
                     return;
                 }
             }
-            Leaving::Gone => return,
         }
         self.queue
             .push(now + TICK, Event::Tokens(TokenEvent::Tick(process)));
@@ -732,6 +748,16 @@ impl World {
 
     pub(crate) fn finish_leave(&mut self, process: usize) {
         let now = self.now;
+        let leaving = self.machine(process).map(|machine| machine.leaving.clone());
+        if let Some(Leaving::Parting(since, acks)) = leaving
+            && now.since(since) <= DRAIN_TIMEOUT
+            && acks
+                .into_iter()
+                .any(|other| self.processes[other].cluster.is_some())
+        {
+            let event = TokenEvent::Gone(process);
+            return self.queue.push(now + TICK, Event::Tokens(event));
+        }
         let (name, host) = (
             self.processes[process].name.clone(),
             self.processes[process].host,
@@ -748,7 +774,8 @@ impl World {
         } else {
             tokens.rng.random_range(5_000..60_000)
         };
-        self.end_machine(process, true);
+        let planned = tokens.profile.is_planned();
+        self.end_machine(process, planned);
         self.leave(process);
         if restart {
             let after = Duration::from_micros(after);
