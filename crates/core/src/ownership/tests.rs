@@ -316,6 +316,12 @@ fn who_knows_nobody_any_more_claims_only_after_it_has_looked_around() {
     assert_eq!(net.held(&one).len(), before);
     net.sync(1);
     net.assert_rest();
+    let mut hasty = Net::new(&[1, 2]);
+    hasty.without(|rules| rules.still_synced = false);
+    let (one, _) = (hasty.serve(1), hasty.serve(2));
+    hasty.pass(20 * MILLI);
+    hasty.kill(2);
+    assert_eq!(hasty.held(&one).len(), SLOTS_HERE as usize);
 }
 
 #[test]
@@ -482,41 +488,47 @@ fn states_that_come_for_a_claim_that_is_over_are_refused_and_served_where_they_w
 
 #[test]
 fn who_gave_a_slot_away_says_to_whom() {
-    let mut net = Net::new(&[1, 2, 3]);
-    let one = net.serve(1);
-    net.deliver_all();
-    let two = net.serve(2);
-    net.deliver_all();
-    let slot = net.held(&two)[0];
-    let third = entry(3, 1, 1, ServiceState::Online);
-    let claim = Claim {
-        service_type: rooms(),
-        claimant: Standing::of(&third),
-        round: 1,
-        question: 1,
-        which: Which::Slots(SlotSet::one(slot)),
-        members: 0,
+    let said = |points: bool| {
+        let mut net = Net::new(&[1, 2, 3]);
+        if !points {
+            net.without(|rules| rules.pointers = false);
+        }
+        let one = net.serve(1);
+        net.deliver_all();
+        let two = net.serve(2);
+        net.deliver_all();
+        let slot = net.held(&two)[0];
+        let third = entry(3, 1, 1, ServiceState::Online);
+        let claim = Claim {
+            service_type: rooms(),
+            claimant: Standing::of(&third),
+            round: 1,
+            question: 1,
+            which: Which::Slots(SlotSet::one(slot)),
+            members: 0,
+        };
+        let now = net.now;
+        net.at(1)
+            .handle_message(now, &node(3), TokenMessage::Claims(vec![claim]));
+        net.collect();
+        let answer = net
+            .letters
+            .iter()
+            .find_map(|(_, to, message)| match message {
+                TokenMessage::Answers(answers) if *to == node(3) => Some(answers[0].clone()),
+                _ => None,
+            });
+        assert!(!net.held(&one).contains(&slot));
+        let place = Place {
+            id: two,
+            node: node(2),
+        };
+        let there = vec![(SlotSet::one(slot), Said::Ask(place))];
+        (answer.unwrap().said, there)
     };
-    let now = net.now;
-    net.at(1)
-        .handle_message(now, &node(3), TokenMessage::Claims(vec![claim]));
-    net.collect();
-    let answer = net
-        .letters
-        .iter()
-        .find_map(|(_, to, message)| match message {
-            TokenMessage::Answers(answers) if *to == node(3) => Some(answers[0].clone()),
-            _ => None,
-        });
-    let place = Place {
-        id: two,
-        node: node(2),
-    };
-    assert_eq!(
-        answer.unwrap().said,
-        [(SlotSet::one(slot), Said::Ask(place))]
-    );
-    assert!(!net.held(&one).contains(&slot));
+    let (told, there) = said(true);
+    assert_eq!(told, there);
+    assert!(said(false).0.is_empty());
 }
 
 #[test]
