@@ -262,12 +262,13 @@ impl Links {
         self.dials.set_seeds(now, seeds);
     }
 
-    /// From now on this node is no newcomer.
     /// See [`Dials::look_around`].
     pub(crate) fn look_around(&mut self, now: Instant) {
+        self.due = None;
         self.dials.look_around(now);
     }
 
+    /// From now on this node is no newcomer.
     pub(crate) fn set_joined(&mut self) {
         self.ours.joined = true;
     }
