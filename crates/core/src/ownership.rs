@@ -586,6 +586,9 @@ impl Ownership {
                 keyed.conclude(hub, now, at);
             }
             keyed.ranks.expire(now, hub.said_lives());
+            if let Some(next) = keyed.ranks.next_expiry(hub.said_lives()) {
+                hub.schedule(next);
+            }
             keyed
                 .pointers
                 .retain(|_, (_, since)| now.since(*since) < POINTER_LIVES);

@@ -137,6 +137,12 @@ impl Ranks {
         self.ranked.len() < before
     }
 
+    /// When the next of these is forgotten.
+    pub(crate) fn next_expiry(&self, lives: Duration) -> Option<Instant> {
+        let said = self.ranked.values().filter(|ranked| !ranked.listed);
+        said.map(|ranked| ranked.said_at + lives).min()
+    }
+
     /// That node is down: nothing of it counts until the view lists it again.
     pub(crate) fn forget(&mut self, node: &NodeName) {
         self.ranked.retain(|id, _| id.node != *node);
