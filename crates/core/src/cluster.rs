@@ -5,7 +5,7 @@
 //! [`handle_timeout`](Cluster::handle_timeout) no later than [`poll_timeout`](Cluster::poll_timeout) says. Nothing
 //! here blocks, reads a clock or draws randomness that the seed does not determine.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -104,6 +104,8 @@ pub enum ClusterEvent {
     Registry(RegistryEvent),
     /// Every owner that is up has been synced: this node may route. Reported once.
     Synced,
+    /// All seeds were dialled once more, and the entries of everybody who was found are here; see [`Cluster::look_around`].
+    LookedAround,
     /// This node took a new generation, because an earlier life of its name had a higher one.
     Renewed {
         /// The node, in its new life.
@@ -151,6 +153,12 @@ pub struct Cluster {
     /// When the last new generation was taken, and how long the next one has to wait from then.
     renewed: Option<(Instant, Duration)>,
     synced: bool,
+    /// Somebody waits for [`ClusterEvent::LookedAround`].
+    looks_around: bool,
+    /// The peers with a ready link that had been members when it was made.
+    joined_peers: BTreeSet<NodeId>,
+    /// One of them has told whom it knows.
+    heard_of_joined: bool,
     /// There are seeds whose addresses are not known yet.
     awaits_seeds: bool,
     stopped: bool,
@@ -221,6 +229,9 @@ impl Cluster {
             candidates_at: now + CANDIDATE_INTERVAL,
             renewed: None,
             synced: false,
+            looks_around: false,
+            joined_peers: BTreeSet::new(),
+            heard_of_joined: false,
             awaits_seeds: config.seeds_awaited,
             stopped: false,
             collecting: false,
@@ -427,6 +438,16 @@ impl Cluster {
         self.awaits_seeds = awaited;
     }
 
+    /// Dials all seeds once more. To be called by a node that knows nobody any more, and must know whether that is so before
+    /// it takes for its own what others may have; [`ClusterEvent::LookedAround`] says when it is done.
+    pub fn look_around(&mut self, now: Instant) {
+        self.looks_around = true;
+        self.heard_of_joined = false;
+        self.links.look_around(now);
+        self.tracker.forget_who_told();
+        self.settle(now);
+    }
+
     /// A connection is open, and its encryption is through.
     pub fn handle_connected(
         &mut self,
@@ -549,6 +570,7 @@ impl Cluster {
                 .extend(events.into_iter().map(ClusterEvent::Registry));
         }
         self.judge_sync();
+        self.judge_look();
         self.links.settle_timeout();
     }
 
@@ -559,6 +581,9 @@ impl Cluster {
                     node: peer.clone(),
                     offers: hello.offers,
                 });
+                if hello.joined {
+                    self.joined_peers.insert(peer.clone());
+                }
                 self.membership.link_up(now, &peer, &hello.address);
                 self.tracker.link_up(now, &peer);
                 if hello.minor < MINOR_AWAITS_VERSIONS {
@@ -566,6 +591,7 @@ impl Cluster {
                 }
             }
             LinkEvent::Lost { peer } => {
+                self.joined_peers.remove(&peer);
                 self.membership.link_down(&peer);
                 self.tracker.link_down(now, &peer);
             }
@@ -619,6 +645,7 @@ impl Cluster {
                 self.membership.handle_verdict(now, from, verdict);
             }
             ControlMessage::Vector(vector) => {
+                self.heard_of_joined |= self.joined_peers.contains(from);
                 // Whatever a peer lists is up for it.
                 for row in vector.owners.iter().take(MAX_KNOWN_NODES) {
                     self.membership.heard_alive(now, from, &row.owner);
@@ -703,6 +730,33 @@ impl Cluster {
         self.events.push_back(ClusterEvent::Renewed { node });
     }
 
+    /// Rule: the word of another newcomer is not that of the cluster. Two that start together meet before the members have
+    /// answered, and each would take the other for all that there is: it takes the word of one that was a member already, or
+    /// of every seed that answers.
+    fn has_heard_enough(&self) -> bool {
+        let told = self.heard_of_joined || self.links.dials().are_seeds_settled();
+        told && self.tracker.has_heard_of_owners()
+    }
+
+    /// Rule: who knows nobody has looked around once every seed has answered or failed, and whoever was found has told whom
+    /// it knows. That a seed's host is gone for good is no reason to wait for ever.
+    fn judge_look(&mut self) {
+        if !self.looks_around || self.awaits_seeds || self.tracker.is_missing_any() {
+            return;
+        }
+        let done = match self.links.dials().seed_state() {
+            SeedState::Trying => false,
+            SeedState::Answered => self.has_heard_enough(),
+            SeedState::None | SeedState::AllRefused | SeedState::Unreachable => {
+                self.tracker.has_heard_of_owners() || self.links.ready_peers().next().is_none()
+            }
+        };
+        if done {
+            self.looks_around = false;
+            self.events.push_back(ClusterEvent::LookedAround);
+        }
+    }
+
     /// Rule: a fresh node must not route from a partial view.
     fn judge_sync(&mut self) {
         if self.synced {
@@ -713,11 +767,9 @@ impl Cluster {
                 !self.tracker.is_missing_any()
             }
             SeedState::Trying => false,
+            SeedState::Answered => self.has_heard_enough() && !self.tracker.is_missing_any(),
             // Where a seed's host is gone for good, the word of whoever dialled this node has to do.
-            SeedState::None
-            | SeedState::AllRefused
-            | SeedState::Unreachable
-            | SeedState::Answered => {
+            SeedState::None | SeedState::AllRefused | SeedState::Unreachable => {
                 self.tracker.has_heard_of_owners() && !self.tracker.is_missing_any()
             }
         };

@@ -17,6 +17,7 @@ pub mod links;
 mod log;
 mod membership;
 pub mod message;
+pub mod ownership;
 pub mod placement;
 pub mod registry;
 mod replica;

@@ -262,6 +262,12 @@ impl Links {
         self.dials.set_seeds(now, seeds);
     }
 
+    /// See [`Dials::look_around`].
+    pub(crate) fn look_around(&mut self, now: Instant) {
+        self.due = None;
+        self.dials.look_around(now);
+    }
+
     /// From now on this node is no newcomer.
     pub(crate) fn set_joined(&mut self) {
         self.ours.joined = true;

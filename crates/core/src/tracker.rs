@@ -428,6 +428,11 @@ impl Tracker {
         self.heard_of_owners.is_some()
     }
 
+    /// Forgets that a peer has told so: all of them are gone.
+    pub(crate) fn forget_who_told(&mut self) {
+        self.heard_of_owners = None;
+    }
+
     /// Registers services, all or none.
     pub fn add(
         &mut self,

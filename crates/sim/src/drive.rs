@@ -315,6 +315,7 @@ impl World {
             self.ended.insert(last, self.now);
         }
         self.processes[process].cluster = Some(cluster);
+        self.machine_turn(process);
         if self.constants.checks {
             self.check_step(process);
         }
@@ -430,6 +431,7 @@ impl World {
 
     fn handle_event(&mut self, process: usize, cluster: &Cluster, event: ClusterEvent) {
         let now = self.now;
+        self.note_fact(process, &event);
         let name = &self.processes[process].name;
         if !matches!(event, ClusterEvent::Registry(_)) {
             self.trace.line(now, || format!("{name} {}", tell(&event)));

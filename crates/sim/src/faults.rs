@@ -447,6 +447,7 @@ impl World {
         }
         self.say(|world| format!("{} goes on", world.processes[process].name));
         self.processes[process].hung_at = Some(self.now);
+        self.machine_resumes(process);
         self.work_off(process);
     }
 

@@ -22,6 +22,7 @@ mod rules;
 pub mod scale;
 #[cfg(test)]
 mod tests;
+pub mod tokens;
 mod trace;
 mod workload;
 mod world;
@@ -50,12 +51,15 @@ pub struct Args {
 enum Command {
     /// What the largest clusters cost: joins, restarts, a partition, deaths, memory, changes, idleness.
     Scale(scale::Options),
+    /// Histories of ownership that moves with its states.
+    Tokens(tokens::TokenArgs),
 }
 
 /// Runs the command; the tables of `scale` are told line by line.
 pub fn run(args: &Args, say: fn(&str)) -> ExitCode {
     match &args.scale {
         Some(Command::Scale(options)) => scale::run(*options, say),
+        Some(Command::Tokens(args)) => tokens::run_command(args),
         None => report::run(&args.histories),
     }
 }

@@ -60,6 +60,20 @@ pub struct Seeds {
     end: u64,
 }
 
+impl Seeds {
+    /// This one alone.
+    pub(crate) fn one(seed: u64) -> Self {
+        Seeds {
+            first: seed,
+            end: seed + 1,
+        }
+    }
+
+    pub(crate) fn iter(self) -> impl Iterator<Item = u64> {
+        self.first..self.end
+    }
+}
+
 impl FromStr for Seeds {
     type Err = String;
 
@@ -258,10 +272,7 @@ fn quantile_ms(sorted: &[(Duration, u64)], share: f64) -> f64 {
 
 pub(super) fn run(args: &Histories) -> ExitCode {
     let seeds = match args.seed {
-        Some(seed) => Seeds {
-            first: seed,
-            end: seed + 1,
-        },
+        Some(seed) => Seeds::one(seed),
         None => args.seeds,
     };
     let started = std::time::Instant::now();

@@ -19,6 +19,7 @@ use super::process::{Dialled, Input, Process, address};
 use super::profile::Profile;
 use super::queue::Queue;
 use super::rules::Switches;
+use super::tokens::{TokenEvent, Tokens};
 use super::trace::Trace;
 use super::workload::Workload;
 
@@ -90,6 +91,8 @@ pub(crate) enum Event {
     Cross(Crossing),
     /// The liar says something.
     Lie,
+    /// Something of ownership that moves with its states.
+    Tokens(TokenEvent),
     /// Once a second.
     Look,
 }
@@ -134,6 +137,8 @@ pub(crate) struct World {
     pub(crate) workload: Workload,
     /// The member that lies, where there is one.
     pub(crate) liar: Option<Liar>,
+    /// Ownership that moves with its states, where the history is of that.
+    pub(crate) tokens: Option<Box<Tokens>>,
     /// The names that there are; the first hosts are their homes, in this order.
     pub(crate) names: Vec<NodeName>,
     /// All that ever ran; the dead stay, without their state machine.
@@ -196,6 +201,7 @@ impl World {
             profile,
             workload,
             liar: None,
+            tokens: None,
             names,
             processes: Vec::new(),
             listening: vec![None; hosts],
@@ -335,6 +341,7 @@ impl World {
             Event::Calls { process } => self.calls(process),
             Event::Cross(crossing) => self.cross(crossing),
             Event::Lie => self.lie(),
+            Event::Tokens(event) => self.tokens_happen(event),
             Event::Look => {
                 self.look();
                 self.queue.push(self.now + SECOND, Event::Look);
@@ -412,12 +419,14 @@ impl World {
         if self.constants.checks {
             self.start_calling(process);
         }
+        self.start_machine(process);
         self.pump(process);
         process
     }
 
     /// The process is gone; `flushes` says whether what it sent before still goes out.
     pub(crate) fn end(&mut self, process: usize, flushes: bool) {
+        self.end_machine(process, false);
         let Some(cluster) = self.processes[process].cluster.take() else {
             return;
         };

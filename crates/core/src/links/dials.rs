@@ -203,6 +203,26 @@ impl Dials {
         }
     }
 
+    /// Every seed has answered, or at least one dial there has failed.
+    pub(crate) fn are_seeds_settled(&self) -> bool {
+        let mut seeds = self
+            .entries
+            .values()
+            .filter(|dial| dial.seed && !dial.myself);
+        seeds.all(|dial| dial.answered || dial.tried)
+    }
+
+    /// All seeds are dialled once more, but for those that are linked: what they answered before says nothing of now.
+    pub(crate) fn look_around(&mut self, now: Instant) {
+        self.now = self.now.max(now);
+        let seeds = self.entries.values_mut().filter(|dial| dial.seed);
+        for dial in seeds.filter(|dial| !matches!(dial.state, State::Linked(_))) {
+            (dial.answered, dial.refused, dial.tried) = (false, false, false);
+            dial.attempts = 0;
+            dial.at = now;
+        }
+    }
+
     pub(crate) fn want(
         &mut self,
         now: Instant,
@@ -276,6 +296,8 @@ impl Dials {
     /// That node is linked.
     pub(crate) fn ready(&mut self, peer: &NodeId) {
         for dial in self.entries.values_mut() {
+            // It is not dialled any more, whoever it was that dialled.
+            dial.answered |= dial.resolved.as_ref() == Some(&peer.name);
             if dial
                 .member
                 .as_ref()

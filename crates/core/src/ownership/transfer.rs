@@ -1,0 +1,528 @@
+//! The states of a slot on their way from one instance to another (R6, R8, R11).
+
+use std::collections::BTreeMap;
+
+use bytes::{Bytes, BytesMut};
+
+use super::message::{
+    Ack, MAX_PIECES, Outcome, Piece, Place, Settled, TokenMessage, join_states, split_states,
+};
+use super::slots::SlotSet;
+use super::{Adoption, Hub, Keyed, TokenEvent, Unsettled};
+use crate::id::{NodeId, ServiceId, ServiceType};
+use crate::time::Instant;
+
+/// R13: pieces that were not acknowledged, and an `adopted` that was not settled, are sent again after this long.
+pub(crate) const RESEND: std::time::Duration = std::time::Duration::from_millis(500);
+
+/// Outcomes that are remembered of each sender, so that what is sent again is answered as before. A sender has at most
+/// [`WINDOW`](super::WINDOW) transfers under way to one receiver at a time, and begins no other before it knows the
+/// outcome of one of them.
+pub(crate) const OUTCOMES: usize = 16;
+
+/// A slot whose states are on their way.
+#[derive(Debug)]
+pub(crate) struct Frozen {
+    pub(crate) to: Place,
+    pub(crate) round: u64,
+    pub(crate) transfer: u64,
+    /// None until the user has given the states.
+    pub(crate) pieces: Option<Vec<Bytes>>,
+    pub(crate) sent: usize,
+    acked: Vec<bool>,
+    pub(crate) touched: Instant,
+    pub(crate) heard: Instant,
+}
+
+impl Frozen {
+    /// Pieces on their way; one that is being prepared counts.
+    pub(crate) fn in_flight(&self) -> u32 {
+        match &self.pieces {
+            None => 1,
+            Some(_) => {
+                let acked = self.acked[..self.sent].iter().filter(|acked| **acked);
+                (self.sent - acked.count()) as u32
+            }
+        }
+    }
+}
+
+/// What has come of a slot so far.
+#[derive(Debug)]
+pub(crate) struct Partial {
+    service_type: ServiceType,
+    pub(crate) to: ServiceId,
+    pub(crate) slot: u32,
+    pieces: Vec<Option<Bytes>>,
+}
+
+impl Keyed {
+    /// Begins to give what is wanted, and goes on with what is on its way, as far as the window allows.
+    pub(crate) fn pump(
+        &mut self,
+        hub: &mut Hub,
+        now: Instant,
+        in_flight: &mut BTreeMap<NodeId, u32>,
+    ) {
+        let window = if hub.rules.window {
+            hub.config.window
+        } else {
+            u32::MAX
+        };
+        for at in 0..self.instances.len() {
+            let instance = &self.instances[at];
+            let frozen: Vec<u32> = instance.frozen.keys().copied().collect();
+            for slot in frozen {
+                self.send_pieces(hub, now, at, slot, in_flight);
+            }
+            let wanted = self.instances[at]
+                .extras
+                .iter()
+                .filter(|(_, extra)| extra.wanted.is_some());
+            let wanted: Vec<u32> = wanted.map(|(slot, _)| *slot).collect();
+            for slot in wanted {
+                let instance = &mut self.instances[at];
+                let copy = instance.claims.get(&slot).is_some_and(|claim| claim.copy);
+                if !copy && !instance.held.contains(slot) {
+                    continue;
+                }
+                let Some(extra) = instance.extras.get_mut(&slot) else {
+                    continue;
+                };
+                // R8: what was adopted is not passed on before the giver knows. It would take the slot back at the death of
+                // its receiver, while the next one holds it.
+                if hub.rules.settles && !extra.unsettled.is_empty() {
+                    continue;
+                }
+                let Some(wanted) = extra.wanted.take_if(|wanted| {
+                    in_flight
+                        .get(&wanted.place.node)
+                        .is_none_or(|on_way| *on_way < window)
+                }) else {
+                    continue;
+                };
+                *in_flight.entry(wanted.place.node.clone()).or_default() += 1;
+                let transfer = hub.transfer();
+                let frozen = Frozen {
+                    to: wanted.place,
+                    round: wanted.round,
+                    transfer,
+                    pieces: None,
+                    sent: 0,
+                    acked: Vec::new(),
+                    touched: now,
+                    heard: now,
+                };
+                // R8: it is frozen when its first piece goes out, and not when it is claimed: until then it is served.
+                instance.end_claim(slot);
+                instance.held.remove(slot);
+                instance.frozen.insert(slot, frozen);
+                let instance = instance.standing.id.clone();
+                hub.drop_partials(&instance, slot, None);
+                hub.events.push_back(TokenEvent::Give {
+                    service_type: self.service_type.clone(),
+                    instance: instance.clone(),
+                    slot,
+                    transfer,
+                });
+                hub.gates(&self.service_type, &instance, SlotSet::one(slot));
+            }
+        }
+    }
+
+    fn send_pieces(
+        &mut self,
+        hub: &mut Hub,
+        now: Instant,
+        at: usize,
+        slot: u32,
+        in_flight: &mut BTreeMap<NodeId, u32>,
+    ) {
+        let window = if hub.rules.window {
+            hub.config.window
+        } else {
+            u32::MAX
+        };
+        let instance = &mut self.instances[at];
+        let Some(frozen) = instance.frozen.get_mut(&slot) else {
+            return;
+        };
+        let Some(pieces) = &frozen.pieces else {
+            return;
+        };
+        let on_way = in_flight.entry(frozen.to.node.clone()).or_default();
+        while frozen.sent < pieces.len() && *on_way < window {
+            let piece = piece(
+                &self.service_type,
+                &instance.standing.id,
+                slot,
+                frozen,
+                frozen.sent,
+            );
+            frozen.sent += 1;
+            *on_way += 1;
+            frozen.touched = now;
+            hub.schedule(now + RESEND);
+            if let Some(piece) = piece {
+                hub.send(&frozen.to.node, TokenMessage::Piece(piece));
+            }
+        }
+    }
+
+    /// The states of a slot that is to be given. False where there is no such transfer any more, or where they are too large
+    /// to be given: then the slot is served here again.
+    pub(crate) fn give(
+        &mut self,
+        hub: &mut Hub,
+        now: Instant,
+        transfer: u64,
+        states: &[(Bytes, Bytes)],
+    ) -> bool {
+        for at in 0..self.instances.len() {
+            let found = self.instances[at]
+                .frozen
+                .iter_mut()
+                .find(|(_, frozen)| frozen.transfer == transfer);
+            let Some((slot, frozen)) = found else {
+                continue;
+            };
+            let slot = *slot;
+            if frozen.pieces.is_some() {
+                return false;
+            }
+            let bytes = join_states(states);
+            let count = bytes.len().div_ceil(hub.config.piece_bytes).max(1);
+            if count > MAX_PIECES as usize || states.len() > super::message::MAX_KEYS_PER_SLOT {
+                self.take_back(hub, now, at, slot);
+                return false;
+            }
+            let cut = |number: usize| {
+                let start = number * hub.config.piece_bytes;
+                bytes.slice(start..bytes.len().min(start + hub.config.piece_bytes))
+            };
+            frozen.pieces = Some((0..count).map(cut).collect());
+            frozen.acked = vec![false; count];
+            frozen.touched = now;
+            frozen.heard = now;
+            hub.schedule(now + RESEND);
+            return true;
+        }
+        false
+    }
+
+    /// A piece came.
+    pub(crate) fn handle_piece(
+        &mut self,
+        hub: &mut Hub,
+        now: Instant,
+        from: &NodeId,
+        piece: Piece,
+    ) {
+        let known = hub.outcomes.get(from).and_then(|outcomes| {
+            let known = outcomes
+                .iter()
+                .find(|(transfer, _)| *transfer == piece.transfer);
+            known.map(|(_, outcome)| *outcome)
+        });
+        if let Some(outcome) = known {
+            return hub.ack(from, &piece, outcome);
+        }
+        let slot = piece.slot;
+        let at = self
+            .at(&piece.to)
+            .filter(|_| slot < hub.config.slots && piece.from.node == from.name);
+        let Some(at) = at else {
+            return hub.ack(from, &piece, Outcome::Refused);
+        };
+        let instance = &mut self.instances[at];
+        let (holds, claim) = (instance.held.contains(slot), instance.claims.get_mut(&slot));
+        // R6: states are adopted by a claim of the round that they were sent for alone; where the slot is held, they are
+        // another copy, to be merged (R11). Whoever was disabled meanwhile would hold without wanting to.
+        let is_wanted = match &claim {
+            Some(claim) => claim.round == piece.round || !hub.rules.rounds,
+            None => holds || (!hub.rules.rounds && !instance.frozen.contains_key(&slot)),
+        };
+        if !is_wanted {
+            hub.partials.remove(&(from.clone(), piece.transfer));
+            hub.settle_outcome(from, piece.transfer, Outcome::Refused);
+            return hub.ack(from, &piece, Outcome::Refused);
+        }
+        let begins = claim.is_some_and(|claim| !std::mem::replace(&mut claim.begun, true));
+        let id = instance.standing.id.clone();
+        if begins {
+            hub.gates(&self.service_type, &id, SlotSet::one(slot));
+        }
+        // A newer transfer of that sender for the slot: the earlier one was taken back.
+        hub.drop_partials(&id, slot, Some((from, piece.transfer)));
+        let partial = hub
+            .partials
+            .entry((from.clone(), piece.transfer))
+            .or_insert_with(|| Partial {
+                service_type: piece.service_type.clone(),
+                to: piece.to.clone(),
+                slot,
+                pieces: vec![None; piece.of as usize],
+            });
+        let is_same = partial.pieces.len() == piece.of as usize
+            && partial.to == piece.to
+            && partial.slot == slot
+            && partial.service_type == piece.service_type;
+        let Some(place) = partial
+            .pieces
+            .get_mut(piece.piece as usize)
+            .filter(|_| is_same)
+        else {
+            return;
+        };
+        *place = Some(piece.bytes.clone());
+        if partial.pieces.iter().any(Option::is_none) {
+            return hub.ack(from, &piece, Outcome::Got);
+        }
+        let mut whole = BytesMut::new();
+        for part in partial.pieces.iter().flatten() {
+            whole.extend_from_slice(part);
+        }
+        hub.partials.remove(&(from.clone(), piece.transfer));
+        let Some(states) = split_states(&whole.freeze()) else {
+            hub.settle_outcome(from, piece.transfer, Outcome::Refused);
+            return hub.ack(from, &piece, Outcome::Refused);
+        };
+        self.adopt(hub, now, at, from, &piece, states);
+    }
+
+    fn adopt(
+        &mut self,
+        hub: &mut Hub,
+        now: Instant,
+        at: usize,
+        from: &NodeId,
+        piece: &Piece,
+        states: Vec<(Bytes, Bytes)>,
+    ) {
+        let slot = piece.slot;
+        let instance = &mut self.instances[at];
+        let id = instance.standing.id.clone();
+        // R11: where two copies meet they merge. R12: an older copy that was in doubt is merged into the newer one.
+        let how = if instance.held.contains(slot) {
+            Adoption::MergeIntoOurs
+        } else if instance.claims.get(&slot).is_some_and(|claim| claim.copy) {
+            Adoption::MergeOursInto
+        } else {
+            Adoption::Whole
+        };
+        if instance.end_claim(slot).is_some() {
+            hub.drop_partials(&id, slot, None);
+        }
+        instance.held.insert(slot);
+        let unsettled = Unsettled {
+            giver: Place {
+                id: piece.from.clone(),
+                node: from.clone(),
+            },
+            transfer: piece.transfer,
+            at: now,
+            since: now,
+        };
+        instance
+            .extras
+            .entry(slot)
+            .or_default()
+            .unsettled
+            .push(unsettled);
+        hub.schedule(now + RESEND);
+        hub.settle_outcome(from, piece.transfer, Outcome::Adopted);
+        hub.events.push_back(TokenEvent::Adopted {
+            service_type: self.service_type.clone(),
+            instance: id.clone(),
+            slot,
+            from: piece.from.clone(),
+            transfer: piece.transfer,
+            states,
+            how,
+        });
+        hub.ack(from, piece, Outcome::Adopted);
+        hub.gates(&self.service_type, &id, SlotSet::one(slot));
+        self.review(hub, now);
+    }
+
+    /// A piece was taken, or not.
+    pub(crate) fn handle_ack(&mut self, hub: &mut Hub, now: Instant, from: &NodeId, ack: &Ack) {
+        if ack.outcome == Outcome::Adopted {
+            // R8: said whenever it is asked for, also of what is forgotten here: the receiver waits for it.
+            let settled = Settled {
+                service_type: self.service_type.clone(),
+                transfer: ack.transfer,
+                to: ack.from.clone(),
+                slot: ack.slot,
+            };
+            hub.send(from, TokenMessage::Settled(settled));
+        }
+        let Some(at) = self.at(&ack.to) else {
+            return;
+        };
+        let instance = &mut self.instances[at];
+        let Some(frozen) = instance.frozen.get_mut(&ack.slot) else {
+            return;
+        };
+        if frozen.transfer != ack.transfer || frozen.to.node != *from {
+            return;
+        }
+        frozen.heard = now;
+        match ack.outcome {
+            Outcome::Got => {
+                if let Some(acked) = frozen.acked.get_mut(ack.piece as usize) {
+                    *acked = true;
+                }
+            }
+            Outcome::Adopted => {
+                let to = frozen.to.clone();
+                instance.frozen.remove(&ack.slot);
+                let id = instance.standing.id.clone();
+                self.pointers.insert(ack.slot, (to.clone(), now));
+                hub.schedule(now + super::POINTER_LIVES);
+                hub.events.push_back(TokenEvent::Released {
+                    service_type: self.service_type.clone(),
+                    instance: id.clone(),
+                    slot: ack.slot,
+                    to: to.id,
+                });
+                hub.gates(&self.service_type, &id, SlotSet::one(ack.slot));
+                self.review(hub, now);
+            }
+            Outcome::Refused => self.take_back(hub, now, at, ack.slot),
+        }
+    }
+
+    /// R8: what was given was not adopted, as far as can be known: it is served here again.
+    pub(crate) fn take_back(&mut self, hub: &mut Hub, now: Instant, at: usize, slot: u32) {
+        let instance = &mut self.instances[at];
+        if instance.frozen.remove(&slot).is_none() {
+            return;
+        }
+        let id = instance.standing.id.clone();
+        if !hub.rules.keeps {
+            hub.events.push_back(TokenEvent::Lost {
+                service_type: self.service_type.clone(),
+                instance: id,
+                slots: SlotSet::one(slot),
+            });
+            return self.review(hub, now);
+        }
+        instance.held.insert(slot);
+        if let Some(extra) = instance.extras.get_mut(&slot) {
+            extra.wanted = None;
+        }
+        hub.events.push_back(TokenEvent::TakenBack {
+            service_type: self.service_type.clone(),
+            instance: id.clone(),
+            slot,
+        });
+        hub.gates(&self.service_type, &id, SlotSet::one(slot));
+        self.review(hub, now);
+    }
+
+    /// The giver knows.
+    pub(crate) fn handle_settled(&mut self, settled: &Settled) {
+        let Some(at) = self.at(&settled.to) else {
+            return;
+        };
+        let extras = &mut self.instances[at].extras;
+        if let Some(extra) = extras.get_mut(&settled.slot) {
+            extra
+                .unsettled
+                .retain(|unsettled| unsettled.transfer != settled.transfer);
+            if extra.is_empty() {
+                extras.remove(&settled.slot);
+            }
+        }
+    }
+
+    /// R13: says again what was not answered, and serves again what a silent receiver does not take.
+    pub(crate) fn resend(&mut self, hub: &mut Hub, now: Instant, at: usize) {
+        let patience = hub.config.patience;
+        let instance = &mut self.instances[at];
+        let mut silent = Vec::new();
+        for (slot, frozen) in &mut instance.frozen {
+            if frozen.pieces.is_none() {
+                continue;
+            }
+            if now.since(frozen.heard) >= patience && hub.rules.patience {
+                silent.push((*slot, frozen.to.node.clone()));
+                continue;
+            }
+            if hub.rules.patience {
+                hub.schedule(frozen.heard + patience);
+            }
+            if now.since(frozen.touched) >= RESEND && hub.rules.repeats {
+                frozen.touched = now;
+                for number in 0..frozen.sent {
+                    if frozen.acked[number] {
+                        continue;
+                    }
+                    if let Some(piece) = piece(
+                        &self.service_type,
+                        &instance.standing.id,
+                        *slot,
+                        frozen,
+                        number,
+                    ) {
+                        hub.send(&frozen.to.node, TokenMessage::Piece(piece));
+                    }
+                }
+            }
+            if hub.rules.repeats {
+                hub.schedule(frozen.touched + RESEND);
+            }
+        }
+        for (slot, extra) in &mut instance.extras {
+            // A giver that is up and mute keeps nobody from passing the slot on for longer than patience lasts.
+            extra
+                .unsettled
+                .retain(|unsettled| now.since(unsettled.since) < patience || !hub.rules.patience);
+            for unsettled in &mut extra.unsettled {
+                if now.since(unsettled.at) >= RESEND && hub.rules.repeats {
+                    unsettled.at = now;
+                    let ack = Ack {
+                        service_type: self.service_type.clone(),
+                        transfer: unsettled.transfer,
+                        from: instance.standing.id.clone(),
+                        to: unsettled.giver.id.clone(),
+                        slot: *slot,
+                        piece: 0,
+                        outcome: Outcome::Adopted,
+                    };
+                    hub.send(&unsettled.giver.node, TokenMessage::Ack(ack));
+                }
+                if hub.rules.repeats {
+                    hub.schedule(unsettled.at + RESEND);
+                }
+            }
+        }
+        let id = instance.standing.id.clone();
+        for (slot, peer) in silent {
+            hub.lose_patience(&self.service_type, &id, peer, SlotSet::one(slot));
+            self.take_back(hub, now, at, slot);
+        }
+    }
+}
+
+fn piece(
+    service_type: &ServiceType,
+    from: &ServiceId,
+    slot: u32,
+    frozen: &Frozen,
+    number: usize,
+) -> Option<Piece> {
+    let pieces = frozen.pieces.as_ref()?;
+    Some(Piece {
+        service_type: service_type.clone(),
+        transfer: frozen.transfer,
+        from: from.clone(),
+        to: frozen.to.id.clone(),
+        round: frozen.round,
+        slot,
+        piece: number as u32,
+        of: pieces.len() as u32,
+        bytes: pieces.get(number)?.clone(),
+    })
+}
