@@ -7,6 +7,10 @@ use super::{TokenOutcome, TokenPlan, TokenProfile, WithoutToken, run};
 /// Rules whose absence the simulator does not report, and what is supposed to cover for them.
 const UNNOTICED: &[(&str, &str)] = &[
     (
+        "settles",
+        "missed in one of 900 histories of `crashes-late` of an earlier state, in none of 900 now; a test of the core misses it",
+    ),
+    (
         "still_synced",
         "not missed in 250 histories of `crashes`, nor in what 40 seconds had of `crashes-late` and `mass`: newcomers hear of \
          each other too soon; a test of the core misses it",
@@ -81,7 +85,6 @@ const NOTICED: &[(&str, &str, std::ops::Range<u64>)] = &[
     ("rounds", "crashes-late", 0..4),
     ("freezes", "planned", 0..2),
     ("keeps", "planned", 0..4),
-    ("settles", "crashes-late", 163..164),
     ("window", "large", 0..2),
     ("dead_are_silent", "crashes-late", 134..135),
     ("moved", "planned", 0..2),
