@@ -614,7 +614,6 @@ impl Membership {
         let own = identity.node.name == from.name;
         if update.state() == State::Alive {
             self.heard_gossip(now, from, identity);
-            self.accusations.refuted(identity, update.incarnation());
         }
         if !own && self.is_to_be_asked(now, from, update) {
             return false;
@@ -631,7 +630,13 @@ impl Membership {
         let outdated = self.is_outdated(&identity.node);
         self.counts.barred += u64::from(barred);
         self.counts.strangers += u64::from(stranger);
-        !barred && !stranger && !outdated
+        let admitted = !barred && !stranger && !outdated;
+        if admitted && update.state() == State::Alive {
+            // Rule: only what is believed refutes. A word that is refused for its incarnation would let one liar hold up what
+            // others say of the dead.
+            self.accusations.refuted(identity, update.incarnation());
+        }
+        admitted
     }
 
     /// What others say of this very identity of this node: a suspicion has to be about an incarnation that there is.
@@ -681,15 +686,17 @@ impl Membership {
             .roster
             .iter_up()
             .filter(|other| other.node.name != *name);
-        let needed = others.take(AGREEING_TELLERS).count();
+        let tellers = others.take(AGREEING_TELLERS).count();
         // Rule: whoever holds a link here speaks on it, whatever others say, as long as nobody doubts it. A link that was cut
         // is silent for a while longer, and who is suspected meanwhile would have no way to say that it has come back.
+        // Even then one teller is not enough: of three nodes one could raise the doubt, and then tell of a return that never was.
         let doubted = member.is_some_and(|member| member.state() == State::Suspect);
-        let up = self.roster.up(name);
-        let speaks = up.is_some_and(|up| {
-            self.is_linked(&up.node) && !doubted && !self.accusations.has_case(&up.node)
-        });
-        let needed = if speaks { usize::MAX } else { needed };
+        let linked = self.roster.up(name).filter(|up| self.is_linked(&up.node));
+        let needed = match linked {
+            Some(up) if !doubted && !self.accusations.has_case(&up.node) => usize::MAX,
+            Some(_) => AGREEING_TELLERS,
+            None => tellers,
+        };
         if self
             .generations
             .is_agreed(now, &from.name, identity, needed)

@@ -99,6 +99,42 @@ fn a_later_life_is_taken_from_two_who_say_so_where_the_node_cannot_be_asked() {
     assert!(world.sees_up(0, 1));
 }
 
+/// Whether node 0 keeps node 1 as what it is, of three nodes, while node 2 first raises a doubt and then tells of a return.
+fn stays_what_it_is(doubt: State) -> bool {
+    let mut world = World::joined(3, 29, Rules::default());
+    let known = identity(&world, 1);
+    says(&mut world, 2, 0, vec![Member::new(known.clone(), 0, doubt)]);
+    let later = Identity::new(life(1, 1), known.bump + 1, address(9));
+    says(&mut world, 2, 0, vec![Member::alive(later)]);
+    identity(&world, 1) == known && world.sees_up(0, 1)
+}
+
+#[test]
+fn of_three_one_cannot_raise_a_doubt_and_settle_it_with_a_return_of_its_own_making() {
+    for doubt in [State::Suspect, State::Down] {
+        assert!(stays_what_it_is(doubt), "{doubt:?}");
+    }
+}
+
+/// Whether a node that does not answer is down after twice a `down_period`, while one says that it is down and one, with an
+/// incarnation that cannot be, that it lives.
+fn is_convicted_against(incarnation: foca::Incarnation) -> bool {
+    let mut world = World::joined(12, 25, Rules::default());
+    world.silence(1);
+    world.partition(&[0], &(2..12).collect::<Vec<_>>());
+    let accused = identity(&world, 1);
+    says(&mut world, 3, 0, vec![Member::down(accused.clone())]);
+    let revived = Member::new(accused, incarnation, State::Alive);
+    says(&mut world, 4, 0, vec![revived]);
+    world.run(DOWN + MILLISECOND);
+    !world.sees_up(0, 1)
+}
+
+#[test]
+fn a_word_that_cannot_be_refutes_nothing() {
+    assert!(is_convicted_against(u16::MAX));
+}
+
 /// How often node 0 took node 1 for dead while node 3 said so, fifty times a second.
 fn downs_while_accused(rules: Rules) -> (usize, MembershipCounts) {
     let mut world = World::joined(4, 24, rules);
