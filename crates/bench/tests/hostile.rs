@@ -6,7 +6,9 @@ use std::io::Write;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use keydispatch::{Node, ServiceHandle};
+use keydispatch::{
+    Context, Node, NodeBuilder, Protocol, ReplyTo, ServeOptions, Service, ServiceHandle,
+};
 use keydispatch_bench::fleet::{Counter, CounterCall, Counters, eventually};
 use keydispatch_core::limits::{MAX_CONTROL_FRAME_BYTES, MAX_KNOWN_NODES};
 use keydispatch_core::message::{
@@ -20,6 +22,7 @@ use keydispatch_core::{
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 
 /// What an attack may make the process grow by, the attacker's own memory included.
 const ALLOWANCE_KIB: u64 = 96 * 1024;
@@ -69,18 +72,21 @@ struct Stage {
 
 impl Stage {
     async fn set() -> Stage {
+        Stage::set_with(|node| node).await
+    }
+
+    async fn set_with(describe: impl Fn(NodeBuilder) -> NodeBuilder) -> Stage {
         static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
         let alone = ALONE.lock().await;
         logs().0.lock().unwrap().clear();
-        let start = |name: &'static str, seeds: Vec<String>| async move {
-            Node::builder(name)
+        let start = |name: &'static str, seeds: Vec<String>| {
+            let node = Node::builder(name)
                 .cluster("hostile")
                 .bind("127.0.0.1:0")
                 .seeds(seeds)
-                .plaintext()
-                .start()
-                .await
-                .unwrap()
+                .plaintext();
+            let node = describe(node);
+            async move { node.start().await.unwrap() }
         };
         let target = start("target", Vec::new()).await;
         target.serve(Counter::default()).await.unwrap();
@@ -328,6 +334,87 @@ async fn a_flood_of_calls_whose_replies_nobody_reads_is_bounded() {
     let _ = tokio::time::timeout(Duration::from_secs(5), flood).await;
     stage.still_answers().await;
     stage.has_not_grown();
+}
+
+/// A service that never finishes its first call, and says that it has it. What comes behind it waits.
+struct Stuck(Arc<Notify>);
+
+struct Stucks;
+
+impl Protocol for Stucks {
+    const NAME: &'static str = "stuck";
+    type Call = Vec<u8>;
+    type Reply = ();
+    type Cast = Vec<u8>;
+}
+
+impl Service for Stuck {
+    type Protocol = Stucks;
+
+    async fn handle_call(&mut self, _: Vec<u8>, _: ReplyTo<()>, _: &mut Context<Self>) {
+        self.0.notify_one();
+        std::future::pending().await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_of_16_mib_as_fast_as_a_connection_takes_them_wait_in_as_much_as_was_set() {
+    const WAITING_BYTES: usize = 64 << 20;
+    const CALL_BYTES: usize = (16 << 20) - 16;
+    let stage = Stage::set_with(|node| node.waiting_bytes(WAITING_BYTES)).await;
+    let mut stuck = Vec::new();
+    for number in 0..10 {
+        let options = ServeOptions::new().name(format!("stuck-{number}"));
+        let begun = Arc::new(Notify::new());
+        let service = Stuck(Arc::clone(&begun));
+        let served = stage.target.serve_with(options, service).await.unwrap();
+        let first = stage.target.services::<Stucks>().at(served.id().clone());
+        tokio::spawn(async move { first.call(Vec::new()).await });
+        begun.notified().await;
+        stuck.push(served);
+    }
+    let mut peer = stage.greet("flood", Lane::Data).await;
+    let (mut replies, mut calls) = peer.stream.split();
+    let message = vec![7; CALL_BYTES];
+    let flood = async {
+        for number in 1..=100_u64 {
+            let at = &stuck[number as usize % stuck.len()];
+            // Number, service, timeout in milliseconds, version; and the message, which is bytes.
+            let header = (number, at.id().sequence, 60_000_u32, 1_u64);
+            let header = postcard::to_allocvec(&(header, CALL_BYTES)).unwrap();
+            let length = u32::try_from(1 + header.len() + message.len()).unwrap();
+            calls.write_u32_le(length).await.unwrap();
+            calls.write_u8(FIRST_DATA_KIND).await.unwrap();
+            calls.write_all(&header).await.unwrap();
+            calls.write_all(&message).await.unwrap();
+            // The attacker's own copy, and what is arriving, are part of the allowance.
+            let limit = stage.memory_kib + ALLOWANCE_KIB + WAITING_BYTES as u64 / 1024;
+            let now = memory_kib();
+            assert!(
+                now < limit,
+                "{now} KiB after {number} calls, {limit} are allowed"
+            );
+        }
+    };
+    let answers = async {
+        let mut sink = vec![0; 65_536];
+        while !matches!(replies.read(&mut sink).await, Ok(0) | Err(_)) {}
+    };
+    tokio::select! {
+        () = flood => {}
+        () = answers => panic!("the connection was closed"),
+    }
+    eventually("some were told that there is no room", async || {
+        let stats = stage.target.stats().await.unwrap().data;
+        assert!(stats.waiting_bytes <= WAITING_BYTES, "{stats:?}");
+        if stats.refused_for_want_of_room > 0 {
+            Ok(())
+        } else {
+            Err(format!("{stats:?}"))
+        }
+    })
+    .await;
+    stage.still_answers().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,6 +6,7 @@ use keydispatch_core::limits::DEFAULT_MAX_PAYLOAD_BYTES;
 use keydispatch_core::message::Address;
 use keydispatch_core::{ClusterName, NameError, NodeName, Settings, SettingsError, Zone};
 
+use crate::backlog;
 use crate::discovery::{Seed, SeedError};
 use crate::drain::DEFAULT_DRAIN_TIMEOUT;
 use crate::memory::MemoryNetwork;
@@ -124,6 +125,7 @@ pub struct NodeBuilder {
     max_payload_bytes: usize,
     check_messages: Option<bool>,
     topic_bytes: usize,
+    waiting_bytes: Option<usize>,
     start_timeout: Duration,
     expect: usize,
     drain_timeout: Duration,
@@ -149,6 +151,7 @@ pub(crate) struct Checked {
     pub(crate) max_payload_bytes: usize,
     pub(crate) checks_messages: bool,
     pub(crate) topic_bytes: usize,
+    pub(crate) waiting_bytes: usize,
     pub(crate) start_timeout: Duration,
     pub(crate) expect: usize,
     pub(crate) drain_timeout: Duration,
@@ -185,6 +188,7 @@ impl NodeBuilder {
             max_payload_bytes: DEFAULT_MAX_PAYLOAD_BYTES,
             check_messages: None,
             topic_bytes: DEFAULT_TOPIC_BYTES,
+            waiting_bytes: None,
             start_timeout: DEFAULT_START_TIMEOUT,
             expect: 0,
             drain_timeout: DEFAULT_DRAIN_TIMEOUT,
@@ -320,6 +324,18 @@ impl NodeBuilder {
         self
     }
 
+    /// Bytes of payloads that may wait on this node in all, `node.waiting_bytes`: in mailboxes, for subscriptions to topics,
+    /// as replies, and as messages to other nodes. By default a quarter of the memory that the process may use (its control
+    /// group's limit, or the machine's), and at most 1 GiB.
+    ///
+    /// No peer takes more than is still free, so that one alone gets half of it. What is beyond it fails as
+    /// [`CallError::Overloaded`](crate::CallError::Overloaded), or is dropped and counted as where a mailbox is full. Where
+    /// nothing else waits one message is taken, whatever its size. What a handler has in hand does not wait.
+    pub fn waiting_bytes(mut self, bytes: usize) -> Self {
+        self.waiting_bytes = Some(bytes);
+        self
+    }
+
     /// How many nodes there are to be, this one included, before [`start`](Self::start) returns, `node.expect`; by default it
     /// waits for nobody. Once they have been there they are never waited for again.
     ///
@@ -440,6 +456,7 @@ impl NodeBuilder {
                 .check_messages
                 .unwrap_or(cfg!(debug_assertions) || in_memory),
             topic_bytes: self.topic_bytes,
+            waiting_bytes: self.waiting_bytes.unwrap_or_else(backlog::default_bytes),
             start_timeout: self.start_timeout,
             expect: self.expect,
             drain_timeout: self.drain_timeout,
@@ -523,6 +540,7 @@ impl Config {
         if let Some(bytes) = node.max_payload_bytes {
             builder.max_payload_bytes = bytes;
         }
+        builder.waiting_bytes = node.waiting_bytes;
         if let Some(bytes) = self.pubsub.topic_bytes {
             builder.topic_bytes = bytes;
         }

@@ -13,6 +13,7 @@ use papaya::Guard as _;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
+use crate::backlog::{Backlog, Share};
 use crate::call::{CallError, Unsent};
 use crate::mailbox::AnyMailbox;
 use crate::pubsub::Topics;
@@ -58,6 +59,7 @@ pub(crate) struct DataConfig {
     pub(crate) max_payload_bytes: usize,
     pub(crate) checks_messages: bool,
     pub(crate) topic_bytes: usize,
+    pub(crate) waiting_bytes: usize,
     pub(crate) drain_timeout: Duration,
     pub(crate) runtimes: Runtimes,
 }
@@ -154,6 +156,10 @@ pub(crate) struct DataPlane {
     /// Counts the attempts to connect to any peer: later ones have larger numbers, whatever became of the peer meanwhile.
     attempts: AtomicU64,
     local: papaya::HashMap<u64, Local>,
+    /// What waits on this node in all.
+    backlog: Arc<Backlog>,
+    /// What waits of this node's own messages to its own services.
+    own_share: Arc<Share>,
     pub(crate) topics: Topics,
     pub(crate) counters: Counters,
     stopping: watch::Sender<bool>,
@@ -179,6 +185,8 @@ impl std::fmt::Debug for DataPlane {
 
 impl DataPlane {
     pub(crate) fn new(config: DataConfig) -> Arc<Self> {
+        let backlog = Backlog::new(config.waiting_bytes);
+        let own_share = backlog.share();
         Arc::new(DataPlane {
             transport: Mutex::new(config.transport),
             hello: config.hello,
@@ -192,7 +200,9 @@ impl DataPlane {
             onward: Onward::default(),
             attempts: AtomicU64::new(0),
             local: papaya::HashMap::new(),
-            topics: Topics::new(config.topic_bytes),
+            topics: Topics::new(config.topic_bytes, Arc::clone(&own_share)),
+            backlog,
+            own_share,
             counters: Counters::default(),
             stopping: watch::channel(false).0,
             leaving: AtomicBool::new(false),
@@ -213,6 +223,11 @@ impl DataPlane {
     /// The limit by which local messages are encoded and decoded as remote ones are; none where they move as they are.
     pub(crate) fn checked_limit(&self) -> Option<usize> {
         self.checks_messages.then_some(self.max_payload_bytes)
+    }
+
+    /// What messages of this node to its own services are counted in.
+    pub(crate) fn own_share(&self) -> Arc<Share> {
+        Arc::clone(&self.own_share)
     }
 
     pub(crate) fn drain_timeout(&self) -> Duration {
@@ -398,8 +413,18 @@ impl DataPlane {
         if let Some(offers) = offers {
             contact.offers(&offers);
         }
+        let share = self.backlog.share();
         let lanes = (0..u16::try_from(self.pool_size).unwrap_or(u16::MAX))
-            .map(|lane| Lane::new(node.clone(), address.clone(), lane, Arc::clone(&contact)))
+            .map(|lane| {
+                let (node, address) = (node.clone(), address.clone());
+                Lane::new(
+                    node,
+                    address,
+                    lane,
+                    Arc::clone(&contact),
+                    Arc::clone(&share),
+                )
+            })
             .collect();
         let name = node.name.clone();
         let peer = Arc::new(Peer {
@@ -469,7 +494,9 @@ impl DataPlane {
         let contact = Contact::default();
         contact.offers(&theirs.offers);
         let limit = contact.max_payload_bytes(self.max_payload_bytes);
-        let caller = Caller::new(theirs.node.name, limit, theirs.minor < MINOR_GOES_AWAY);
+        let share = self.backlog.share_of(&theirs.node.name);
+        let old = theirs.minor < MINOR_GOES_AWAY;
+        let caller = Caller::new(theirs.node.name, share, limit, old);
         let admitted = self.admit(&caller);
         let serving = Serving::new(caller, inbound, admitted, Arc::clone(self));
         // It was accepted on the node's own threads.
@@ -478,9 +505,10 @@ impl DataPlane {
     }
 
     /// A broadcast from a peer.
-    fn deliver(&self, from: &NodeName, body: &Bytes) -> Result<(), String> {
+    fn deliver(&self, from: &Caller, body: &Bytes) -> Result<(), String> {
         let (topic, payload) = wire::split::<Topic>(body)?;
-        self.topics.publish(&topic, from, payload);
+        self.topics
+            .publish_from(&topic, from.peer(), payload, from.share());
         Ok(())
     }
 

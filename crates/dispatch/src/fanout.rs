@@ -133,6 +133,34 @@ impl<K: Clone + Eq + Hash, M: Weigh> Fanout<K, M> {
         }
     }
 
+    /// All readers of a name but one are told that one message was missed.
+    pub(crate) fn publish_a_miss(&self, name: &K, skip: Option<ReaderId>) {
+        let group = match &*lock(&self.names.groups) {
+            Some(groups) => groups.get(name).cloned(),
+            None => None,
+        };
+        let Some(group) = group else {
+            return;
+        };
+        let mut wakers = SmallVec::<[Waker; 8]>::new();
+        for queue in &lock(&group.members).queues {
+            if Some(queue.id) != skip {
+                let mut state = lock(&queue.state);
+                state.missed += 1;
+                wakers.extend(state.waker.take());
+            }
+        }
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// True where somebody reads that name.
+    pub(crate) fn has_readers(&self, name: &K) -> bool {
+        let groups = lock(&self.names.groups);
+        groups
+            .as_ref()
+            .is_some_and(|groups| groups.contains_key(name))
+    }
+
     /// Every reader ends after what waits for it, and whoever subscribes from now on ends at once.
     pub(crate) fn close(&self) {
         let groups = lock(&self.names.groups).take();

@@ -46,6 +46,7 @@
 
 #[cfg(any(test, feature = "testkit-certificates"))]
 mod authority;
+mod backlog;
 mod builder;
 mod call;
 mod claim;

@@ -9,6 +9,7 @@ use keydispatch_core::{Accepts, NodeName};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use crate::backlog::Share;
 use crate::call::{CallError, Failure};
 use crate::codec::{self, CrossError, DecodeError, EncodeError};
 use crate::data::inbound::Caller;
@@ -19,6 +20,9 @@ use crate::service::StopReason;
 pub(crate) mod queue;
 
 use queue::Weigh;
+
+/// Messages of at most so many bytes are copied where they are going to wait.
+const COPIED_BYTES: usize = 16 * 1024;
 
 /// A message as it came.
 pub(crate) enum Payload<M> {
@@ -217,6 +221,16 @@ impl<M: 'static> Payload<M> {
     }
 }
 
+impl<M: 'static> Payload<M> {
+    /// What of [`bytes`](Self::bytes) is known to be held: a value alone is bounded by its type, and by the number of places.
+    fn held(&self) -> usize {
+        match self {
+            Payload::Encoded(bytes) => bytes.len(),
+            Payload::Value(_) => self.bytes() - size_of::<M>(),
+        }
+    }
+}
+
 impl<P: Protocol> Weigh for Envelope<P> {
     fn bytes(&self) -> usize {
         match self {
@@ -226,6 +240,27 @@ impl<P: Protocol> Weigh for Envelope<P> {
             Envelope::Cast { message, .. } => message.bytes(),
             Envelope::Stop(_) | Envelope::Mark(_) => 0,
         }
+    }
+
+    fn backlog(&self) -> usize {
+        match self {
+            Envelope::Call(WaitingCall { call, .. }) => {
+                call.as_ref().map_or(0, |(message, _)| message.held())
+            }
+            Envelope::Cast { message, .. } => message.held(),
+            Envelope::Stop(_) | Envelope::Mark(_) => 0,
+        }
+    }
+
+    fn share(&self) -> Option<&Arc<Share>> {
+        let caller = match self {
+            Envelope::Call(WaitingCall { call, .. }) => {
+                call.as_ref().and_then(|(_, route)| route.caller())
+            }
+            Envelope::Cast { caller, .. } => caller.as_ref(),
+            Envelope::Stop(_) | Envelope::Mark(_) => None,
+        };
+        caller.map(|caller| caller.share())
     }
 }
 
@@ -281,6 +316,18 @@ impl<P: Protocol> Mailbox<P> {
         }
     }
 
+    /// A message that is going to wait, apart from what it was read with.
+    ///
+    /// Rule: what waits keeps as much as it counts for. Without it a short message keeps all that its connection read at
+    /// once, which may be a hundred times as much.
+    fn apart(&self, body: Bytes) -> Bytes {
+        if body.len() <= COPIED_BYTES && self.sender.is_busy() {
+            Bytes::copy_from_slice(&body)
+        } else {
+            body
+        }
+    }
+
     /// Takes an encoded call, or fails it.
     fn put(&self, body: Bytes, format: Format, deadline: Instant, route: Route<P::Reply>) {
         let accepts = protocol::accepts::<P>();
@@ -288,6 +335,7 @@ impl<P: Protocol> Mailbox<P> {
             let theirs = theirs(P::VERSION, &accepts, format.version());
             return route.refuse(Failure::Incompatible { theirs });
         }
+        let body = self.apart(body);
         let call = WaitingCall::new(Payload::Encoded(body), route, deadline, format.version());
         match self.sender.try_send(Envelope::Call(call)) {
             // One that comes too late is dropped unopened.
@@ -327,7 +375,7 @@ impl<P: Protocol> AnyMailbox for Mailbox<P> {
 
     fn cast(&self, body: Bytes, format: Format, caller: Option<Arc<Caller>>) -> bool {
         let envelope = Envelope::Cast {
-            message: Payload::Encoded(body),
+            message: Payload::Encoded(self.apart(body)),
             version: format.version(),
             caller,
         };

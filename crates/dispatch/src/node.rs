@@ -164,6 +164,7 @@ impl Node {
             max_payload_bytes,
             checks_messages: checked.checks_messages,
             topic_bytes: checked.topic_bytes,
+            waiting_bytes: checked.waiting_bytes,
             drain_timeout: checked.drain_timeout,
             runtimes: runtimes.clone(),
         });

@@ -10,6 +10,7 @@ use futures_core::Stream;
 use keydispatch_core::message::Frame;
 use keydispatch_core::{NameError, NodeName, Topic};
 
+use crate::backlog::{Held, Share};
 use crate::call::CallError;
 use crate::data::DataPlane;
 use crate::data::wire::kind;
@@ -71,7 +72,9 @@ keydispatch_core::debug_as_display!(BroadcastError);
 ///
 /// Messages are sent at most once, and in the order in which one node sends them. Nothing is kept for subscribers to come.
 /// What waits for one subscription is bounded: 1,024 messages, and as many bytes as
-/// [`NodeBuilder::topic_bytes`](crate::NodeBuilder::topic_bytes) says; beyond that it loses the oldest, and is told.
+/// [`NodeBuilder::topic_bytes`](crate::NodeBuilder::topic_bytes) says; beyond that it loses the oldest, and is told. So is who
+/// misses a message because no more may wait on the node in all
+/// ([`NodeBuilder::waiting_bytes`](crate::NodeBuilder::waiting_bytes)).
 #[derive(Clone)]
 pub struct PubSub {
     data: Arc<DataPlane>,
@@ -210,34 +213,59 @@ fn frame(topic: &Topic, payload: &Bytes) -> Frame {
     }
 }
 
-impl Weigh for TopicMessage {
+/// A message that waits, and the room that it takes until the last of its subscribers has it.
+#[derive(Clone)]
+struct Waiting {
+    message: TopicMessage,
+    _held: Arc<Held>,
+}
+
+impl Weigh for Waiting {
     fn bytes(&self) -> usize {
-        self.payload.len()
+        self.message.payload.len()
     }
 }
 
 /// The subscribers of one node, by topic.
 #[derive(Debug)]
-pub(crate) struct Topics(Fanout<Topic, TopicMessage>);
+pub(crate) struct Topics {
+    fanout: Fanout<Topic, Waiting>,
+    /// Of what this node says itself.
+    own: Arc<Share>,
+}
 
 impl Topics {
     /// `bytes` may wait for each subscription.
-    pub(crate) fn new(bytes: usize) -> Self {
-        Topics(Fanout::new(Bounds {
-            messages: BACKLOG,
-            bytes,
-        }))
+    pub(crate) fn new(bytes: usize, own: Arc<Share>) -> Self {
+        Topics {
+            fanout: Fanout::new(Bounds {
+                messages: BACKLOG,
+                bytes,
+            }),
+            own,
+        }
     }
 
     fn subscribe(&self, topic: Topic) -> TopicSubscription {
         TopicSubscription {
-            reader: self.0.subscribe(topic.clone()),
+            reader: self.fanout.subscribe(topic.clone()),
             topic,
         }
     }
 
     pub(crate) fn publish(&self, topic: &Topic, from: &NodeName, payload: Bytes) {
-        self.publish_but(None, topic, from, payload);
+        self.publish_in(None, topic, from, payload, &self.own);
+    }
+
+    /// What a peer said: it waits in that peer's share.
+    pub(crate) fn publish_from(
+        &self,
+        topic: &Topic,
+        from: &NodeName,
+        payload: Bytes,
+        share: &Arc<Share>,
+    ) {
+        self.publish_in(None, topic, from, payload, share);
     }
 
     fn publish_but(
@@ -247,16 +275,36 @@ impl Topics {
         from: &NodeName,
         payload: Bytes,
     ) {
+        self.publish_in(skip, topic, from, payload, &self.own);
+    }
+
+    fn publish_in(
+        &self,
+        skip: Option<SubscriptionId>,
+        topic: &Topic,
+        from: &NodeName,
+        payload: Bytes,
+        share: &Arc<Share>,
+    ) {
         let skip = skip.map(|SubscriptionId(id)| id);
-        self.0.publish(topic, skip, || TopicMessage {
-            from: from.clone(),
-            payload,
-        });
+        if !self.fanout.has_readers(topic) {
+            return;
+        }
+        match share.take(payload.len()) {
+            Some(held) => self.fanout.publish(topic, skip, || Waiting {
+                message: TopicMessage {
+                    from: from.clone(),
+                    payload,
+                },
+                _held: Arc::new(held),
+            }),
+            None => self.fanout.publish_a_miss(topic, skip),
+        }
     }
 
     /// The node has stopped: every subscription ends after what it has not read yet.
     pub(crate) fn close(&self) {
-        self.0.close();
+        self.fanout.close();
     }
 }
 
@@ -270,7 +318,7 @@ pub struct SubscriptionId(ReaderId);
 #[derive(Debug)]
 pub struct TopicSubscription {
     topic: Topic,
-    reader: Reader<Topic, TopicMessage>,
+    reader: Reader<Topic, Waiting>,
 }
 
 impl TopicSubscription {
@@ -292,7 +340,7 @@ impl TopicSubscription {
     fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Option<TopicEvent>> {
         self.reader.poll_next(cx).map(|heard| {
             Some(match heard? {
-                Heard::Message(message) => TopicEvent::Message(message),
+                Heard::Message(waiting) => TopicEvent::Message(waiting.message),
                 Heard::Lagged(missed) => TopicEvent::Lagged { missed },
             })
         })

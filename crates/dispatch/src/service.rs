@@ -315,7 +315,7 @@ pub(crate) async fn serve<S: Service>(
         nonce: registry.nonce(),
         sequence,
     };
-    let (sender, receiver) = queue::channel(capacity, max_bytes);
+    let (sender, receiver) = queue::channel(capacity, max_bytes, data.own_share());
     let mailbox = Mailbox { sender };
     let (started, start) = oneshot::channel();
     let (ended_sender, ended) = watch::channel(None);

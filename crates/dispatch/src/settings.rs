@@ -106,6 +106,7 @@ pub(crate) struct NodeSection {
     pub(crate) crl: Option<PathBuf>,
     pub(crate) plaintext: bool,
     pub(crate) max_payload_bytes: Option<usize>,
+    pub(crate) waiting_bytes: Option<usize>,
     pub(crate) drain_timeout: Option<Period>,
 }
 

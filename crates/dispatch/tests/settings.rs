@@ -640,6 +640,31 @@ async fn pubsub_topic_bytes_is_what_may_wait_for_one_subscription() {
 }
 
 #[tokio::test]
+async fn node_waiting_bytes_is_what_may_wait_in_all() {
+    for way in both("[node]\nwaiting_bytes = 100", |node| {
+        node.waiting_bytes(100)
+    }) {
+        let (_network, a, _b) = way.pair().await;
+        assert_eq!(a.stats().await.unwrap().data.max_waiting_bytes, 100);
+        let mut slow = a.pubsub().subscribe("news").unwrap();
+        let mut other = a.pubsub().subscribe("other news").unwrap();
+        for topic in ["news", "news", "other news"] {
+            a.pubsub().local_broadcast(topic, vec![7; 60]).unwrap();
+        }
+        let stats = a.stats().await.unwrap().data;
+        assert_eq!(stats.waiting_bytes, 60);
+        assert_eq!(stats.refused_for_want_of_room, 2);
+        assert_eq!(slow.next().await, Some(TopicEvent::Lagged { missed: 1 }));
+        assert_eq!(other.next().await, Some(TopicEvent::Lagged { missed: 1 }));
+        let Some(TopicEvent::Message(first)) = slow.next().await else {
+            panic!("the first was taken");
+        };
+        assert_eq!(first.payload.len(), 60);
+        assert_eq!(a.stats().await.unwrap().data.waiting_bytes, 0);
+    }
+}
+
+#[tokio::test]
 async fn the_start_timeout_is_how_long_a_node_waits_for_silent_seeds() {
     let network = MemoryNetwork::new();
     let _seed = DEFAULT.node(&network, "seed", &[]).start().await.unwrap();

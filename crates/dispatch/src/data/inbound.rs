@@ -15,6 +15,7 @@ use super::places::Inbound;
 use super::pump::{self, Reading, Terms};
 use super::wire::{self, CallHeader, CastHeader, Outgoing, kind};
 use super::{DataPlane, Heard};
+use crate::backlog::Share;
 use crate::call::Failure;
 use crate::codec::EncodeError;
 use crate::deadline;
@@ -34,6 +35,8 @@ pub(crate) struct Caller {
     /// The node, as its connection has proven it.
     peer: NodeName,
     outbox: Outbox,
+    /// What waits here because of it: what it sent, and what it has not read.
+    share: Arc<Share>,
     /// The longest reply, in bytes.
     max_payload_bytes: usize,
     cancelled: Mutex<HashSet<u64>>,
@@ -48,10 +51,16 @@ pub(crate) struct Caller {
 }
 
 impl Caller {
-    pub(crate) fn new(peer: NodeName, max_payload_bytes: usize, old: bool) -> Arc<Self> {
+    pub(crate) fn new(
+        peer: NodeName,
+        share: Arc<Share>,
+        max_payload_bytes: usize,
+        old: bool,
+    ) -> Arc<Self> {
         Arc::new(Caller {
             peer,
-            outbox: Outbox::new(MAX_REPLIES, MAX_REPLY_BYTES),
+            outbox: Outbox::new(MAX_REPLIES, MAX_REPLY_BYTES, Arc::clone(&share)),
+            share,
             max_payload_bytes,
             cancelled: Mutex::default(),
             cancelled_count: AtomicUsize::new(0),
@@ -81,6 +90,10 @@ impl Caller {
     /// Ends the connection once it has what waits for it.
     pub(super) fn finish(&self) {
         self.outbox.close();
+    }
+
+    pub(crate) fn share(&self) -> &Arc<Share> {
+        &self.share
     }
 
     /// The node that it is on.
@@ -257,7 +270,7 @@ fn handle(frame: Frame, caller: &Arc<Caller>, plane: &DataPlane) -> Result<(), S
             let (number, _) = wire::split::<u64>(&frame.body)?;
             caller.fence.fetch_max(number, Ordering::AcqRel);
         }
-        kind::BROADCAST => plane.deliver(&caller.peer, &frame.body)?,
+        kind::BROADCAST => plane.deliver(caller, &frame.body)?,
         // Of a later minor version.
         _ => {}
     }

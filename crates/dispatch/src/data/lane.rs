@@ -17,6 +17,7 @@ use super::pump::{self, Reading, Terms};
 use super::reach::{Target, Unreached};
 use super::wire::{self, Outgoing, kind};
 use super::{DataPlane, Heard};
+use crate::backlog::Share;
 use crate::call::{CallError, Failure, Unsent};
 use crate::transport::Connection;
 
@@ -113,6 +114,7 @@ impl Lane {
         address: Address,
         lane: u16,
         contact: Arc<Contact>,
+        share: Arc<Share>,
     ) -> Arc<Self> {
         Arc::new(Lane {
             target: Arc::new(Target {
@@ -121,7 +123,7 @@ impl Lane {
                 lane,
                 contact,
             }),
-            outbox: Outbox::new(MAX_FRAMES, MAX_BYTES),
+            outbox: Outbox::new(MAX_FRAMES, MAX_BYTES, share),
             pending: Mutex::default(),
             losses: AtomicU64::new(0),
             status: AtomicU8::new(status::IDLE),

@@ -1,12 +1,19 @@
 //! Frames on their way to one connection's task: bounded, and handed over all at once.
 
 use std::collections::HashSet;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use keydispatch_core::message::Frame;
 
 use super::wire::{Outgoing, kind};
+use crate::backlog::Share;
+
+/// Replies of so many bytes together are always taken.
+///
+/// Rule: a connection whose replies find no room is closed, since its peer does not read. Whoever reads must not be closed
+/// because others do not.
+const ALWAYS_BYTES: usize = 1024 * 1024;
 
 /// Why a frame was not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,18 +43,21 @@ pub(crate) struct Outbox {
     inner: Mutex<Inner>,
     max_frames: usize,
     max_bytes: usize,
+    /// Where its frames are counted until they are with the connection.
+    share: Arc<Share>,
 }
 
 impl Outbox {
-    pub(crate) fn new(max_frames: usize, max_bytes: usize) -> Self {
+    pub(crate) fn new(max_frames: usize, max_bytes: usize, share: Arc<Share>) -> Self {
         Outbox {
             inner: Mutex::default(),
             max_frames,
             max_bytes,
+            share,
         }
     }
 
-    /// Takes a frame, unless it is full: one frame is always taken, however large.
+    /// Takes a frame, unless it is full. One frame is always taken, however large, where the node has room for it.
     pub(crate) fn push(&self, frame: impl Into<Outgoing>) -> Result<(), Rejected> {
         let frame = frame.into();
         let bytes = frame.bytes();
@@ -62,6 +72,15 @@ impl Outbox {
         if full && !inner.frames.is_empty() {
             return Err(Rejected::Full);
         }
+        let always = match frame.frame.kind {
+            kind::REPLY => inner.bytes + bytes <= ALWAYS_BYTES,
+            other => !kind::is_new(other),
+        };
+        if always {
+            self.share.force(bytes);
+        } else if !self.share.add(bytes) {
+            return Err(Rejected::Full);
+        }
         inner.bytes += bytes;
         inner.frames.push(frame);
         let waiting = inner.waiting.take();
@@ -72,7 +91,8 @@ impl Outbox {
         Ok(())
     }
 
-    /// Moves everything into `into`, which is empty; pending where there is nothing, and true once it is closed.
+    /// Moves everything into `into`, which is empty; pending where there is nothing, and true once it is closed. What was
+    /// taken counts as waiting until it is [`sent`](Self::sent), or [put back](Self::put_back).
     pub(crate) fn poll_take(&self, cx: &mut Context<'_>, into: &mut Vec<Outgoing>) -> Poll<bool> {
         debug_assert!(into.is_empty());
         let mut inner = self.lock();
@@ -94,6 +114,27 @@ impl Outbox {
         Poll::Ready(false)
     }
 
+    /// So many bytes of what was taken are with the connection.
+    pub(crate) fn sent(&self, bytes: usize) {
+        self.share.give_back(bytes);
+    }
+
+    /// What was taken and not sent, in the order in which it was to be sent: it comes before everything else.
+    pub(crate) fn put_back(&self, mut frames: Vec<Outgoing>) {
+        if frames.is_empty() {
+            return;
+        }
+        let bytes = frames.iter().map(Outgoing::bytes).sum();
+        let mut inner = self.lock();
+        if inner.closed {
+            drop(inner);
+            return self.share.give_back(bytes);
+        }
+        frames.append(&mut inner.frames);
+        inner.frames = frames;
+        inner.bytes += bytes;
+    }
+
     /// Rule: `last` goes out behind everything that is new, and nothing new behind it. Whether a frame came before is settled
     /// by the lock that both take.
     pub(crate) fn seal(&self, last: Option<Frame>) {
@@ -102,6 +143,7 @@ impl Outbox {
             return;
         }
         if let Some(last) = last {
+            self.share.force(last.body.len());
             inner.bytes += last.body.len();
             inner.frames.push(last.into());
         }
@@ -146,7 +188,9 @@ impl Outbox {
             .frames
             .extract_if(.., |outgoing| !stays(outgoing))
             .collect();
+        let before = inner.bytes;
         inner.bytes = inner.frames.iter().map(Outgoing::bytes).sum();
+        self.share.give_back(before - inner.bytes);
         out
     }
 
@@ -164,13 +208,14 @@ impl Outbox {
         let nothing = Outgoing::from(super::wire::empty(kind::PONG));
         let before = std::mem::replace(&mut inner.frames[at], nothing);
         inner.bytes -= before.bytes();
+        self.share.give_back(before.bytes());
         true
     }
 
     /// What was not taken.
     pub(crate) fn drain(&self) -> Vec<Outgoing> {
         let mut inner = self.lock();
-        inner.bytes = 0;
+        self.share.give_back(std::mem::take(&mut inner.bytes));
         std::mem::take(&mut inner.frames)
     }
 
@@ -199,14 +244,74 @@ impl Outbox {
     }
 }
 
+impl Drop for Outbox {
+    fn drop(&mut self) {
+        self.drain();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backlog::Backlog;
     use crate::data::wire;
+
+    fn unbounded() -> Arc<Share> {
+        Backlog::new(usize::MAX).share()
+    }
+
+    fn large(kind: u8, bytes: usize) -> Frame {
+        Frame {
+            kind,
+            body: vec![0; bytes].into(),
+        }
+    }
+
+    #[test]
+    fn what_is_in_it_counts_as_waiting_until_it_is_sent_however_it_leaves() {
+        let backlog = Backlog::new(1_000);
+        let outbox = Outbox::new(100, usize::MAX, backlog.share());
+        assert_eq!(outbox.push(large(kind::CAST, 300)), Ok(()));
+        assert_eq!(outbox.push(large(kind::CAST, 300)), Ok(()));
+        assert_eq!(outbox.push(large(kind::CAST, 600)), Err(Rejected::Full));
+        // What has to be said is said.
+        assert_eq!(outbox.push(large(kind::FAILURE, 600)), Ok(()));
+        assert_eq!(backlog.waiting(), 1_200);
+        let mut taken = Vec::new();
+        let mut cx = Context::from_waker(Waker::noop());
+        assert_eq!(outbox.poll_take(&mut cx, &mut taken), Poll::Ready(false));
+        assert_eq!(backlog.waiting(), 1_200);
+        outbox.sent(taken.remove(0).bytes());
+        assert_eq!(backlog.waiting(), 900);
+        assert_eq!(outbox.push(large(kind::REPLY, 7)), Ok(()));
+        outbox.put_back(taken);
+        let kinds = |frames: &[Outgoing]| -> Vec<u8> {
+            frames.iter().map(|frame| frame.frame.kind).collect()
+        };
+        let out = outbox.take_out(|frame| frame.frame.kind != kind::CAST);
+        assert_eq!(kinds(&out), [kind::CAST]);
+        assert_eq!(backlog.waiting(), 607);
+        assert_eq!(kinds(&outbox.drain()), [kind::FAILURE, kind::REPLY]);
+        assert_eq!(backlog.waiting(), 0);
+        outbox.push(large(kind::CAST, 300)).unwrap();
+        drop(outbox);
+        assert_eq!(backlog.waiting(), 0);
+    }
+
+    #[test]
+    fn some_replies_are_taken_though_others_have_used_up_the_room() {
+        let backlog = Backlog::new(1_000);
+        let other = backlog.share();
+        other.force(2_000);
+        let outbox = Outbox::new(100, usize::MAX, backlog.share());
+        assert_eq!(outbox.push(large(kind::CALL, 1)), Err(Rejected::Full));
+        assert_eq!(outbox.push(large(kind::REPLY, ALWAYS_BYTES)), Ok(()));
+        assert_eq!(outbox.push(large(kind::REPLY, 1)), Err(Rejected::Full));
+    }
 
     #[test]
     fn a_full_outbox_refuses_and_an_empty_one_takes_any_frame() {
-        let outbox = Outbox::new(2, 10);
+        let outbox = Outbox::new(2, 10, unbounded());
         let large = Frame {
             kind: 64,
             body: vec![0; 100].into(),
@@ -224,7 +329,7 @@ mod tests {
 
     #[test]
     fn nothing_new_goes_behind_the_last_and_answers_do() {
-        let outbox = Outbox::new(10, 1_000);
+        let outbox = Outbox::new(10, 1_000, unbounded());
         outbox.push(wire::empty(kind::CALL)).unwrap();
         outbox.seal(Some(wire::empty(kind::GONE_AWAY)));
         outbox.seal(Some(wire::empty(kind::GONE_AWAY)));

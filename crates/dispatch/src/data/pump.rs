@@ -50,6 +50,22 @@ pub(super) struct Terms {
     pub(super) frame_limit: usize,
 }
 
+/// What was taken from an outbox and is not with the connection yet: the next frame is the last of them.
+///
+/// Rule: whatever ends the pump, another connection may take over, and what was not sent on this one comes first there.
+struct Taken<'a> {
+    outbox: &'a Outbox,
+    next_last: Vec<Outgoing>,
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        let mut frames = std::mem::take(&mut self.next_last);
+        frames.reverse();
+        self.outbox.put_back(frames);
+    }
+}
+
 /// Runs until the outbox is closed and flushed (`Ok`), or the connection is gone (why). A frame that is longer than the
 /// other side takes is not sent, but handed back.
 pub(super) async fn pump(
@@ -64,7 +80,10 @@ pub(super) async fn pump(
         reading,
         frame_limit,
     } = terms;
-    let mut batch = Vec::new();
+    let mut taken = Taken {
+        outbox,
+        next_last: Vec::new(),
+    };
     let mut closed = false;
     let mut received = connection.meter().bytes();
     // Since when bytes arrived and nothing was said.
@@ -123,25 +142,33 @@ pub(super) async fn pump(
                     }
                 }
             }
-            if connection.buffered() < WRITE_AHEAD_BYTES
-                && !closed
-                && let Poll::Ready(end) = outbox.poll_take(cx, &mut batch)
-            {
-                closed = end;
-                busy |= !end;
-                if !batch.is_empty() {
+            if connection.buffered() < WRITE_AHEAD_BYTES && !closed {
+                if taken.next_last.is_empty()
+                    && let Poll::Ready(end) = outbox.poll_take(cx, &mut taken.next_last)
+                {
+                    closed = end;
+                    busy |= !end;
+                    taken.next_last.reverse();
+                }
+                if !taken.next_last.is_empty() {
                     heard.said();
                     unanswered = None;
                 }
-                for frame in batch.drain(..) {
+                let mut sent = 0;
+                while connection.buffered() < WRITE_AHEAD_BYTES
+                    && let Some(frame) = taken.next_last.pop()
+                {
+                    sent += frame.bytes();
                     // With its kind.
                     if frame.bytes() >= frame_limit {
                         on_too_long(frame);
-                        continue;
+                    } else {
+                        connection.send_with(frame.frame, frame.rest);
                     }
-                    turn += frame.bytes();
-                    connection.send_with(frame.frame, frame.rest);
                 }
+                outbox.sent(sent);
+                turn += sent;
+                busy |= !taken.next_last.is_empty();
             }
             if connection.buffered() > 0 {
                 match connection.poll_flush(cx) {
@@ -175,8 +202,13 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
+    use crate::backlog::Backlog;
     use crate::transport::Transport;
     use crate::transport::tcp::TcpTransport;
+
+    fn outbox() -> Outbox {
+        Outbox::new(1_000, 1 << 30, Backlog::new(1 << 30).share())
+    }
 
     fn terms(reading: Reading) -> Terms {
         Terms {
@@ -194,7 +226,7 @@ mod tests {
         let (mut near, mut far) = (near.unwrap(), far.unwrap());
         near.set_frame_limit(1 << 20);
         far.set_frame_limit(1 << 20);
-        let (calls, replies) = (Outbox::new(1_000, 1 << 30), Outbox::new(1_000, 1 << 30));
+        let (calls, replies) = (outbox(), outbox());
         let (heard_near, heard_far) = (Heard::default(), Heard::default());
         for _ in 0..FRAMES {
             let body = vec![7; 512 * 1024].into();
@@ -244,7 +276,7 @@ mod tests {
         let (slow, far) = tokio::join!(dialled, transport.accept());
         let (mut slow, mut far) = (slow.unwrap(), far.unwrap());
         far.set_frame_limit(2 << 20);
-        let (replies, heard) = (Outbox::new(1_000, 1 << 30), Heard::default());
+        let (replies, heard) = (outbox(), Heard::default());
         let answering = pump(
             &mut *far,
             &replies,

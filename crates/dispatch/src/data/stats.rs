@@ -39,6 +39,12 @@ pub struct DataStats {
     pub frames_queued: usize,
     /// Services that run here.
     pub services: usize,
+    /// Bytes that wait here: in mailboxes, for subscriptions to topics, as replies, and as messages to other nodes.
+    pub waiting_bytes: usize,
+    /// How many may, [`NodeBuilder::waiting_bytes`](crate::NodeBuilder::waiting_bytes).
+    pub max_waiting_bytes: usize,
+    /// Messages that were refused, or dropped, because no more may wait.
+    pub refused_for_want_of_room: u64,
     /// The nodes that calls are not sent to at the moment: silent, or their connection broke.
     pub suspended: Vec<NodeName>,
 }
@@ -71,6 +77,9 @@ impl DataPlane {
             connections_opened: counters.connections_opened.load(Ordering::Relaxed),
             connections_inbound: self.places.count() as u64,
             services: self.local.len(),
+            waiting_bytes: self.backlog.waiting(),
+            max_waiting_bytes: self.backlog.limit(),
+            refused_for_want_of_room: self.backlog.refused(),
             ..DataStats::default()
         };
         for (name, peer) in &self.peers.pin() {

@@ -285,6 +285,7 @@ impl Stage {
             max_payload_bytes: 1_000,
             checks_messages: false,
             topic_bytes: 1_000,
+            waiting_bytes: 1 << 30,
             drain_timeout: SECOND,
         });
         plane.member_up(node("far"), address(), None);

@@ -1,4 +1,4 @@
-//! The queue of a mailbox: bounded in messages and in bytes.
+//! The queue of a mailbox: bounded in messages and in bytes, and by what may wait on the node in all.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -6,21 +6,34 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::mpsc::error::{SendError, TryRecvError, TrySendError};
 use tokio::sync::{Semaphore, mpsc};
 
+use crate::backlog::{Held, Share};
+
 /// Something that takes room in a queue.
 pub(crate) trait Weigh {
     /// Bytes that it keeps while it waits, as far as they are known.
     fn bytes(&self) -> usize;
+
+    /// Those of them that count towards what may wait on the node in all.
+    fn backlog(&self) -> usize;
+
+    /// Whose they are; none where it comes from this node.
+    fn share(&self) -> Option<&Arc<Share>>;
 }
 
 /// A queue of at most so many items with at most so many bytes together. An empty queue takes any item: one that is longer
-/// than the bound would never pass otherwise.
-pub(crate) fn channel<T: Weigh>(items: usize, max_bytes: usize) -> (Sender<T>, Receiver<T>) {
+/// than the bound would never pass otherwise. What has no share of its own is counted in `own`.
+pub(crate) fn channel<T: Weigh>(
+    items: usize,
+    max_bytes: usize,
+    own: Arc<Share>,
+) -> (Sender<T>, Receiver<T>) {
     // More places than that cannot be counted.
     let (sender, receiver) = mpsc::channel(items.clamp(1, Semaphore::MAX_PERMITS));
     let sender = Sender {
         items: sender,
         waiting_bytes: Arc::default(),
         max_bytes,
+        own,
     };
     (sender, Receiver { items: receiver })
 }
@@ -29,6 +42,7 @@ pub(crate) struct Sender<T> {
     items: mpsc::Sender<(T, Room)>,
     waiting_bytes: Arc<AtomicUsize>,
     max_bytes: usize,
+    own: Arc<Share>,
 }
 
 impl<T> Clone for Sender<T> {
@@ -37,6 +51,7 @@ impl<T> Clone for Sender<T> {
             items: self.items.clone(),
             waiting_bytes: Arc::clone(&self.waiting_bytes),
             max_bytes: self.max_bytes,
+            own: Arc::clone(&self.own),
         }
     }
 }
@@ -44,7 +59,7 @@ impl<T> Clone for Sender<T> {
 impl<T: Weigh> Sender<T> {
     /// Queues an item, or gives it back.
     pub(crate) fn try_send(&self, item: T) -> Result<(), TrySendError<T>> {
-        let Some(room) = self.room(item.bytes()) else {
+        let Some(room) = self.room(&item) else {
             return Err(if self.items.is_closed() {
                 TrySendError::Closed(item)
             } else {
@@ -64,6 +79,7 @@ impl<T: Weigh> Sender<T> {
         let room = Room {
             waiting_bytes: None,
             bytes: 0,
+            _held: None,
         };
         self.items
             .send((item, room))
@@ -71,13 +87,24 @@ impl<T: Weigh> Sender<T> {
             .map_err(|SendError((item, _))| SendError(item))
     }
 
-    fn room(&self, bytes: usize) -> Option<Room> {
+    /// True where something waits.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.items.capacity() < self.items.max_capacity()
+    }
+
+    fn room(&self, item: &T) -> Option<Room> {
+        let bytes = item.bytes();
         if bytes == 0 {
             return Some(Room {
                 waiting_bytes: None,
                 bytes,
+                _held: None,
             });
         }
+        let held = match item.backlog() {
+            0 => None,
+            bytes => Some(item.share().unwrap_or(&self.own).take(bytes)?),
+        };
         self.waiting_bytes
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |waiting| {
                 let all = waiting.checked_add(bytes)?;
@@ -87,6 +114,7 @@ impl<T: Weigh> Sender<T> {
         Some(Room {
             waiting_bytes: Some(Arc::clone(&self.waiting_bytes)),
             bytes,
+            _held: held,
         })
     }
 }
@@ -95,6 +123,7 @@ impl<T: Weigh> Sender<T> {
 struct Room {
     waiting_bytes: Option<Arc<AtomicUsize>>,
     bytes: usize,
+    _held: Option<Held>,
 }
 
 impl Drop for Room {
@@ -133,16 +162,45 @@ impl<T> Receiver<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backlog::Backlog;
 
     impl Weigh for usize {
         fn bytes(&self) -> usize {
             *self
         }
+
+        fn backlog(&self) -> usize {
+            *self
+        }
+
+        fn share(&self) -> Option<&Arc<Share>> {
+            None
+        }
+    }
+
+    fn unbounded() -> Arc<Share> {
+        Backlog::new(usize::MAX).share()
+    }
+
+    #[test]
+    fn a_queue_is_full_where_the_node_has_no_room_left() {
+        let backlog = Backlog::new(100);
+        let (sender, mut receiver) = channel(100, usize::MAX, backlog.share());
+        let other = backlog.share().take(90);
+        assert!(other.is_some());
+        sender.try_send(10).unwrap();
+        assert!(matches!(sender.try_send(1), Err(TrySendError::Full(1))));
+        assert_eq!(backlog.waiting(), 100);
+        assert_eq!(receiver.try_recv(), Ok(10));
+        assert_eq!(backlog.waiting(), 90);
+        sender.try_send(5).unwrap();
+        drop(receiver);
+        assert_eq!(backlog.waiting(), 90);
     }
 
     #[test]
     fn a_queue_is_full_by_its_bytes_and_has_room_again_once_items_leave_it() {
-        let (sender, mut receiver) = channel(100, 10);
+        let (sender, mut receiver) = channel(100, 10, unbounded());
         sender.try_send(6).unwrap();
         assert!(matches!(sender.try_send(5), Err(TrySendError::Full(5))));
         sender.try_send(4).unwrap();
@@ -161,14 +219,14 @@ mod tests {
     #[test]
     fn any_number_of_places_and_bytes_can_be_asked_for() {
         for number in [0, usize::MAX] {
-            let (sender, _receiver) = channel(number, number);
+            let (sender, _receiver) = channel(number, number, unbounded());
             sender.try_send(usize::MAX).unwrap();
         }
     }
 
     #[test]
     fn an_item_that_is_refused_for_want_of_a_place_takes_no_room() {
-        let (sender, mut receiver) = channel(1, 10);
+        let (sender, mut receiver) = channel(1, 10, unbounded());
         sender.try_send(4).unwrap();
         assert!(matches!(sender.try_send(4), Err(TrySendError::Full(4))));
         assert_eq!(receiver.try_recv(), Ok(4));
