@@ -21,6 +21,7 @@ pub mod ownership;
 pub mod placement;
 pub mod registry;
 mod replica;
+pub mod route;
 pub mod silence;
 mod text;
 mod time;
@@ -45,6 +46,7 @@ pub use membership::{
 #[cfg(any(test, feature = "fault-switches"))]
 pub use membership::{describe_packet, forge};
 pub use registry::{Directory, FoundOwners, Registry, RegistryEvent};
+pub use route::Routing;
 pub use text::Escaped;
 pub use time::{Instant, earliest};
 pub use tracker::{

@@ -1,0 +1,223 @@
+//! Which owner of a key a call goes to next: a pure function of the owners, in their order of preference, and of what its
+//! caller knows of them.
+//!
+//! With [`Routing::Owner`] it is the first owner, whatever its load. With [`Routing::Bounded`] the first owner is asked, too,
+//! and refuses where so many wait for it already; then the next owner is asked. An instance knows its own queue exactly, and
+//! for nothing, where a caller among a hundred sees a hundredth of the load: so the bound is the owner's. A refusal comes
+//! before anything runs and costs a round trip instead of a place in a long queue.
+//!
+//! | rule | what goes wrong without it |
+//! |---|---|
+//! | who owns a key never depends on load: the walk along the order of preference is the widening | each call would change the owners, and every change of load move keys |
+//! | at most [`MAX_REFUSALS`] refusals a call, each inside the retry budget; then the least loaded that was told takes it in any case | under load beyond all of them, messages would multiply with the owners |
+//! | a hint counts for [`HINT_LASTS`] alone | what was told a second ago is of another queue: all callers would flee from whoever was busy once |
+//! | a key whose owners leave more than half of its calls unplaced has twice as many ([`HotKeys`]) | the last of a few owners would take all that the others refuse, without a bound |
+//! | a young instance refuses earlier ([`limit_at`]); its weight stays | a cold process takes its full share at once; a ramp of weights would move keys again and again |
+//! | whoever cannot be reached counts as having refused, and nobody is left out for the errors of its handlers | these are the user's, and true of its key wherever it is asked |
+//!
+//! Nothing of this is replicated. It is for services whose instances answer a call alike, if not equally fast: caches, models,
+//! converters. State that lives in its owner alone needs `Owner`.
+
+use std::num::NonZeroU8;
+use std::time::Duration;
+
+use smallvec::SmallVec;
+
+use crate::time::Instant;
+
+mod budget;
+mod hint;
+mod hot;
+mod latency;
+
+pub use budget::RetryBudget;
+pub use hint::{HINT_LASTS, Hint};
+pub use hot::HotKeys;
+pub use latency::Latencies;
+
+#[cfg(test)]
+mod tests;
+
+/// Most owners of a key that a call may go to, hot keys included.
+pub const MAX_OWNERS: usize = 16;
+
+/// Refusals after which a call is taken in any case: each costs a round trip, and of those that pass two full owners by, few
+/// find room at the next.
+pub const MAX_REFUSALS: u8 = 2;
+
+/// For how long an instance is young.
+pub const SLOW_START: Duration = Duration::from_secs(10);
+
+/// How the calls of a protocol, or of a handle, are routed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Routing {
+    /// To the owner of the key, whatever its load: for state that lives in its owner alone.
+    #[default]
+    Owner,
+    /// To the first of a few owners that has room: for services whose instances answer alike.
+    Bounded {
+        /// How many owners a call may go to: 1 to [`MAX_OWNERS`]. Beyond either end it counts as that end.
+        owners: u8,
+        /// An owner refuses a call while so many wait for it or are at work in it: at least 1.
+        depth: u8,
+        /// Where set: an owner is passed by, without being asked, where its reply of the last 50 ms told a queue longer by more
+        /// than this than the next owner's. With caches, a large `depth` and this keep keys where they are warm.
+        stay: Option<u8>,
+    },
+}
+
+impl Routing {
+    /// Bounded by four owners and a depth of eight, always asking the first.
+    pub const fn bounded() -> Self {
+        Routing::Bounded {
+            owners: 4,
+            depth: 8,
+            stay: None,
+        }
+    }
+
+    /// How many owners a call may go to where its key is not hot.
+    pub fn owners(self) -> usize {
+        match self {
+            Routing::Owner => 1,
+            Routing::Bounded { owners, .. } => usize::from(owners).clamp(1, MAX_OWNERS),
+        }
+    }
+}
+
+/// What a caller may do with one owner of a key, for one call.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Standing {
+    /// It was not asked yet.
+    #[default]
+    Open,
+    /// It refused this call.
+    Refused,
+    /// It cannot be reached, is suspended, or failed this call otherwise.
+    Out,
+}
+
+/// One owner of a key, as its caller knows it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Candidate {
+    /// What it told of its queue.
+    pub hint: Hint,
+    /// What may be done with it.
+    pub standing: Standing,
+    /// It comes before those of the first [`owners`](Routing::owners) that are not near, as it is in the caller's zone: false
+    /// for all where the caller does not care.
+    pub near: bool,
+}
+
+/// The call that is to be sent.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ask {
+    /// How often it was refused.
+    pub refusals: u8,
+    /// Another refusal is inside the retry budget.
+    pub may_be_refused: bool,
+    /// The time.
+    pub now: Instant,
+    /// Anything: spreads the calls for a hot key over those of which nothing is known.
+    pub draw: u64,
+}
+
+/// Whom a call goes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// The place among the candidates.
+    pub at: usize,
+    /// The depth at which it may refuse: none where it is to take it in any case.
+    pub refuse_at: Option<NonZeroU8>,
+}
+
+/// Whom a call goes to next, of the owners of its key in their order of preference: none only where there are none.
+///
+/// The candidates are the first [`Routing::owners`], or as many as [`HotKeys::owners`] says; more than [`MAX_OWNERS`] are not
+/// looked at. Where nothing is known of anybody, it is the first.
+pub fn next(routing: Routing, candidates: &[Candidate], ask: Ask) -> Option<Choice> {
+    let candidates = &candidates[..candidates.len().min(MAX_OWNERS)];
+    let forced = |at| Choice {
+        at,
+        refuse_at: None,
+    };
+    let Routing::Bounded { depth, stay, .. } = routing else {
+        return (!candidates.is_empty()).then(|| forced(0));
+    };
+    let order = in_order(candidates, routing.owners());
+    let with = |standing: Standing| {
+        let order = order.iter().copied();
+        order.filter(move |at| candidates[*at].standing == standing)
+    };
+    let open: Places = with(Standing::Open).collect();
+    let told = |at: usize| candidates[at].hint.depth_at(ask.now);
+    let is_alone = open.len() + with(Standing::Refused).count() < 2;
+    if !open.is_empty() && !is_alone && ask.may_be_refused && ask.refusals < MAX_REFUSALS {
+        return Some(Choice {
+            at: passing_by(&open, told, stay),
+            refuse_at: Some(NonZeroU8::new(depth).unwrap_or(NonZeroU8::MIN)),
+        });
+    }
+    // Rule: without a budget for refusals, what was told is all there is, and the first owner is left only where it is full.
+    let has_room = |at: &usize| told(*at).is_none_or(|told| told < depth.max(1));
+    if ask.refusals == 0
+        && let Some(at) = open.iter().copied().find(has_room)
+    {
+        return Some(forced(at));
+    }
+    let mut last: Places = open
+        .iter()
+        .copied()
+        .chain(with(Standing::Refused))
+        .collect();
+    if last.is_empty() {
+        return order.first().copied().map(forced);
+    }
+    last.sort_by_key(|at| told(*at).unwrap_or(0));
+    let least = told(last[0]).unwrap_or(0);
+    let ties = last.partition_point(|at| told(*at).unwrap_or(0) == least);
+    // Rule: those of a hot key that are left are taken evenly. The first of those that nothing is known of would take all.
+    let is_widened = candidates.len() > routing.owners();
+    let at = if is_widened {
+        (ask.draw % ties as u64) as usize
+    } else {
+        0
+    };
+    Some(forced(last[at]))
+}
+
+type Places = SmallVec<[usize; MAX_OWNERS]>;
+
+/// The candidates by preference: of the first owners, those near first.
+fn in_order(candidates: &[Candidate], owners: usize) -> Places {
+    let mut order: Places = (0..candidates.len()).collect();
+    let first = order.len().min(owners);
+    order[..first].sort_by_key(|at| !candidates[*at].near);
+    order
+}
+
+/// The first, or one of the next where those before it told queues so much longer.
+fn passing_by(open: &[usize], told: impl Fn(usize) -> Option<u8>, stay: Option<u8>) -> usize {
+    let mut at = 0;
+    if let Some(stay) = stay {
+        while at + 1 < open.len()
+            && let Some(ours) = told(open[at])
+            && ours > told(open[at + 1]).unwrap_or(0).saturating_add(stay)
+        {
+            at += 1;
+        }
+    }
+    open[at]
+}
+
+/// The depth at which an instance refuses calls that name `depth`: from its first moment on a share of it that grows with its
+/// age, and all of it once it is [`SLOW_START`] old.
+pub fn limit_at(depth: NonZeroU8, age: Duration) -> usize {
+    let depth = usize::from(depth.get());
+    if age >= SLOW_START {
+        return depth;
+    }
+    let share = depth as u128 * age.as_micros() / SLOW_START.as_micros();
+    // What takes nothing at all would never get warm.
+    usize::try_from(share).unwrap_or(depth).max(1)
+}

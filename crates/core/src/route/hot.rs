@@ -1,0 +1,207 @@
+//! Keys that are called more than their owners can take.
+
+use std::time::Duration;
+
+use super::{MAX_OWNERS, Routing};
+use crate::time::Instant;
+
+/// Over how long calls are counted.
+const WINDOW: Duration = Duration::from_secs(1);
+
+/// Calls of a window below which it says nothing of a key.
+const FEW_CALLS: u32 = 4;
+
+/// Keys that are kept: each needs half its calls of a second refused, so these are many. Others take the place of whoever has
+/// fewer refusals, or none of late.
+const PLACES: usize = 512;
+
+/// Places that a key may have.
+const WAYS: usize = 4;
+
+/// Which keys have more owners than the routing says: those of which more than half of the calls of the last second were left
+/// unplaced, refused by everybody they were sent to while they might be refused.
+///
+/// Rule: the owners of such a key double, second by second, up to [`MAX_OWNERS`]; once less than a quarter of its calls are
+/// left unplaced, or nobody calls it any more, they are halved again. Between the two it stays as it is, or a key would go back
+/// and forth each second.
+#[derive(Clone, Debug)]
+pub struct HotKeys {
+    keys: Vec<HotKey>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct HotKey {
+    /// The key's hash; a place is free where there are no refusals and no doublings.
+    hash: u64,
+    since: Instant,
+    calls: u32,
+    unplaced: u32,
+    doublings: u8,
+}
+
+impl Default for HotKeys {
+    fn default() -> Self {
+        HotKeys {
+            keys: vec![HotKey::default(); PLACES],
+        }
+    }
+}
+
+impl HotKeys {
+    /// A call for a key is about to be made. Returns how many owners it may go to.
+    pub fn owners(&mut self, routing: Routing, key_hash: u64, now: Instant) -> usize {
+        let owners = routing.owners();
+        let Some(key) = self.find(key_hash) else {
+            return owners;
+        };
+        key.turn(now);
+        key.calls = key.calls.saturating_add(1);
+        let most = owners.max(MAX_OWNERS);
+        (owners << key.doublings).min(most)
+    }
+
+    /// A call for a key was refused by all that might refuse it.
+    pub fn unplaced(&mut self, key_hash: u64, now: Instant) {
+        if let Some(key) = self.find(key_hash) {
+            key.turn(now);
+            key.unplaced = key.unplaced.saturating_add(1);
+            return;
+        }
+        let ways = &mut self.keys[ways(key_hash)];
+        for key in &mut *ways {
+            key.turn(now);
+        }
+        // The coolest gives way.
+        if let Some(key) = ways
+            .iter_mut()
+            .min_by_key(|key| (key.doublings, key.unplaced))
+        {
+            *key = HotKey {
+                hash: key_hash,
+                since: now,
+                calls: 1,
+                unplaced: 1,
+                doublings: 0,
+            };
+        }
+    }
+
+    fn find(&mut self, key_hash: u64) -> Option<&mut HotKey> {
+        self.keys[ways(key_hash)]
+            .iter_mut()
+            .find(|key| key.hash == key_hash && !key.is_free())
+    }
+}
+
+fn ways(key_hash: u64) -> std::ops::Range<usize> {
+    // Not the bits that the slot is made of, so that the keys of one instance do not meet here.
+    let at = (key_hash as usize % (PLACES / WAYS)) * WAYS;
+    at..at + WAYS
+}
+
+impl HotKey {
+    fn is_free(&self) -> bool {
+        self.unplaced == 0 && self.doublings == 0 && self.calls == 0
+    }
+
+    /// Ends the window where its time is over.
+    fn turn(&mut self, now: Instant) {
+        let mut windows = now.since(self.since).as_micros() / WINDOW.as_micros();
+        if windows == 0 {
+            return;
+        }
+        if self.calls >= FEW_CALLS {
+            if self.unplaced > self.calls / 2 {
+                // The owners are never more than sixteen: four doublings of one.
+                self.doublings = (self.doublings + 1).min(4);
+            } else if self.unplaced < self.calls / 4 {
+                self.doublings = self.doublings.saturating_sub(1);
+            }
+            windows -= 1;
+        }
+        // Windows in which nobody called.
+        let quiet = u8::try_from(windows).unwrap_or(u8::MAX);
+        self.doublings = self.doublings.saturating_sub(quiet);
+        (self.calls, self.unplaced, self.since) = (0, 0, now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn second(
+        hot: &mut HotKeys,
+        key: u64,
+        at: u64,
+        calls: u64,
+        unplaced: impl Fn(u64) -> bool,
+    ) -> usize {
+        let mut owners = 0;
+        for call in 0..calls {
+            let now = Instant::from_micros(at * 1_000_000 + call * 1_000_000 / calls);
+            owners = hot.owners(Routing::bounded(), key, now);
+            if unplaced(call) {
+                hot.unplaced(key, now);
+            }
+        }
+        owners
+    }
+
+    #[test]
+    fn the_owners_of_a_hot_key_double_up_to_sixteen_and_are_halved_again() {
+        let mut hot = HotKeys::default();
+        let found: Vec<usize> = (0..5)
+            .map(|at| second(&mut hot, 7, at, 100, |call| call % 3 != 0))
+            .collect();
+        assert_eq!(found, [4, 8, 16, 16, 16]);
+        // Between a quarter and a half it stays.
+        assert_eq!(second(&mut hot, 7, 5, 100, |call| call % 3 == 0), 16);
+        let cooled: Vec<usize> = (6..11)
+            .map(|at| second(&mut hot, 7, at, 100, |_| false))
+            .collect();
+        assert_eq!(cooled[0], 16);
+        assert_eq!(cooled[4], 4);
+        // Another key is none of this one's business.
+        assert_eq!(hot.owners(Routing::bounded(), 8, Instant::ZERO), 4);
+    }
+
+    #[test]
+    fn a_key_that_nobody_calls_any_more_is_forgotten() {
+        let mut hot = HotKeys::default();
+        for at in 0..4 {
+            second(&mut hot, 7, at, 100, |_| true);
+        }
+        assert_eq!(second(&mut hot, 7, 60, 1, |_| false), 4);
+    }
+
+    #[test]
+    fn few_calls_say_nothing_of_a_key() {
+        let mut hot = HotKeys::default();
+        for at in 0..10 {
+            assert_eq!(second(&mut hot, 7, at, 2, |_| true), 4);
+        }
+    }
+
+    #[test]
+    fn hot_keys_stay_while_a_thousand_others_are_refused_once() {
+        let mut hot = HotKeys::default();
+        for at in 0..2 {
+            second(&mut hot, 7, at, 100, |_| true);
+        }
+        for other in 1_000..2_000 {
+            hot.unplaced(other, Instant::from_micros(2_000_000));
+        }
+        assert_eq!(second(&mut hot, 7, 2, 1, |_| false), 16);
+    }
+
+    #[test]
+    fn a_routing_of_many_owners_keeps_them() {
+        let many = Routing::Bounded {
+            owners: 16,
+            depth: 1,
+            stay: None,
+        };
+        assert_eq!(HotKeys::default().owners(many, 1, Instant::ZERO), 16);
+    }
+}

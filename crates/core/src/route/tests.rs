@@ -1,0 +1,288 @@
+//! The laws of routing.
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn routing() -> impl Strategy<Value = Routing> {
+    let bounded = (any::<u8>(), any::<u8>(), any::<Option<u8>>());
+    let bounded = bounded.prop_map(|(owners, depth, stay)| Routing::Bounded {
+        owners,
+        depth,
+        stay,
+    });
+    prop_oneof![
+        1 => Just(Routing::Owner),
+        8 => bounded,
+        2 => (1_u8..6, 1_u8..20, any::<Option<u8>>())
+            .prop_map(|(owners, depth, stay)| Routing::Bounded { owners, depth, stay }),
+    ]
+}
+
+const NOW: Instant = Instant::from_micros(1_000_000);
+
+fn candidate() -> impl Strategy<Value = Candidate> {
+    let hint = proptest::option::of((any::<u8>(), 0_u64..100_000));
+    let standing = prop_oneof![
+        3 => Just(Standing::Open),
+        1 => Just(Standing::Refused),
+        1 => Just(Standing::Out)
+    ];
+    (hint, standing, any::<bool>()).prop_map(|(hint, standing, near)| Candidate {
+        hint: hint.map_or(Hint::NONE, |(depth, age)| {
+            Hint::told(depth, NOW - Duration::from_micros(age))
+        }),
+        standing,
+        near,
+    })
+}
+
+fn candidates() -> impl Strategy<Value = Vec<Candidate>> {
+    proptest::collection::vec(candidate(), 0..20)
+}
+
+fn ask() -> impl Strategy<Value = Ask> {
+    (0_u8..4, any::<bool>(), any::<u64>()).prop_map(|(refusals, may_be_refused, draw)| Ask {
+        refusals,
+        may_be_refused,
+        now: NOW,
+        draw,
+    })
+}
+
+/// A call that goes on until somebody takes it; those in `full` refuse while they may. Returns whom it was sent to.
+fn walk(routing: Routing, candidates: &[Candidate], full: &[bool], ask: Ask) -> Vec<usize> {
+    let (mut candidates, mut ask, mut sent) = (candidates.to_vec(), ask, Vec::new());
+    loop {
+        let choice = next(routing, &candidates, ask).unwrap();
+        sent.push(choice.at);
+        match choice.refuse_at {
+            Some(depth) if full[choice.at] => {
+                candidates[choice.at].standing = Standing::Refused;
+                candidates[choice.at].hint = Hint::told(depth.get(), ask.now);
+                ask.refusals += 1;
+            }
+            _ => return sent,
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn with_owner_it_is_the_first_whatever_is_known(candidates in candidates(), ask in ask()) {
+        let choice = next(Routing::Owner, &candidates, ask);
+        let first = Choice { at: 0, refuse_at: None };
+        prop_assert_eq!(choice, (!candidates.is_empty()).then_some(first));
+    }
+
+    #[test]
+    fn with_no_load_bounded_equals_owner(
+        routing in routing(),
+        owners in 1_usize..20,
+        told in any::<bool>(),
+        may_be_refused in any::<bool>(),
+        draw in any::<u64>(),
+    ) {
+        let hint = if told { Hint::told(0, NOW) } else { Hint::NONE };
+        let candidates = vec![Candidate { hint, ..Candidate::default() }; owners];
+        let ask = Ask { refusals: 0, may_be_refused, now: NOW, draw };
+        let choice = next(routing, &candidates, ask).unwrap();
+        prop_assert_eq!(choice.at, 0);
+    }
+
+    #[test]
+    fn somebody_is_asked_where_there_is_anybody_and_never_more_than_the_most(
+        routing in routing(),
+        candidates in candidates(),
+        ask in ask(),
+    ) {
+        match next(routing, &candidates, ask) {
+            Some(choice) => prop_assert!(choice.at < candidates.len().min(MAX_OWNERS)),
+            None => prop_assert!(candidates.is_empty()),
+        }
+    }
+
+    #[test]
+    fn whoever_is_out_is_asked_only_where_all_are(
+        routing in routing(),
+        candidates in candidates(),
+        ask in ask(),
+    ) {
+        prop_assume!(routing != Routing::Owner);
+        let looked_at = &candidates[..candidates.len().min(MAX_OWNERS)];
+        if let Some(choice) = next(routing, &candidates, ask)
+            && candidates[choice.at].standing == Standing::Out
+        {
+            prop_assert!(looked_at.iter().all(|other| other.standing == Standing::Out));
+        }
+    }
+
+    #[test]
+    fn a_call_is_sent_at_most_three_times_and_only_the_last_is_in_any_case(
+        routing in routing(),
+        candidates in candidates(),
+        full in proptest::collection::vec(any::<bool>(), 20),
+        ask in ask(),
+    ) {
+        prop_assume!(!candidates.is_empty());
+        let ask = Ask { refusals: 0, ..ask };
+        let candidates: Vec<_> = candidates
+            .into_iter()
+            .map(|candidate| Candidate { standing: match candidate.standing {
+                Standing::Refused => Standing::Open,
+                other => other,
+            }, ..candidate })
+            .collect();
+        let sent = walk(routing, &candidates, &full, ask);
+        prop_assert!(sent.len() <= usize::from(MAX_REFUSALS) + 1);
+        // Nobody is asked again that refused, but as the last resort.
+        let asked = &sent[..sent.len() - 1];
+        for (at, who) in asked.iter().enumerate() {
+            prop_assert!(!asked[..at].contains(who));
+        }
+        if !ask.may_be_refused || routing == Routing::Owner {
+            prop_assert_eq!(sent.len(), 1);
+        }
+    }
+
+    #[test]
+    fn without_hints_the_walk_goes_along_the_order(
+        depth in any::<u8>(),
+        full in proptest::collection::vec(any::<bool>(), 4),
+    ) {
+        let routing = Routing::Bounded { owners: 4, depth, stay: None };
+        let candidates = [Candidate::default(); 4];
+        let ask = Ask { may_be_refused: true, now: NOW, ..Ask::default() };
+        let sent = walk(routing, &candidates, &full, ask);
+        let expected: Vec<usize> = (0..sent.len()).collect();
+        prop_assert_eq!(sent, expected);
+    }
+
+    #[test]
+    fn the_owner_is_passed_by_only_where_it_told_so_and_the_caller_asked_for_it(
+        owner in any::<u8>(), other in any::<Option<u8>>(), stay in any::<Option<u8>>(), age in 0_u64..100_000,
+    ) {
+        let routing = Routing::Bounded { owners: 2, depth: 8, stay };
+        let hint = |depth: u8, age| Hint::told(depth, NOW - Duration::from_micros(age));
+        let candidates = [
+            Candidate { hint: hint(owner, age), ..Candidate::default() },
+            Candidate { hint: other.map_or(Hint::NONE, |other| hint(other, 0)), ..Candidate::default() },
+        ];
+        let ask = Ask { may_be_refused: true, now: NOW, ..Ask::default() };
+        let choice = next(routing, &candidates, ask).unwrap();
+        let told = u128::from(age) < HINT_LASTS.as_micros();
+        let passes = stay.is_some_and(|stay| {
+            told && u16::from(owner) > u16::from(other.unwrap_or(0)) + u16::from(stay)
+        });
+        prop_assert_eq!(choice.at, usize::from(passes));
+    }
+
+    #[test]
+    fn near_ones_come_first_and_only_among_the_first_owners(
+        near in proptest::collection::vec(any::<bool>(), 1..10),
+        owners in 1_u8..6,
+    ) {
+        let routing = Routing::Bounded { owners, depth: 8, stay: None };
+        let candidates: Vec<_> =
+            near.iter().map(|near| Candidate { near: *near, ..Candidate::default() }).collect();
+        let ask = Ask { may_be_refused: true, now: NOW, ..Ask::default() };
+        let choice = next(routing, &candidates, ask).unwrap();
+        let first = near.iter().take(owners.into()).position(|near| *near);
+        prop_assert_eq!(choice.at, first.unwrap_or(0));
+    }
+
+    #[test]
+    fn a_young_instance_refuses_earlier_and_takes_one_at_least(
+        depth in 1_u8..=255, a in 0_u64..20_000_000, b in 0_u64..20_000_000,
+    ) {
+        let depth = NonZeroU8::new(depth).unwrap();
+        let at = |micros| limit_at(depth, Duration::from_micros(micros));
+        prop_assert!(at(a.min(b)) <= at(a.max(b)));
+        prop_assert!((1..=usize::from(depth.get())).contains(&at(a)));
+        prop_assert_eq!(at(10_000_000), usize::from(depth.get()));
+    }
+}
+
+#[test]
+fn the_last_is_the_least_loaded_that_was_told() {
+    let told = |depth| Candidate {
+        hint: Hint::told(depth, NOW),
+        ..Candidate::default()
+    };
+    let refused = |depth| Candidate {
+        standing: Standing::Refused,
+        ..told(depth)
+    };
+    let ask = Ask {
+        refusals: 2,
+        may_be_refused: true,
+        now: NOW,
+        draw: 0,
+    };
+    let last = |candidates: &[Candidate]| next(Routing::bounded(), candidates, ask);
+    let forced = |at| {
+        Some(Choice {
+            at,
+            refuse_at: None,
+        })
+    };
+    assert_eq!(
+        last(&[refused(9), refused(8), told(12), told(10)]),
+        forced(1)
+    );
+    assert_eq!(last(&[refused(9), refused(8), told(7), told(5)]), forced(3));
+    // Of whom nothing is known, nothing bad is supposed.
+    assert_eq!(
+        last(&[refused(9), refused(8), told(1), Candidate::default()]),
+        forced(3)
+    );
+}
+
+#[test]
+fn the_rest_of_a_hot_key_is_taken_evenly() {
+    let refused = Candidate {
+        standing: Standing::Refused,
+        hint: Hint::told(8, NOW),
+        near: false,
+    };
+    let mut candidates = vec![Candidate::default(); 16];
+    (candidates[0], candidates[1]) = (refused, refused);
+    let mut taken = [0; 16];
+    for draw in 0..1_400 {
+        let ask = Ask {
+            refusals: 2,
+            may_be_refused: true,
+            now: NOW,
+            draw,
+        };
+        taken[next(Routing::bounded(), &candidates, ask).unwrap().at] += 1;
+    }
+    assert_eq!(taken[..2], [0, 0]);
+    assert!(taken[2..].iter().all(|calls| *calls == 100));
+}
+
+#[test]
+fn without_a_budget_a_call_goes_by_what_was_told() {
+    let full = Candidate {
+        hint: Hint::told(8, NOW),
+        ..Candidate::default()
+    };
+    let candidates = [full, Candidate::default(), Candidate::default()];
+    let ask = Ask {
+        now: NOW,
+        ..Ask::default()
+    };
+    let choice = next(Routing::bounded(), &candidates, ask).unwrap();
+    assert_eq!((choice.at, choice.refuse_at), (1, None));
+}
+
+#[test]
+fn who_is_alone_refuses_nothing() {
+    let ask = Ask {
+        may_be_refused: true,
+        now: NOW,
+        ..Ask::default()
+    };
+    let choice = next(Routing::bounded(), &[Candidate::default()], ask).unwrap();
+    assert_eq!(choice.refuse_at, None);
+}
