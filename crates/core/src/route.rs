@@ -114,8 +114,8 @@ pub struct Candidate {
 pub struct Ask {
     /// How often it was refused.
     pub refusals: u8,
-    /// Another refusal is inside the retry budget.
-    pub may_be_refused: bool,
+    /// After how many refusals it is taken in any case: [`MAX_REFUSALS`] where another one is inside the retry budget, else zero.
+    pub most_refusals: u8,
     /// The time.
     pub now: Instant,
     /// Anything: spreads the calls for a hot key over those of which nothing is known.
@@ -152,7 +152,7 @@ pub fn next(routing: Routing, candidates: &[Candidate], ask: Ask) -> Option<Choi
     let open: Places = with(Standing::Open).collect();
     let told = |at: usize| candidates[at].hint.depth_at(ask.now);
     let is_alone = open.len() + with(Standing::Refused).count() < 2;
-    if !open.is_empty() && !is_alone && ask.may_be_refused && ask.refusals < MAX_REFUSALS {
+    if !open.is_empty() && !is_alone && ask.refusals < ask.most_refusals {
         return Some(Choice {
             at: passing_by(&open, told, stay),
             refuse_at: Some(NonZeroU8::new(depth).unwrap_or(NonZeroU8::MIN)),
@@ -187,6 +187,25 @@ pub fn next(routing: Routing, candidates: &[Candidate], ask: Ask) -> Option<Choi
 }
 
 type Places = SmallVec<[usize; MAX_OWNERS]>;
+
+/// Who is asked beside those that have the call already, where they take longer than most: the first that may be asked and is
+/// not said to be full; none where there is nobody else.
+pub fn hedge(routing: Routing, candidates: &[Candidate], now: Instant) -> Option<usize> {
+    let candidates = &candidates[..candidates.len().min(MAX_OWNERS)];
+    let depth = match routing {
+        Routing::Owner => u8::MAX,
+        Routing::Bounded { depth, .. } => depth.max(1),
+    };
+    let order = in_order(candidates, routing.owners());
+    let mut open = order
+        .into_iter()
+        .filter(|at| candidates[*at].standing == Standing::Open);
+    // Rule: a hedge is never one call more for whoever has too many.
+    open.find(|at| {
+        let told = candidates[*at].hint.depth_at(now);
+        told.is_none_or(|told| told < depth)
+    })
+}
 
 /// The candidates by preference: of the first owners, those near first.
 fn in_order(candidates: &[Candidate], owners: usize) -> Places {

@@ -7,5 +7,5 @@ mod statistics;
 mod table;
 
 pub use clock::{monotonic_nanos, thread_time, timed};
-pub use statistics::{exponent, median, quantile};
+pub use statistics::{exponent, median, quantile, quantile_of_sorted};
 pub use table::{Output, Target, cells, figure};

@@ -35,6 +35,11 @@ impl Target {
             met: value >= target,
         }
     }
+
+    /// Whether the figure is what it should be.
+    pub fn is_met(&self) -> bool {
+        self.met
+    }
 }
 
 /// Prints tables as they are measured; with `--json`, one object last.

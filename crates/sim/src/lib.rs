@@ -18,6 +18,7 @@ mod process;
 mod profile;
 mod queue;
 mod report;
+pub mod route;
 mod rules;
 pub mod scale;
 #[cfg(test)]
@@ -53,6 +54,8 @@ enum Command {
     Scale(scale::Options),
     /// Histories of ownership that moves with its states.
     Tokens(tokens::TokenArgs),
+    /// Routing: policies side by side over skew, callers, slow instances, hot keys and caches.
+    Route(route::RouteArgs),
 }
 
 /// Runs the command; the tables of `scale` are told line by line.
@@ -60,6 +63,7 @@ pub fn run(args: &Args, say: fn(&str)) -> ExitCode {
     match &args.scale {
         Some(Command::Scale(options)) => scale::run(*options, say),
         Some(Command::Tokens(args)) => tokens::run_command(args),
+        Some(Command::Route(args)) => route::run_command(args, say),
         None => report::run(&args.histories),
     }
 }

@@ -42,9 +42,9 @@ fn candidates() -> impl Strategy<Value = Vec<Candidate>> {
 }
 
 fn ask() -> impl Strategy<Value = Ask> {
-    (0_u8..4, any::<bool>(), any::<u64>()).prop_map(|(refusals, may_be_refused, draw)| Ask {
+    (0_u8..4, 0_u8..=MAX_REFUSALS, any::<u64>()).prop_map(|(refusals, most_refusals, draw)| Ask {
         refusals,
-        may_be_refused,
+        most_refusals,
         now: NOW,
         draw,
     })
@@ -80,12 +80,12 @@ proptest! {
         routing in routing(),
         owners in 1_usize..20,
         told in any::<bool>(),
-        may_be_refused in any::<bool>(),
+        most_refusals in 0_u8..=MAX_REFUSALS,
         draw in any::<u64>(),
     ) {
         let hint = if told { Hint::told(0, NOW) } else { Hint::NONE };
         let candidates = vec![Candidate { hint, ..Candidate::default() }; owners];
-        let ask = Ask { refusals: 0, may_be_refused, now: NOW, draw };
+        let ask = Ask { refusals: 0, most_refusals, now: NOW, draw };
         let choice = next(routing, &candidates, ask).unwrap();
         prop_assert_eq!(choice.at, 0);
     }
@@ -140,7 +140,7 @@ proptest! {
         for (at, who) in asked.iter().enumerate() {
             prop_assert!(!asked[..at].contains(who));
         }
-        if !ask.may_be_refused || routing == Routing::Owner {
+        if ask.most_refusals == 0 || routing == Routing::Owner {
             prop_assert_eq!(sent.len(), 1);
         }
     }
@@ -152,7 +152,7 @@ proptest! {
     ) {
         let routing = Routing::Bounded { owners: 4, depth, stay: None };
         let candidates = [Candidate::default(); 4];
-        let ask = Ask { may_be_refused: true, now: NOW, ..Ask::default() };
+        let ask = Ask { most_refusals: MAX_REFUSALS, now: NOW, ..Ask::default() };
         let sent = walk(routing, &candidates, &full, ask);
         let expected: Vec<usize> = (0..sent.len()).collect();
         prop_assert_eq!(sent, expected);
@@ -168,7 +168,7 @@ proptest! {
             Candidate { hint: hint(owner, age), ..Candidate::default() },
             Candidate { hint: other.map_or(Hint::NONE, |other| hint(other, 0)), ..Candidate::default() },
         ];
-        let ask = Ask { may_be_refused: true, now: NOW, ..Ask::default() };
+        let ask = Ask { most_refusals: MAX_REFUSALS, now: NOW, ..Ask::default() };
         let choice = next(routing, &candidates, ask).unwrap();
         let told = u128::from(age) < HINT_LASTS.as_micros();
         let passes = stay.is_some_and(|stay| {
@@ -185,7 +185,7 @@ proptest! {
         let routing = Routing::Bounded { owners, depth: 8, stay: None };
         let candidates: Vec<_> =
             near.iter().map(|near| Candidate { near: *near, ..Candidate::default() }).collect();
-        let ask = Ask { may_be_refused: true, now: NOW, ..Ask::default() };
+        let ask = Ask { most_refusals: MAX_REFUSALS, now: NOW, ..Ask::default() };
         let choice = next(routing, &candidates, ask).unwrap();
         let first = near.iter().take(owners.into()).position(|near| *near);
         prop_assert_eq!(choice.at, first.unwrap_or(0));
@@ -215,7 +215,7 @@ fn the_last_is_the_least_loaded_that_was_told() {
     };
     let ask = Ask {
         refusals: 2,
-        may_be_refused: true,
+        most_refusals: MAX_REFUSALS,
         now: NOW,
         draw: 0,
     };
@@ -251,7 +251,7 @@ fn the_rest_of_a_hot_key_is_taken_evenly() {
     for draw in 0..1_400 {
         let ask = Ask {
             refusals: 2,
-            may_be_refused: true,
+            most_refusals: MAX_REFUSALS,
             now: NOW,
             draw,
         };
@@ -279,10 +279,27 @@ fn without_a_budget_a_call_goes_by_what_was_told() {
 #[test]
 fn who_is_alone_refuses_nothing() {
     let ask = Ask {
-        may_be_refused: true,
+        most_refusals: MAX_REFUSALS,
         now: NOW,
         ..Ask::default()
     };
     let choice = next(Routing::bounded(), &[Candidate::default()], ask).unwrap();
     assert_eq!(choice.refuse_at, None);
+}
+
+#[test]
+fn a_hedge_goes_to_the_next_owner_that_is_not_full_and_to_nobody_where_there_is_none() {
+    let has_it = Candidate {
+        standing: Standing::Out,
+        ..Candidate::default()
+    };
+    let full = Candidate {
+        hint: Hint::told(8, NOW),
+        ..Candidate::default()
+    };
+    let candidates = [has_it, full, Candidate::default()];
+    assert_eq!(hedge(Routing::bounded(), &candidates, NOW), Some(2));
+    assert_eq!(hedge(Routing::Owner, &candidates, NOW), Some(1));
+    assert_eq!(hedge(Routing::bounded(), &candidates[..2], NOW), None);
+    assert_eq!(hedge(Routing::Owner, &[], NOW), None);
 }
