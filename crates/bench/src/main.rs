@@ -36,6 +36,8 @@ enum Command {
     },
     /// Runs simulated clusters: many histories, each determined by its seed, or the stated scale.
     Sim(keydispatch_sim::Args),
+    /// Simulates routing: policies side by side over skew, callers, slow instances, hot keys and caches.
+    Route(keydispatch_sim::route::RouteArgs),
     /// A node that obeys the test that started it, until its standard input closes.
     #[command(hide = true)]
     Puppet {
@@ -96,6 +98,9 @@ fn main() -> ExitCode {
     if let Command::Sim(arguments) = &command {
         return keydispatch_sim::run(arguments, say);
     }
+    if let Command::Route(arguments) = &command {
+        return keydispatch_sim::route::run_command(arguments, say);
+    }
     match run(command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -107,8 +112,8 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<(), fleet::Error> {
     match command {
-        // Has an exit code of its own.
-        Command::Sim(_) => Ok(()),
+        // These have exit codes of their own.
+        Command::Sim(_) | Command::Route(_) => Ok(()),
         Command::Lookup(options) => lookup::run(options, say),
         Command::Call(options) => call::run(options, say),
         Command::Rolling(options) => {

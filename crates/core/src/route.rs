@@ -45,6 +45,9 @@ pub const MAX_OWNERS: usize = 16;
 /// find room at the next.
 pub const MAX_REFUSALS: u8 = 2;
 
+/// How long a hint counts for a call that nobody may refuse.
+const LAST_TOLD: Duration = Duration::from_secs(1);
+
 /// For how long an instance is young.
 pub const SLOW_START: Duration = Duration::from_secs(10);
 
@@ -104,8 +107,8 @@ pub struct Candidate {
     pub hint: Hint,
     /// What may be done with it.
     pub standing: Standing,
-    /// It comes before those of the first [`owners`](Routing::owners) that are not near, as it is in the caller's zone: false
-    /// for all where the caller does not care.
+    /// It is in the caller's zone, and comes before those that are not: false for all where the caller does not care. A hot key
+    /// goes wherever there is room.
     pub near: bool,
 }
 
@@ -118,7 +121,7 @@ pub struct Ask {
     pub most_refusals: u8,
     /// The time.
     pub now: Instant,
-    /// Anything: spreads the calls for a hot key over those of which nothing is known.
+    /// Anything: spreads the calls for a hot key over its owners.
     pub draw: u64,
 }
 
@@ -133,8 +136,8 @@ pub struct Choice {
 
 /// Whom a call goes to next, of the owners of its key in their order of preference: none only where there are none.
 ///
-/// The candidates are the first [`Routing::owners`], or as many as [`HotKeys::owners`] says; more than [`MAX_OWNERS`] are not
-/// looked at. Where nothing is known of anybody, it is the first.
+/// The candidates are the first [`Routing::owners`], or as many as [`HotKeys::owners`] says, which is how a hot key is told
+/// from others; more than [`MAX_OWNERS`] are not looked at. Where nothing is known of anybody, it is the first.
 pub fn next(routing: Routing, candidates: &[Candidate], ask: Ask) -> Option<Choice> {
     let candidates = &candidates[..candidates.len().min(MAX_OWNERS)];
     let forced = |at| Choice {
@@ -144,7 +147,7 @@ pub fn next(routing: Routing, candidates: &[Candidate], ask: Ask) -> Option<Choi
     let Routing::Bounded { depth, stay, .. } = routing else {
         return (!candidates.is_empty()).then(|| forced(0));
     };
-    let order = in_order(candidates, routing.owners());
+    let order = in_order(candidates, routing.owners(), ask.draw);
     let with = |standing: Standing| {
         let order = order.iter().copied();
         order.filter(move |at| candidates[*at].standing == standing)
@@ -158,32 +161,18 @@ pub fn next(routing: Routing, candidates: &[Candidate], ask: Ask) -> Option<Choi
             refuse_at: Some(NonZeroU8::new(depth).unwrap_or(NonZeroU8::MIN)),
         });
     }
-    // Rule: without a budget for refusals, what was told is all there is, and the first owner is left only where it is full.
+    let last = open.iter().copied().chain(with(Standing::Refused));
+    if ask.refusals > 0 || is_alone {
+        let least = last.min_by_key(|at| told(*at).unwrap_or(0));
+        return least.or(order.first().copied()).map(forced);
+    }
+    // Rule: without a budget for refusals, what was told is all there is, and it counts for longer: the first owner is left
+    // where it was full. Otherwise the calls that nobody may refuse would pile up at whoever is asked for most.
+    let told = |at: usize| candidates[at].hint.depth_within(ask.now, LAST_TOLD);
     let has_room = |at: &usize| told(*at).is_none_or(|told| told < depth.max(1));
-    if ask.refusals == 0
-        && let Some(at) = open.iter().copied().find(has_room)
-    {
-        return Some(forced(at));
-    }
-    let mut last: Places = open
-        .iter()
-        .copied()
-        .chain(with(Standing::Refused))
-        .collect();
-    if last.is_empty() {
-        return order.first().copied().map(forced);
-    }
-    last.sort_by_key(|at| told(*at).unwrap_or(0));
-    let least = told(last[0]).unwrap_or(0);
-    let ties = last.partition_point(|at| told(*at).unwrap_or(0) == least);
-    // Rule: those of a hot key that are left are taken evenly. The first of those that nothing is known of would take all.
-    let is_widened = candidates.len() > routing.owners();
-    let at = if is_widened {
-        (ask.draw % ties as u64) as usize
-    } else {
-        0
-    };
-    Some(forced(last[at]))
+    let first = open.iter().copied().find(has_room);
+    let least = || last.min_by_key(|at| told(*at).unwrap_or(0));
+    first.or_else(least).map(forced)
 }
 
 type Places = SmallVec<[usize; MAX_OWNERS]>;
@@ -196,7 +185,7 @@ pub fn hedge(routing: Routing, candidates: &[Candidate], now: Instant) -> Option
         Routing::Owner => u8::MAX,
         Routing::Bounded { depth, .. } => depth.max(1),
     };
-    let order = in_order(candidates, routing.owners());
+    let order = in_order(candidates, candidates.len(), 0);
     let mut open = order
         .into_iter()
         .filter(|at| candidates[*at].standing == Standing::Open);
@@ -208,10 +197,16 @@ pub fn hedge(routing: Routing, candidates: &[Candidate], now: Instant) -> Option
 }
 
 /// The candidates by preference: of the first owners, those near first.
-fn in_order(candidates: &[Candidate], owners: usize) -> Places {
+///
+/// Rule: the calls for a hot key begin anywhere among its owners. In their order, the first ones would refuse nearly all of
+/// them, and use up the budget of all other keys.
+fn in_order(candidates: &[Candidate], owners: usize, draw: u64) -> Places {
     let mut order: Places = (0..candidates.len()).collect();
-    let first = order.len().min(owners);
-    order[..first].sort_by_key(|at| !candidates[*at].near);
+    if candidates.len() > owners {
+        order.rotate_left((draw % candidates.len() as u64) as usize);
+    } else {
+        order.sort_by_key(|at| !candidates[*at].near);
+    }
     order
 }
 

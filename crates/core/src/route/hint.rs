@@ -34,9 +34,14 @@ impl Hint {
 
     /// What was told, where that was within [`HINT_LASTS`].
     pub fn depth_at(self, now: Instant) -> Option<u8> {
+        self.depth_within(now, HINT_LASTS)
+    }
+
+    /// What was told, where that was within so long.
+    pub(super) fn depth_within(self, now: Instant, lasts: Duration) -> Option<u8> {
         let at = (self.0 >> 8).checked_sub(1)?;
         let age = now.since(Instant::from_micros(at));
-        (age < HINT_LASTS).then_some(self.0 as u8)
+        (age < lasts).then_some(self.0 as u8)
     }
 }
 

@@ -8,8 +8,8 @@ use crate::time::Instant;
 /// Over how long calls are counted.
 const WINDOW: Duration = Duration::from_secs(1);
 
-/// Calls of a window below which it says nothing of a key.
-const FEW_CALLS: u32 = 4;
+/// Calls of a window that might be refused, below which it says nothing of a key.
+const FEW_CALLS: u32 = 2;
 
 /// Keys that are kept: each needs half its calls of a second refused, so these are many. Others take the place of whoever has
 /// fewer refusals, or none of late.
@@ -35,6 +35,8 @@ struct HotKey {
     hash: u64,
     since: Instant,
     calls: u32,
+    /// Those of them that might be refused.
+    asked: u32,
     unplaced: u32,
     doublings: u8,
 }
@@ -60,6 +62,15 @@ impl HotKeys {
         (owners << key.doublings).min(most)
     }
 
+    /// A call for a key is sent to the first that may refuse it. A call that nobody may refuse, for want of a budget, says
+    /// nothing of its key.
+    pub fn asked(&mut self, key_hash: u64, now: Instant) {
+        if let Some(key) = self.find(key_hash) {
+            key.turn(now);
+            key.asked = key.asked.saturating_add(1);
+        }
+    }
+
     /// A call for a key was refused by all that might refuse it.
     pub fn unplaced(&mut self, key_hash: u64, now: Instant) {
         if let Some(key) = self.find(key_hash) {
@@ -80,6 +91,7 @@ impl HotKeys {
                 hash: key_hash,
                 since: now,
                 calls: 1,
+                asked: 1,
                 unplaced: 1,
                 doublings: 0,
             };
@@ -110,19 +122,19 @@ impl HotKey {
         if windows == 0 {
             return;
         }
-        if self.calls >= FEW_CALLS {
-            if self.unplaced > self.calls / 2 {
+        if self.asked >= FEW_CALLS {
+            if 2 * self.unplaced > self.asked {
                 // The owners are never more than sixteen: four doublings of one.
                 self.doublings = (self.doublings + 1).min(4);
-            } else if self.unplaced < self.calls / 4 {
+            } else if 4 * self.unplaced < self.asked {
                 self.doublings = self.doublings.saturating_sub(1);
             }
-            windows -= 1;
         }
+        windows -= u128::from(self.calls > 0);
         // Windows in which nobody called.
         let quiet = u8::try_from(windows).unwrap_or(u8::MAX);
         self.doublings = self.doublings.saturating_sub(quiet);
-        (self.calls, self.unplaced, self.since) = (0, 0, now);
+        (self.calls, self.asked, self.unplaced, self.since) = (0, 0, 0, now);
     }
 }
 
@@ -141,6 +153,7 @@ mod tests {
         for call in 0..calls {
             let now = Instant::from_micros(at * 1_000_000 + call * 1_000_000 / calls);
             owners = hot.owners(Routing::bounded(), key, now);
+            hot.asked(key, now);
             if unplaced(call) {
                 hot.unplaced(key, now);
             }
@@ -179,7 +192,7 @@ mod tests {
     fn few_calls_say_nothing_of_a_key() {
         let mut hot = HotKeys::default();
         for at in 0..10 {
-            assert_eq!(second(&mut hot, 7, at, 2, |_| true), 4);
+            assert_eq!(second(&mut hot, 7, at, 1, |_| true), 4);
         }
     }
 

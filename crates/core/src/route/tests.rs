@@ -78,13 +78,12 @@ proptest! {
     #[test]
     fn with_no_load_bounded_equals_owner(
         routing in routing(),
-        owners in 1_usize..20,
         told in any::<bool>(),
         most_refusals in 0_u8..=MAX_REFUSALS,
         draw in any::<u64>(),
     ) {
         let hint = if told { Hint::told(0, NOW) } else { Hint::NONE };
-        let candidates = vec![Candidate { hint, ..Candidate::default() }; owners];
+        let candidates = vec![Candidate { hint, ..Candidate::default() }; routing.owners()];
         let ask = Ask { refusals: 0, most_refusals, now: NOW, draw };
         let choice = next(routing, &candidates, ask).unwrap();
         prop_assert_eq!(choice.at, 0);
@@ -178,17 +177,22 @@ proptest! {
     }
 
     #[test]
-    fn near_ones_come_first_and_only_among_the_first_owners(
+    fn near_ones_come_first_but_for_a_hot_key(
         near in proptest::collection::vec(any::<bool>(), 1..10),
         owners in 1_u8..6,
+        draw in any::<u64>(),
     ) {
         let routing = Routing::Bounded { owners, depth: 8, stay: None };
         let candidates: Vec<_> =
             near.iter().map(|near| Candidate { near: *near, ..Candidate::default() }).collect();
-        let ask = Ask { most_refusals: MAX_REFUSALS, now: NOW, ..Ask::default() };
+        let ask = Ask { most_refusals: MAX_REFUSALS, now: NOW, draw, ..Ask::default() };
         let choice = next(routing, &candidates, ask).unwrap();
-        let first = near.iter().take(owners.into()).position(|near| *near);
-        prop_assert_eq!(choice.at, first.unwrap_or(0));
+        let expected = if near.len() > owners.into() {
+            (draw % near.len() as u64) as usize
+        } else {
+            near.iter().position(|near| *near).unwrap_or(0)
+        };
+        prop_assert_eq!(choice.at, expected);
     }
 
     #[test]
@@ -239,26 +243,21 @@ fn the_last_is_the_least_loaded_that_was_told() {
 }
 
 #[test]
-fn the_rest_of_a_hot_key_is_taken_evenly() {
-    let refused = Candidate {
-        standing: Standing::Refused,
-        hint: Hint::told(8, NOW),
-        near: false,
-    };
-    let mut candidates = vec![Candidate::default(); 16];
-    (candidates[0], candidates[1]) = (refused, refused);
-    let mut taken = [0; 16];
-    for draw in 0..1_400 {
-        let ask = Ask {
-            refusals: 2,
-            most_refusals: MAX_REFUSALS,
-            now: NOW,
-            draw,
-        };
-        taken[next(Routing::bounded(), &candidates, ask).unwrap().at] += 1;
+fn the_calls_of_a_hot_key_are_spread_over_all_of_its_owners() {
+    for (refusals, most_refusals) in [(0, 2), (0, 0), (2, 2)] {
+        let mut taken = [0; 16];
+        for draw in 0..1_600 {
+            let ask = Ask {
+                refusals,
+                most_refusals,
+                now: NOW,
+                draw,
+            };
+            let candidates = [Candidate::default(); 16];
+            taken[next(Routing::bounded(), &candidates, ask).unwrap().at] += 1;
+        }
+        assert_eq!(taken, [100; 16]);
     }
-    assert_eq!(taken[..2], [0, 0]);
-    assert!(taken[2..].iter().all(|calls| *calls == 100));
 }
 
 #[test]

@@ -87,8 +87,10 @@ impl Caller {
             draw,
         };
         let choice = route::next(ours.routing, &self.candidates(ours, owners, standings), ask)?;
-        if refusals > 0 && choice.refuse_at.is_none() {
-            self.hot.unplaced(key_hash, now);
+        match choice.refuse_at {
+            Some(_) if refusals == 0 => self.hot.asked(key_hash, now),
+            None if refusals > 0 => self.hot.unplaced(key_hash, now),
+            _ => {}
         }
         Some(choice)
     }
