@@ -26,7 +26,8 @@ pub const PROTOCOL_MAJOR: u16 = 1;
 /// |---|---|---|
 /// | 1 | [`Offers`]: the largest payload that a node takes, and which data connection is which | is sent what this node takes itself; its data connections replace none |
 /// | 1 | [`ControlMessage::AwaitVersion`], and its like on data connections: a node that goes away waits for its peers' word | is not asked, and waited for for a moment only |
-pub const PROTOCOL_MINOR: u16 = 1;
+/// | 3 | calls that their service may refuse by its load, and replies that tell of it, on data connections | takes such calls as any other |
+pub const PROTOCOL_MINOR: u16 = 3;
 
 /// Where a node is reached, as it says itself: `host:port` for TCP, anything for another transport.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

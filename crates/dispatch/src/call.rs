@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use keydispatch_core::{NodeName, ServiceId, Spread};
+use keydispatch_core::{NodeName, Routing, ServiceId, Spread};
 use serde::{Deserialize, Serialize};
 
 /// How long a call may take unless it says otherwise, as in the Elixir library.
@@ -31,6 +31,11 @@ pub struct CallOptions {
     pub(crate) spread: Spread,
     /// Retries in percent of the calls, and a second on top.
     pub(crate) retry_budget: (u32, u32),
+    /// The protocol's, where it is none.
+    pub(crate) routing: Option<Routing>,
+    pub(crate) zone_first: bool,
+    pub(crate) hedges: bool,
+    pub(crate) replies: Replies,
 }
 
 impl Default for CallOptions {
@@ -41,6 +46,10 @@ impl Default for CallOptions {
             fallback: 0,
             spread: Spread::None,
             retry_budget: DEFAULT_RETRY_BUDGET,
+            routing: None,
+            zone_first: false,
+            hedges: false,
+            replies: Replies::All,
         }
     }
 }
@@ -86,10 +95,69 @@ impl CallOptions {
         self
     }
 
+    /// How calls are routed, instead of what the protocol says ([`Protocol::ROUTING`](crate::Protocol::ROUTING)). Casts always go
+    /// to the owner.
+    ///
+    /// With [`Routing::Bounded`] a call may go to the next owners of its key where the first has too many. A refusal comes before
+    /// anything runs, and is a retry in the sense of [`retry_budget`](Self::retry_budget): where that is used up, calls go by
+    /// what their owners told. A call that none of the owners takes as it should goes on as any other.
+    pub fn routing(mut self, routing: Routing) -> Self {
+        self.routing = Some(routing);
+        self
+    }
+
+    /// With [`Routing::Bounded`]: owners in this node's zone come before the others of the first owners. Each zone then has a
+    /// first owner of its own for each key.
+    pub fn zone_first(mut self) -> Self {
+        self.zone_first = true;
+        self
+    }
+
+    /// A call that is [`idempotent`](Self::idempotent), and takes longer than 95 of 100 did of late, is made on the next owner,
+    /// too, inside the [`retry_budget`](Self::retry_budget): the first reply counts, and the other call is cancelled. Without
+    /// effect for calls that are not idempotent, and for the first hundred calls of a handle and its clones.
+    pub fn hedge(mut self) -> Self {
+        self.hedges = true;
+        self
+    }
+
+    /// Which replies [`multi_call`](crate::ServiceHandle::multi_call) waits for; by default all.
+    pub fn replies(mut self, replies: Replies) -> Self {
+        self.replies = replies;
+        self
+    }
+
     /// No two of the owners that are asked share a node, or a zone.
     pub fn spread(mut self, spread: Spread) -> Self {
         self.spread = spread;
         self
+    }
+}
+
+/// Which replies of a call to several instances are waited for. Once these are there, the other calls are cancelled: those that
+/// were not started yet will not be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Replies {
+    /// All.
+    #[default]
+    All,
+    /// The first.
+    First,
+    /// The first so many; zero counts as one.
+    FirstK(usize),
+    /// More than half of as many as were asked for, whether or not there are so many instances.
+    Quorum,
+}
+
+impl Replies {
+    /// How many replies are enough where `n` instances were asked for; none where all are waited for.
+    pub(crate) fn enough(self, n: usize) -> Option<usize> {
+        match self {
+            Replies::All => None,
+            Replies::First => Some(1),
+            Replies::FirstK(k) => Some(k.max(1)),
+            Replies::Quorum => Some(n / 2 + 1),
+        }
     }
 }
 

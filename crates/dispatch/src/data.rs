@@ -24,6 +24,7 @@ use crate::transport::{Connection, Transport};
 pub(crate) mod aim;
 mod contact;
 mod helped;
+mod hints;
 pub(crate) mod inbound;
 pub(crate) mod lane;
 mod leaving;
@@ -38,6 +39,7 @@ pub(crate) mod wire;
 
 use contact::Contact;
 use helped::Helper;
+use hints::Hints;
 use inbound::{Caller, Serving};
 use lane::Lane;
 use leaving::Callers;
@@ -156,6 +158,7 @@ pub(crate) struct DataPlane {
     /// Counts the attempts to connect to any peer: later ones have larger numbers, whatever became of the peer meanwhile.
     attempts: AtomicU64,
     local: papaya::HashMap<u64, Local>,
+    hints: Hints,
     /// What waits on this node in all.
     backlog: Arc<Backlog>,
     /// What waits of this node's own messages to its own services.
@@ -200,6 +203,7 @@ impl DataPlane {
             onward: Onward::default(),
             attempts: AtomicU64::new(0),
             local: papaya::HashMap::new(),
+            hints: Hints::default(),
             topics: Topics::new(config.topic_bytes, Arc::clone(&own_share)),
             backlog,
             own_share,

@@ -10,13 +10,16 @@ use crate::events::Subscription;
 use crate::protocol::Protocol;
 use crate::registry::{NoService, Registry, RegistryError};
 
+mod bounded;
 mod budget;
+mod copies;
 mod instance;
 mod route;
 mod send;
 
 pub use instance::InstanceHandle;
 
+use bounded::Learnt;
 use budget::RetryBudget;
 use send::{Channel, Deadline, Failed};
 
@@ -29,6 +32,8 @@ pub struct ServiceHandle<P: Protocol> {
     options: CallOptions,
     /// Shared with the clones.
     budget: Arc<RetryBudget>,
+    /// The same.
+    learnt: Arc<Learnt>,
 }
 
 impl<P: Protocol> Clone for ServiceHandle<P> {
@@ -37,6 +42,7 @@ impl<P: Protocol> Clone for ServiceHandle<P> {
             channel: self.channel.clone(),
             options: self.options,
             budget: Arc::clone(&self.budget),
+            learnt: Arc::clone(&self.learnt),
         }
     }
 }
@@ -55,7 +61,8 @@ impl<P: Protocol> std::fmt::Debug for ServiceHandle<P> {
 pub struct Answer<R> {
     /// The reply.
     pub reply: R,
-    /// Who answered: the owner of the key, or with [`CallOptions::fallback`] one of the next.
+    /// Who answered: the owner of the key, or with [`CallOptions::fallback`] or [`Routing::Bounded`](crate::Routing::Bounded)
+    /// one of the next.
     pub by: Arc<ServiceInfo>,
 }
 
@@ -65,6 +72,7 @@ impl<P: Protocol> ServiceHandle<P> {
             channel: Channel::new(registry, data),
             options: CallOptions::default(),
             budget: Arc::default(),
+            learnt: Arc::default(),
         }
     }
 
@@ -126,6 +134,11 @@ impl<P: Protocol> ServiceHandle<P> {
     /// Dropping the future cancels the call: if it was not started yet, it will not be.
     pub async fn call(&self, key: impl Into<Key>, message: P::Call) -> Result<P::Reply, CallError> {
         let (key, deadline) = (key.into(), self.deadline());
+        if self.is_learning() {
+            return Ok(Box::pin(self.call_learning(key, message, deadline))
+                .await?
+                .reply);
+        }
         self.budget.count_call();
         // A call that may be sent again whatever became of it keeps its message.
         let keep = self.options.idempotent;
@@ -163,6 +176,9 @@ impl<P: Protocol> ServiceHandle<P> {
         message: P::Call,
     ) -> Result<Answer<P::Reply>, CallError> {
         let (key, deadline) = (key.into(), self.deadline());
+        if self.is_learning() {
+            return Box::pin(self.call_learning(key, message, deadline)).await;
+        }
         self.budget.count_call();
         let keep = self.options.idempotent;
         let failed = match self.owner(key) {
@@ -183,7 +199,9 @@ impl<P: Protocol> ServiceHandle<P> {
         self.cast_to_many(key.into(), n, &message)
     }
 
-    /// Calls the first `n` owners of a key at once, and waits for all: each result beside the instance it is of.
+    /// Calls the first `n` owners of a key at once, and waits for all, or for as many replies as
+    /// [`CallOptions::replies`] says: each result that came beside the instance it is of. All have one deadline; the calls that
+    /// are not waited for any more are cancelled.
     ///
     /// An instance that has just ended, or takes nothing new, is made up for by the next owner.
     pub async fn multi_call(

@@ -83,7 +83,7 @@ pub mod tls;
 mod transport;
 
 pub use builder::{DEFAULT_START_TIMEOUT, NodeBuilder, StartError};
-pub use call::{CallError, CallOptions, CastError, DEFAULT_CALL_TIMEOUT};
+pub use call::{CallError, CallOptions, CastError, DEFAULT_CALL_TIMEOUT, Replies};
 pub use data::DataStats;
 pub use discovery::SeedError;
 pub use drain::{DEFAULT_DRAIN_TIMEOUT, DrainError, Unfinished};
@@ -92,8 +92,9 @@ pub use handle::{Answer, InstanceHandle, ServiceHandle};
 pub use keydispatch_core::{
     Accepts, AddError, ClusterName, ClusterStats, Codec, EntryError, FoundOwners, Generation,
     InstanceName, Key, KeyError, KeyPart, MemberState, NameError, NodeId, NodeName, OwnerStats,
-    Owners, Reference, ServiceId, ServiceInfo, ServiceState, ServiceType, SettingsError, Slot,
-    Spread, Topic, UpdateError, View, Weight, Zone, config, limits, message::Address, placement,
+    Owners, Reference, Routing, ServiceId, ServiceInfo, ServiceState, ServiceType, SettingsError,
+    Slot, Spread, Topic, UpdateError, View, Weight, Zone, config, limits, message::Address,
+    placement,
 };
 pub use mailbox::ReplyTo;
 pub use members::{Member, MemberChange, MemberChanges};

@@ -1,6 +1,7 @@
 //! What waits for a service: bounded, typed for local callers, encoded for remote ones.
 
 use std::any::Any;
+use std::num::NonZeroU8;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -19,7 +20,7 @@ use crate::service::StopReason;
 
 pub(crate) mod queue;
 
-use queue::Weigh;
+use queue::{Load, Opened, Weigh};
 
 /// Messages of at most so many bytes are copied where they are going to wait.
 const COPIED_BYTES: usize = 16 * 1024;
@@ -49,6 +50,12 @@ pub(crate) enum Route<R> {
         caller: Arc<Caller>,
         number: u64,
     },
+    /// The same, and the caller wants to know what waits here.
+    Bounded {
+        caller: Arc<Caller>,
+        number: u64,
+        load: Arc<Load>,
+    },
 }
 
 impl<R> Route<R> {
@@ -57,7 +64,9 @@ impl<R> Route<R> {
         match self {
             Route::Local(sender) => sender.is_closed(),
             Route::Here(sender) => sender.is_closed(),
-            Route::Remote { caller, number } => caller.has_cancelled(*number),
+            Route::Remote { caller, number } | Route::Bounded { caller, number, .. } => {
+                caller.has_cancelled(*number)
+            }
         }
     }
 
@@ -65,7 +74,7 @@ impl<R> Route<R> {
     pub(crate) fn caller(&self) -> Option<&Arc<Caller>> {
         match self {
             Route::Local(_) | Route::Here(_) => None,
-            Route::Remote { caller, .. } => Some(caller),
+            Route::Remote { caller, .. } | Route::Bounded { caller, .. } => Some(caller),
         }
     }
 
@@ -78,7 +87,9 @@ impl<R> Route<R> {
                 // The caller may have gone.
                 let _ = sender.send(Err(failure));
             }
-            Route::Remote { caller, number } => caller.fail(number, &failure),
+            Route::Remote { caller, number } | Route::Bounded { caller, number, .. } => {
+                caller.fail(number, &failure);
+            }
         }
     }
 
@@ -154,7 +165,9 @@ impl<P: Protocol> Drop for WaitingCall<P> {
             Some((_, Route::Here(sender))) => {
                 let _ = sender.send(Err(Failure::Gone));
             }
-            Some((_, Route::Remote { caller, number })) => caller.fail(number, &Failure::Gone),
+            Some((_, Route::Remote { caller, number } | Route::Bounded { caller, number, .. })) => {
+                caller.fail(number, &Failure::Gone);
+            }
             None => {}
         }
     }
@@ -287,6 +300,22 @@ pub(crate) trait AnyMailbox: Send + Sync {
         caller: Arc<Caller>,
         number: u64,
     );
+    /// The same; it may be refused at that depth, and its caller wants to know what waits here.
+    fn call_bounded(
+        &self,
+        body: Bytes,
+        format: Format,
+        deadline: Instant,
+        caller: Arc<Caller>,
+        number: u64,
+        _refuse_at: Option<NonZeroU8>,
+    ) {
+        self.call(body, format, deadline, caller, number);
+    }
+    /// What waits here, where that can be known.
+    fn load(&self) -> Option<&Load> {
+        None
+    }
     /// A call of this node, by a caller whose protocol is another type.
     fn call_here(
         &self,
@@ -363,6 +392,32 @@ impl<P: Protocol> AnyMailbox for Mailbox<P> {
         self.put(body, format, deadline, Route::Remote { caller, number });
     }
 
+    fn call_bounded(
+        &self,
+        body: Bytes,
+        format: Format,
+        deadline: Instant,
+        caller: Arc<Caller>,
+        number: u64,
+        refuse_at: Option<NonZeroU8>,
+    ) {
+        let load = Arc::clone(self.sender.load());
+        // Rule: a refusal comes before anything is decoded or queued, so that it is known that nothing has run.
+        if refuse_at.is_some_and(|refuse_at| load.refuses(refuse_at)) && !self.sender.is_closed() {
+            return caller.refuse(number, load.told());
+        }
+        let route = Route::Bounded {
+            caller,
+            number,
+            load,
+        };
+        self.put(body, format, deadline, route);
+    }
+
+    fn load(&self) -> Option<&Load> {
+        Some(self.sender.load())
+    }
+
     fn call_here(
         &self,
         body: Bytes,
@@ -421,6 +476,8 @@ pub struct ReplyTo<R> {
     /// The limit by which a local reply is encoded and decoded as a remote one is; none where it moves as it is.
     checked: Option<usize>,
     encode: fn(Route<R>, R, Option<usize>),
+    /// Counts the call as one that the service has, until it is answered or given up.
+    opened: Option<Opened>,
 }
 
 impl<R> ReplyTo<R> {
@@ -434,7 +491,14 @@ impl<R> ReplyTo<R> {
             ended,
             checked,
             encode: encode::<P>,
+            opened: None,
         }
+    }
+
+    /// The same, counted.
+    pub(crate) fn counted(mut self, load: &Arc<Load>) -> Self {
+        self.opened = Some(Opened::new(load));
+        self
     }
 }
 
@@ -462,6 +526,11 @@ fn encode<P: Protocol>(route: Route<P::Reply>, reply: P::Reply, limit: Option<us
             let _ = sender.send(answer);
         }
         Route::Remote { caller, number } => caller.reply(number, P::CODEC, &reply),
+        Route::Bounded {
+            caller,
+            number,
+            load,
+        } => caller.reply_told(number, load.told(), P::CODEC, &reply),
     }
 }
 
@@ -486,6 +555,8 @@ pub(crate) fn crossed<P: Protocol, M: Message>(
 impl<R> ReplyTo<R> {
     /// Answers the call.
     pub fn reply(mut self, reply: R) {
+        // What is told with the reply is what is left.
+        self.opened = None;
         match self.route.take() {
             Some(Route::Local(sender)) if self.checked.is_none() => {
                 // The caller may have gone.

@@ -2,7 +2,7 @@
 
 use std::ops::RangeInclusive;
 
-use keydispatch_core::{Accepts, Codec};
+use keydispatch_core::{Accepts, Codec, Routing};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -74,6 +74,9 @@ pub trait Protocol: Send + Sync + 'static {
     /// How messages and replies are encoded. Both sides must say the same: another codec is
     /// [`CallError::Incompatible`](crate::CallError::Incompatible), as another version is.
     const CODEC: Codec = Codec::Postcard;
+    /// How calls are routed, unless a handle says otherwise ([`CallOptions::routing`](crate::CallOptions::routing)): to the
+    /// owner of the key, or bounded by its load. State that lives in its owner alone needs [`Routing::Owner`].
+    const ROUTING: Routing = Routing::Owner;
     /// What is called.
     type Call: Message;
     /// What a call is answered with.

@@ -35,6 +35,8 @@ pub(super) struct Contact {
     max_payload_bytes: AtomicU64,
     /// The peer lets a later data connection take the place of an earlier one.
     replaces: AtomicBool,
+    /// The peer knows of calls that may be refused by load.
+    bounds: AtomicBool,
     /// On the control connection.
     heard: Heard,
     /// Told of everything that is heard there.
@@ -48,6 +50,7 @@ impl Default for Contact {
         Contact {
             max_payload_bytes: AtomicU64::new(u64::MAX),
             replaces: AtomicBool::new(false),
+            bounds: AtomicBool::new(false),
             heard: Heard::default(),
             hearing: Notify::new(),
             undialled: Undialled::default(),
@@ -68,6 +71,13 @@ impl Contact {
     pub(super) fn greeted(&self, minor: u16, offers: &Offers) {
         self.offers(offers);
         self.replaces.store(minor >= 1, Ordering::Relaxed);
+        self.bounds.store(minor >= 3, Ordering::Relaxed);
+    }
+
+    /// True where a call may be one that its service refuses. False until a data connection has said so: what is not known
+    /// may be a node to which such a call is nothing.
+    pub(super) fn knows_bounds(&self) -> bool {
+        self.bounds.load(Ordering::Relaxed)
     }
 
     /// The longest payload that both this node, whose setting is given, and the peer take; in bytes.

@@ -1,6 +1,7 @@
 //! The answering side of one data connection.
 
 use std::collections::HashSet;
+use std::num::NonZeroU8;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -13,7 +14,7 @@ use super::leaving::Admitted;
 use super::outbox::{Outbox, Rejected};
 use super::places::Inbound;
 use super::pump::{self, Reading, Terms};
-use super::wire::{self, CallHeader, CastHeader, Outgoing, kind};
+use super::wire::{self, BoundedHeader, CallHeader, CastHeader, Outgoing, kind};
 use super::{DataPlane, Heard};
 use crate::backlog::Share;
 use crate::call::Failure;
@@ -102,7 +103,38 @@ impl Caller {
     }
 
     pub(crate) fn reply<R: Serialize + 'static>(&self, number: u64, codec: Codec, reply: &R) {
-        match wire::encode(kind::REPLY, &number, codec, reply, self.max_payload_bytes) {
+        self.answer(kind::REPLY, &number, number, codec, reply);
+    }
+
+    /// Replies, and tells what waits here.
+    pub(crate) fn reply_told<R: Serialize + 'static>(
+        &self,
+        number: u64,
+        depth: u8,
+        codec: Codec,
+        reply: &R,
+    ) {
+        self.answer(kind::TOLD, &(number, depth), number, codec, reply);
+    }
+
+    /// Refuses a call by what waits here.
+    pub(crate) fn refuse(&self, number: u64, depth: u8) {
+        let body = postcard::to_allocvec(&(number, depth)).unwrap_or_default();
+        self.push(Frame {
+            kind: kind::REFUSED,
+            body: body.into(),
+        });
+    }
+
+    fn answer<H: Serialize, R: Serialize + 'static>(
+        &self,
+        kind: u8,
+        header: &H,
+        number: u64,
+        codec: Codec,
+        reply: &R,
+    ) {
+        match wire::encode(kind, header, codec, reply, self.max_payload_bytes) {
             Ok(frame) => self.push(frame),
             Err(EncodeError::TooLarge) => self.fail(
                 number,
@@ -245,6 +277,25 @@ fn handle(frame: Frame, caller: &Arc<Caller>, plane: &DataPlane) -> Result<(), S
                 ),
                 // Never given again: the service that had this number has ended.
                 None => caller.fail(header.number, &Failure::Gone),
+            }
+        }
+        kind::BOUNDED => {
+            let (header, message) = wire::split::<BoundedHeader>(&frame.body)?;
+            let BoundedHeader { call, refuse_at } = header;
+            plane
+                .counters
+                .calls_received
+                .fetch_add(1, Ordering::Relaxed);
+            match plane.local(call.sequence) {
+                Some(mailbox) => mailbox.call_bounded(
+                    message,
+                    call.format,
+                    deadline::after(call.timeout()),
+                    Arc::clone(caller),
+                    call.number,
+                    NonZeroU8::new(refuse_at),
+                ),
+                None => caller.fail(call.number, &Failure::Gone),
             }
         }
         kind::CAST => {

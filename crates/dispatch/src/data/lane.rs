@@ -53,6 +53,15 @@ const DOWN: &str = "the node is down";
 #[derive(Debug)]
 pub(crate) enum Outcome {
     Reply(Bytes),
+    /// The same, with what waits there.
+    Told {
+        depth: u8,
+        reply: Bytes,
+    },
+    /// It was refused by what waits there: it has not run.
+    Refused {
+        depth: u8,
+    },
     Failed(Failure),
     /// The connection broke after the call was sent.
     Lost,
@@ -163,6 +172,11 @@ impl Lane {
 
     pub(super) fn queued(&self) -> usize {
         self.outbox.len()
+    }
+
+    /// The peer knows of calls that may be refused by load.
+    pub(crate) fn knows_bounds(&self) -> bool {
+        self.target.contact.knows_bounds()
     }
 
     /// The longest payload that both sides take, in bytes, as far as the peer has said.
@@ -380,6 +394,14 @@ impl Lane {
             kind::REPLY => {
                 let (number, reply) = wire::split::<u64>(&frame.body)?;
                 self.complete(number, Outcome::Reply(reply));
+            }
+            kind::TOLD => {
+                let ((number, depth), reply) = wire::split::<(u64, u8)>(&frame.body)?;
+                self.complete(number, Outcome::Told { depth, reply });
+            }
+            kind::REFUSED => {
+                let ((number, depth), _) = wire::split::<(u64, u8)>(&frame.body)?;
+                self.complete(number, Outcome::Refused { depth });
             }
             kind::FAILURE => {
                 let (number, failure) = wire::split::<u64>(&frame.body)?;

@@ -39,9 +39,21 @@ pub(crate) mod kind {
     /// From whoever calls: what came before is what was to be sent when that number was read.
     pub(crate) const FENCED: u8 = FIRST_DATA_KIND + 11;
 
+    /// A call that its service may refuse by its load: minor version 3.
+    pub(crate) const BOUNDED: u8 = FIRST_DATA_KIND + 14;
+    /// A reply to one, with what waits there.
+    pub(crate) const TOLD: u8 = FIRST_DATA_KIND + 15;
+    /// It was refused, with what waits there.
+    pub(crate) const REFUSED: u8 = FIRST_DATA_KIND + 16;
+
     /// True for what starts something on the other side.
     pub(crate) fn is_new(kind: u8) -> bool {
-        matches!(kind, CALL | CAST | BROADCAST)
+        matches!(kind, CALL | CAST | BROADCAST | BOUNDED)
+    }
+
+    /// True for what is answered, and begins with the header of a call.
+    pub(crate) fn is_call(kind: u8) -> bool {
+        matches!(kind, CALL | BOUNDED)
     }
 }
 
@@ -80,6 +92,15 @@ impl CallHeader {
             millis => Duration::from_millis(millis.into()),
         }
     }
+}
+
+/// What comes before the message of a call that may be refused by load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct BoundedHeader {
+    /// First, so that it reads as that of a call.
+    pub(crate) call: CallHeader,
+    /// The depth at which it may be refused; 0 where it is to be taken in any case.
+    pub(crate) refuse_at: u8,
 }
 
 /// What comes before the message of a cast.
@@ -144,7 +165,7 @@ impl Outgoing {
 
     /// The header of a call.
     pub(crate) fn as_call(&self) -> Option<CallHeader> {
-        let is_call = self.frame.kind == kind::CALL;
+        let is_call = kind::is_call(self.frame.kind);
         let header = is_call.then(|| split::<CallHeader>(&self.frame.body));
         header?.ok().map(|(header, _)| header)
     }

@@ -301,7 +301,7 @@ impl<P: Protocol> ServiceHandle<P> {
         message: &P::Call,
         deadline: Deadline,
     ) -> Vec<(Arc<ServiceInfo>, Result<P::Reply, CallError>)> {
-        let mut results = Vec::new();
+        let mut results: Vec<(Arc<ServiceInfo>, Result<P::Reply, CallError>)> = Vec::new();
         let (mut asked, mut gone) = (Vec::new(), Vec::new());
         let mut pause = Pause::new(LOOK_PAUSE);
         let copies = Copies::new(key, n, self.options.spread);
@@ -317,11 +317,10 @@ impl<P: Protocol> ServiceHandle<P> {
                     (info, call)
                 })
                 .collect();
-            for (info, call) in started {
-                let result = match call {
-                    Ok(call) => self.channel.finish(call, deadline).await,
-                    Err(failed) => Err(failed),
-                };
+            let enough = self.options.replies.enough(n);
+            let replied = results.iter().filter(|(_, result)| result.is_ok()).count();
+            let left = enough.map(|enough| enough.saturating_sub(replied));
+            for (info, result) in self.finish_some(started, left, deadline).await {
                 match result {
                     Ok(reply) => results.push((info, Ok(reply))),
                     Err(failed)
@@ -331,6 +330,10 @@ impl<P: Protocol> ServiceHandle<P> {
                     }
                     Err(failed) => results.push((info, Err(failed.error))),
                 }
+            }
+            let replied = results.iter().filter(|(_, result)| result.is_ok()).count();
+            if enough.is_some_and(|enough| replied >= enough) {
+                return results;
             }
             // In the view's place of each of them there is, or soon will be, the next owner.
             loop {

@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::future::poll_fn;
 use std::marker::PhantomData;
+use std::num::NonZeroU8;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -19,7 +20,7 @@ use crate::codec::{self, DecodeError, EncodeError};
 use crate::data::DataPlane;
 use crate::data::aim::{Aim, To};
 use crate::data::lane::{Outcome, PendingCall};
-use crate::data::wire::{self, CallHeader, CastHeader, Format, kind};
+use crate::data::wire::{self, BoundedHeader, CallHeader, CastHeader, Format, kind};
 use crate::deadline;
 use crate::mailbox::{self, Envelope, Mailbox, Payload, Route, Unanswered, WaitingCall};
 use crate::protocol::{Message, Protocol};
@@ -40,6 +41,17 @@ impl Tried {
             sequence: info.id().sequence,
         }
     }
+}
+
+/// Whether a call may be refused by the load of its instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Bound {
+    /// Load does not matter.
+    None,
+    /// It is to be taken, and the reply to tell what waits there.
+    Told,
+    /// It may be refused at that depth, and the reply is to tell.
+    Refusable(NonZeroU8),
 }
 
 /// A call that failed, with what is needed to send it on.
@@ -112,11 +124,34 @@ impl<P: Protocol> Channel<P> {
         keep: bool,
         deadline: Deadline,
     ) -> Result<P::Reply, Failed<P::Call>> {
+        let bound = Bound::None;
+        self.call_bounded(info, to, message, keep, deadline, bound)
+            .await
+    }
+
+    /// The same with a bound. Where it is refused it is [`CallError::Overloaded`], and comes back.
+    pub(super) async fn call_bounded(
+        &self,
+        info: &Arc<ServiceInfo>,
+        to: Option<To>,
+        message: P::Call,
+        keep: bool,
+        deadline: Deadline,
+        bound: Bound,
+    ) -> Result<P::Reply, Failed<P::Call>> {
         if self.is_local(info) && !keep && !is_another_type::<P>(info) {
+            if let Err(error) = self.check_bound(info, bound) {
+                return Err(Failed {
+                    error,
+                    message: Some(message),
+                    settling: false,
+                    tried: Some(Tried::of(info)),
+                });
+            }
             let started = self.start_with(info, message, deadline)?;
             return self.finish(started, deadline).await;
         }
-        let result = match self.start(info, to, &message, deadline) {
+        let result = match self.start_bounded(info, to, &message, deadline, bound) {
             Ok(started) => self.finish(started, deadline).await,
             Err(failed) => Err(failed),
         };
@@ -177,6 +212,32 @@ impl<P: Protocol> Channel<P> {
         message: &P::Call,
         deadline: Deadline,
     ) -> Result<Started<P::Reply>, Failed<P::Call>> {
+        self.start_bounded(info, to, message, deadline, Bound::None)
+    }
+
+    /// Rule: what runs here refuses by the same depth as what runs elsewhere.
+    fn check_bound(&self, info: &ServiceInfo, bound: Bound) -> Result<(), CallError> {
+        let Bound::Refusable(refuse_at) = bound else {
+            return Ok(());
+        };
+        let refuses = self.data.with_local(info.id().sequence, |mailbox| {
+            mailbox.load().is_some_and(|load| load.refuses(refuse_at))
+        });
+        match refuses {
+            Some(true) => Err(self.overloaded(info)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The same with a bound.
+    pub(super) fn start_bounded(
+        &self,
+        info: &Arc<ServiceInfo>,
+        to: Option<To>,
+        message: &P::Call,
+        deadline: Deadline,
+        bound: Bound,
+    ) -> Result<Started<P::Reply>, Failed<P::Call>> {
         let failed = |Unsent { error, settling }| Failed {
             error,
             message: None,
@@ -184,8 +245,12 @@ impl<P: Protocol> Channel<P> {
             tried: Some(Tried::of(info)),
         };
         if !self.is_local(info) {
-            return self.send_call(info, to, message, deadline).map_err(failed);
+            return self
+                .send_call(info, to, message, deadline, bound)
+                .map_err(failed);
         }
+        self.check_bound(info, bound)
+            .map_err(|error| failed(error.into()))?;
         let bytes = encode_alone::<P, _>(message, self.data.max_payload_bytes())
             .map_err(|error| failed(error.into()))?;
         if is_another_type::<P>(info) {
@@ -278,6 +343,7 @@ impl<P: Protocol> Channel<P> {
         to: Option<To>,
         message: &P::Call,
         deadline: Deadline,
+        bound: Bound,
     ) -> Result<Started<P::Reply>, Unsent> {
         check_version::<P>(info)?;
         let lane = self.data.lane(info)?;
@@ -290,7 +356,24 @@ impl<P: Protocol> Channel<P> {
                 timeout_ms: CallHeader::millis(left),
                 format: Format::of::<P>(),
             };
-            wire::encode(kind::CALL, &header, P::CODEC, message, limit)
+            let refuse_at = match bound {
+                // Rule: a peer to which a bounded call is nothing gets it as any other, or it would never be answered.
+                _ if !lane.knows_bounds() => None,
+                Bound::None => None,
+                Bound::Told => Some(0),
+                Bound::Refusable(refuse_at) => Some(refuse_at.get()),
+            };
+            let encoded = match refuse_at {
+                None => wire::encode(kind::CALL, &header, P::CODEC, message, limit),
+                Some(refuse_at) => {
+                    let header = BoundedHeader {
+                        call: header,
+                        refuse_at,
+                    };
+                    wire::encode(kind::BOUNDED, &header, P::CODEC, message, limit)
+                }
+            };
+            encoded
                 .map(|outgoing| outgoing.aimed(to.map(Aim::new::<P>)))
                 .map_err(|error| encode_error(error, limit))
         })?;
@@ -321,16 +404,15 @@ impl<P: Protocol> Channel<P> {
                     settling: false,
                     tried: Some(tried),
                 }),
-            Started::Remote { call, tried } => {
-                self.finish_remote(call, deadline)
-                    .await
-                    .map_err(|Unsent { error, settling }| Failed {
-                        error,
-                        message: None,
-                        settling,
-                        tried: Some(tried),
-                    })
-            }
+            Started::Remote { call, tried } => self
+                .finish_remote(call, tried, deadline)
+                .await
+                .map_err(|Unsent { error, settling }| Failed {
+                    error,
+                    message: None,
+                    settling,
+                    tried: Some(tried),
+                }),
         }
     }
 
@@ -379,6 +461,7 @@ impl<P: Protocol> Channel<P> {
     async fn finish_remote(
         &self,
         mut call: PendingCall,
+        tried: Tried,
         deadline: Deadline,
     ) -> Result<P::Reply, Unsent> {
         let Ok(outcome) = tokio::time::timeout_at(deadline.at, call.outcome()).await else {
@@ -395,6 +478,14 @@ impl<P: Protocol> Channel<P> {
         let node = call.node();
         let error = match outcome {
             Outcome::Reply(bytes) => return decode_reply::<P>(&bytes).map_err(Unsent::from),
+            Outcome::Told { depth, reply } => {
+                self.data.told((tried.nonce, tried.sequence), depth);
+                return decode_reply::<P>(&reply).map_err(Unsent::from);
+            }
+            Outcome::Refused { depth } => {
+                self.data.told((tried.nonce, tried.sequence), depth);
+                CallError::Overloaded { node: node.clone() }
+            }
             Outcome::Failed(failure) => failure.into_error(P::VERSION, node),
             Outcome::Lost => CallError::Disconnected { node: node.clone() },
             Outcome::NotSent { why, settling } => {

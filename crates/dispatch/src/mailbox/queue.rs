@@ -1,10 +1,13 @@
 //! The queue of a mailbox: bounded in messages and in bytes, and by what may wait on the node in all.
 
+use std::num::NonZeroU8;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use keydispatch_core::route::limit_at;
 use tokio::sync::mpsc::error::{SendError, TryRecvError, TrySendError};
 use tokio::sync::{Semaphore, mpsc};
+use tokio::time::Instant;
 
 use crate::backlog::{Held, Share};
 
@@ -31,16 +34,72 @@ pub(crate) fn channel<T: Weigh>(
     let (sender, receiver) = mpsc::channel(items.clamp(1, Semaphore::MAX_PERMITS));
     let sender = Sender {
         items: sender,
-        waiting_bytes: Arc::default(),
+        load: Arc::new(Load {
+            bytes: AtomicUsize::new(0),
+            messages: AtomicUsize::new(0),
+            open: AtomicUsize::new(0),
+            born: Instant::now(),
+        }),
         max_bytes,
         own,
     };
-    (sender, Receiver { items: receiver })
+    let receiver = Receiver {
+        items: receiver,
+        load: Arc::clone(&sender.load),
+    };
+    (sender, receiver)
+}
+
+/// What waits for a service, and what it is at work on.
+#[derive(Debug)]
+pub(crate) struct Load {
+    /// Bytes that wait.
+    bytes: AtomicUsize,
+    /// Messages that wait.
+    messages: AtomicUsize,
+    /// Calls that were handed to the handler, and are not answered yet.
+    open: AtomicUsize,
+    born: Instant,
+}
+
+impl Load {
+    /// Messages that wait, and calls that are not answered yet.
+    pub(crate) fn depth(&self) -> usize {
+        self.messages.load(Ordering::Relaxed) + self.open.load(Ordering::Relaxed)
+    }
+
+    /// The same in a byte.
+    pub(crate) fn told(&self) -> u8 {
+        u8::try_from(self.depth()).unwrap_or(u8::MAX)
+    }
+
+    /// Whether a call is refused that may be at that depth. Those that come in the same instant by different connections may
+    /// all be taken, one of each.
+    pub(crate) fn refuses(&self, refuse_at: NonZeroU8) -> bool {
+        self.depth() >= limit_at(refuse_at, self.born.elapsed())
+    }
+}
+
+/// A call that its handler has, until it is answered or given up.
+#[derive(Debug)]
+pub(crate) struct Opened(Arc<Load>);
+
+impl Opened {
+    pub(crate) fn new(load: &Arc<Load>) -> Self {
+        load.open.fetch_add(1, Ordering::Relaxed);
+        Opened(Arc::clone(load))
+    }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 pub(crate) struct Sender<T> {
     items: mpsc::Sender<(T, Room)>,
-    waiting_bytes: Arc<AtomicUsize>,
+    load: Arc<Load>,
     max_bytes: usize,
     own: Arc<Share>,
 }
@@ -49,7 +108,7 @@ impl<T> Clone for Sender<T> {
     fn clone(&self) -> Self {
         Sender {
             items: self.items.clone(),
-            waiting_bytes: Arc::clone(&self.waiting_bytes),
+            load: Arc::clone(&self.load),
             max_bytes: self.max_bytes,
             own: Arc::clone(&self.own),
         }
@@ -76,15 +135,20 @@ impl<T: Weigh> Sender<T> {
 
     /// Queues an item that takes no room but its place, once there is one.
     pub(crate) async fn send(&self, item: T) -> Result<(), SendError<T>> {
-        let room = Room {
-            waiting_bytes: None,
-            bytes: 0,
-            _held: None,
-        };
+        let room = Room::new(&self.load, 0, None);
         self.items
             .send((item, room))
             .await
             .map_err(|SendError((item, _))| SendError(item))
+    }
+
+    pub(crate) fn load(&self) -> &Arc<Load> {
+        &self.load
+    }
+
+    /// True where nothing is taken any more.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.items.is_closed()
     }
 
     /// True where something waits.
@@ -95,50 +159,59 @@ impl<T: Weigh> Sender<T> {
     fn room(&self, item: &T) -> Option<Room> {
         let bytes = item.bytes();
         if bytes == 0 {
-            return Some(Room {
-                waiting_bytes: None,
-                bytes,
-                _held: None,
-            });
+            return Some(Room::new(&self.load, 0, None));
         }
         let held = match item.backlog() {
             0 => None,
             bytes => Some(item.share().unwrap_or(&self.own).take(bytes)?),
         };
-        self.waiting_bytes
+        self.load
+            .bytes
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |waiting| {
                 let all = waiting.checked_add(bytes)?;
                 (waiting == 0 || all <= self.max_bytes).then_some(all)
             })
             .ok()?;
-        Some(Room {
-            waiting_bytes: Some(Arc::clone(&self.waiting_bytes)),
-            bytes,
-            _held: held,
-        })
+        Some(Room::new(&self.load, bytes, held))
     }
 }
 
-/// What an item takes of the queue's bytes, until it has left it in whatever way.
+/// What an item takes of the queue, until it has left it in whatever way.
 struct Room {
-    waiting_bytes: Option<Arc<AtomicUsize>>,
+    load: Arc<Load>,
     bytes: usize,
     _held: Option<Held>,
 }
 
+impl Room {
+    /// Of bytes that are counted already.
+    fn new(load: &Arc<Load>, bytes: usize, held: Option<Held>) -> Self {
+        load.messages.fetch_add(1, Ordering::Relaxed);
+        Room {
+            load: Arc::clone(load),
+            bytes,
+            _held: held,
+        }
+    }
+}
+
 impl Drop for Room {
     fn drop(&mut self) {
-        if let Some(waiting) = &self.waiting_bytes {
-            waiting.fetch_sub(self.bytes, Ordering::Relaxed);
-        }
+        self.load.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.load.messages.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 pub(crate) struct Receiver<T> {
     items: mpsc::Receiver<(T, Room)>,
+    load: Arc<Load>,
 }
 
 impl<T> Receiver<T> {
+    pub(crate) fn load(&self) -> &Arc<Load> {
+        &self.load
+    }
+
     /// The next item; none once it is closed, or every sender is gone. Cancelling the wait loses nothing.
     pub(crate) async fn recv(&mut self) -> Option<T> {
         self.items.recv().await.map(|(item, _)| item)
@@ -214,6 +287,25 @@ mod tests {
         assert!(matches!(sender.try_send(1), Err(TrySendError::Full(1))));
         receiver.close();
         assert!(matches!(sender.try_send(1), Err(TrySendError::Closed(1))));
+    }
+
+    #[test]
+    fn a_queue_is_as_deep_as_what_waits_and_what_is_not_answered() {
+        let (sender, mut receiver) = channel(100, usize::MAX, unbounded());
+        let load = Arc::clone(sender.load());
+        sender.try_send(0).unwrap();
+        sender.try_send(5).unwrap();
+        assert_eq!(load.depth(), 2);
+        receiver.try_recv().unwrap();
+        let opened = Opened::new(receiver.load());
+        assert_eq!((load.depth(), load.told()), (2, 2));
+        drop(opened);
+        assert_eq!(load.depth(), 1);
+        // Young as it is, it refuses from one on, whatever the caller named.
+        assert!(load.refuses(NonZeroU8::MAX));
+        drop(receiver);
+        drop(sender);
+        assert_eq!(load.depth(), 0);
     }
 
     #[test]

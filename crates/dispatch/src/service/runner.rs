@@ -226,7 +226,8 @@ impl Ending {
                         caller: route.caller().map(Arc::clone),
                     });
                     let checked = self.runner.data.checked_limit();
-                    let reply_to = ReplyTo::new::<S::Protocol>(route, Arc::clone(flag), checked);
+                    let reply_to = ReplyTo::new::<S::Protocol>(route, Arc::clone(flag), checked)
+                        .counted(inbox.receiver.load());
                     service.handle_call(call, reply_to, cx).await;
                 }
             }

@@ -91,11 +91,11 @@ fn a_hedge_helps_where_instances_pause_and_stays_inside_its_budget() {
     let [without, with] = [false, true].map(|hedges| {
         let ours = Ours {
             hedges,
-            ..Ours::at(8)
+            ..Ours::new(Routing::Owner)
         };
         run(&plan, &Policy::Ours(ours))
     });
-    assert!(with.p99 < 0.8 * without.p99, "{with:?} {without:?}");
+    assert!(with.p99 < 0.5 * without.p99, "{with:?} {without:?}");
     assert!(with.messages - with.refusals < 1.21, "{with:?}");
 }
 
