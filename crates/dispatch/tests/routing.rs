@@ -253,3 +253,23 @@ async fn as_many_replies_as_are_asked_for_are_waited_for_and_the_other_calls_are
     let results = stage.caller.multi_call(key, 3, Ask::Notes).await;
     assert_eq!(results.iter().filter(|(_, reply)| reply.is_ok()).count(), 3);
 }
+
+#[test]
+fn the_future_of_a_call_is_send_whatever_its_message_is() {
+    struct Cells;
+
+    impl keydispatch::Protocol for Cells {
+        const NAME: &'static str = "cells";
+        type Call = std::cell::Cell<u64>;
+        type Reply = std::cell::Cell<u64>;
+        type Cast = std::cell::Cell<u64>;
+    }
+
+    fn is_send(_: &impl Send) {}
+
+    // To compile it is the test.
+    let _: fn(&ServiceHandle<Cells>) = |cells| {
+        is_send(&cells.call(1_u64, std::cell::Cell::new(1)));
+        is_send(&cells.call_answered(1_u64, std::cell::Cell::new(1)));
+    };
+}

@@ -1,6 +1,6 @@
 //! Calls by what their handle has learnt: of load, where routing is bounded, and of latencies, where calls are hedged.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use keydispatch_core::route::{
     self, Ask, Candidate, Choice, HotKeys, Latencies, MAX_OWNERS, MAX_REFUSALS, Standing,
@@ -37,9 +37,13 @@ impl Learnt {
 enum Parcel<'a, M> {
     /// It goes with the call.
     Own(M),
-    /// It stays, as it may be sent to two at once.
-    Kept(&'a M),
+    /// It stays, as it may be sent to two at once. Behind a lock, as a message need not be `Sync`, and the future of a call is
+    /// `Send` all the same.
+    Kept(&'a Mutex<M>),
 }
+
+/// What came of a call: who answered, or what is needed to send it on.
+type Called<P> = Result<Answer<<P as Protocol>::Reply>, Failed<<P as Protocol>::Call>>;
 
 /// The instances that a call was sent to.
 type Asked = Mutex<Vec<(Tried, Standing)>>;
@@ -69,9 +73,10 @@ impl<P: Protocol> ServiceHandle<P> {
         self.budget.count_call();
         let asked = Asked::default();
         let result = if self.is_hedging() {
+            let message = Mutex::new(message);
             let result = self.call_hedged(key, &message, &asked, deadline).await;
             result.map_err(|failed| Failed {
-                message: Some(message),
+                message: Some(message.into_inner().unwrap_or_else(PoisonError::into_inner)),
                 ..failed
             })
         } else {
@@ -219,7 +224,9 @@ impl<P: Protocol> ServiceHandle<P> {
                 })
             }
             Parcel::Kept(message) => {
-                let started = self.channel.start_bounded(by, to, message, deadline, bound);
+                let started = self
+                    .channel
+                    .start_bounded(by, to, &locked(message), deadline, bound);
                 let result = match started {
                     Ok(started) => self.channel.finish(started, deadline).await,
                     Err(failed) => Err(failed),
@@ -239,7 +246,7 @@ impl<P: Protocol> ServiceHandle<P> {
     async fn call_hedged(
         &self,
         key: Key,
-        message: &P::Call,
+        message: &Mutex<P::Call>,
         asked: &Asked,
         deadline: Deadline,
     ) -> Result<Answer<P::Reply>, Failed<P::Call>> {
@@ -282,10 +289,10 @@ impl<P: Protocol> ServiceHandle<P> {
     fn hedge(
         &self,
         key: Key,
-        message: &P::Call,
+        message: &Mutex<P::Call>,
         asked: &Asked,
         deadline: Deadline,
-    ) -> Option<impl Future<Output = Result<Answer<P::Reply>, Failed<P::Call>>>> {
+    ) -> Option<impl Future<Output = Called<P>>> {
         let owners = self.candidates(key);
         let now = self.channel.data.hint_clock();
         let at = route::hedge(self.routing(), &self.known(&owners, asked), now)?;
@@ -300,7 +307,7 @@ impl<P: Protocol> ServiceHandle<P> {
         };
         let started = self
             .channel
-            .start_bounded(&by, None, message, deadline, bound);
+            .start_bounded(&by, None, &locked(message), deadline, bound);
         Some(async move {
             let reply = match started {
                 Ok(started) => self.channel.finish(started, deadline).await?,
@@ -309,4 +316,8 @@ impl<P: Protocol> ServiceHandle<P> {
             Ok(Answer { reply, by })
         })
     }
+}
+
+fn locked<M>(message: &Mutex<M>) -> MutexGuard<'_, M> {
+    message.lock().unwrap_or_else(PoisonError::into_inner)
 }

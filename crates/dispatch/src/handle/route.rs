@@ -301,7 +301,7 @@ impl<P: Protocol> ServiceHandle<P> {
         message: &P::Call,
         deadline: Deadline,
     ) -> Vec<(Arc<ServiceInfo>, Result<P::Reply, CallError>)> {
-        let mut results: Vec<(Arc<ServiceInfo>, Result<P::Reply, CallError>)> = Vec::new();
+        let mut results: Vec<(_, Result<P::Reply, CallError>)> = Vec::new();
         let (mut asked, mut gone) = (Vec::new(), Vec::new());
         let mut pause = Pause::new(LOOK_PAUSE);
         let copies = Copies::new(key, n, self.options.spread);
