@@ -29,11 +29,13 @@ pub(crate) mod lane;
 mod leaving;
 mod onward;
 mod outbox;
+mod parked;
 mod places;
 mod pump;
 mod reach;
 mod stats;
 mod undialled;
+pub(crate) mod tokens;
 pub(crate) mod wire;
 
 use contact::Contact;
@@ -41,6 +43,7 @@ use helped::Helper;
 use inbound::{Caller, Serving};
 use lane::Lane;
 use leaving::Callers;
+use tokens::TokenInputs;
 pub(crate) use leaving::done_by;
 use onward::Onward;
 use places::Places;
@@ -62,6 +65,7 @@ pub(crate) struct DataConfig {
     pub(crate) waiting_bytes: usize,
     pub(crate) drain_timeout: Duration,
     pub(crate) runtimes: Runtimes,
+    pub(crate) tokens: TokenInputs,
 }
 
 /// When something was last heard, and said, on a connection.
@@ -173,6 +177,7 @@ pub(crate) struct DataPlane {
     running: watch::Sender<usize>,
     runtimes: Runtimes,
     helper: Arc<Helper>,
+    tokens: TokenInputs,
     /// When a dropped cast was last logged.
     complained: Mutex<Option<tokio::time::Instant>>,
 }
@@ -212,6 +217,7 @@ impl DataPlane {
             running: watch::channel(0).0,
             helper: Helper::new(config.runtimes.clone()),
             runtimes: config.runtimes,
+            tokens: config.tokens,
             complained: Mutex::default(),
         })
     }
