@@ -6,7 +6,8 @@ use tokio::sync::broadcast;
 /// Events that wait for a reader; a slower one misses the oldest.
 const CAPACITY: usize = 1_024;
 
-/// What happens to the keys of one instance. Slots are those of [`KEYED_SLOTS`](crate::KEYED_SLOTS).
+/// What happens to the keys of one instance. Slots are those of [`KEYED_SLOTS`](crate::KEYED_SLOTS); of one without a state
+/// nothing is told, but that it begins anew.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum KeyedEvent {

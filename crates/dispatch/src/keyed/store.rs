@@ -257,11 +257,15 @@ impl<K: Keyed> Store<K> {
         let mut inner = self.lock();
         inner.set(slot, &self.id, gate);
         let leaving = self.see_to(&mut inner, slot);
-        inner.slots.entry(slot).or_default().giving = Some(transfer);
+        let here = inner.slots.entry(slot).or_default();
+        here.giving = Some(transfer);
+        let has_any = !here.keys.is_empty() || !here.work.is_empty();
         self.collect(&mut inner, slot);
         drop(inner);
         leaving.now();
-        self.teller.tell(KeyedEvent::Losing { slot });
+        if has_any {
+            self.teller.tell(KeyedEvent::Losing { slot });
+        }
     }
 
     pub(super) fn adopt(
@@ -287,7 +291,8 @@ impl<K: Keyed> Store<K> {
             }
             inner.tidy(slot);
         }
-        if how != Adoption::Whole {
+        // Rule: nothing is told of slots without a state. There are thousands, and a reader would miss the others.
+        if both > 0 {
             let from = from.clone();
             self.teller.tell(KeyedEvent::Conflict {
                 slot,
@@ -295,11 +300,13 @@ impl<K: Keyed> Store<K> {
                 from,
             });
         }
-        self.teller.tell(KeyedEvent::Gained {
-            slot,
-            keys: count,
-            from: from.clone(),
-        });
+        if count > 0 {
+            self.teller.tell(KeyedEvent::Gained {
+                slot,
+                keys: count,
+                from: from.clone(),
+            });
+        }
     }
 
     pub(super) fn released(&self, slot: u32, to: &ServiceId) {
@@ -312,22 +319,27 @@ impl<K: Keyed> Store<K> {
             inner.tidy(slot);
             gone.unwrap_or_default()
         };
-        self.teller.tell(KeyedEvent::Lost {
-            slot,
-            keys: gone.len(),
-            to: to.clone(),
-        });
+        if !gone.is_empty() {
+            self.teller.tell(KeyedEvent::Lost {
+                slot,
+                keys: gone.len(),
+                to: to.clone(),
+            });
+        }
     }
 
     pub(super) fn taken_back(&self, slot: u32) {
-        {
+        let has_any = {
             let mut inner = self.lock();
             if let Some(here) = inner.slots.get_mut(&slot) {
                 here.giving = None;
             }
             inner.tidy(slot);
+            inner.slots.contains_key(&slot)
+        };
+        if has_any {
+            self.teller.tell(KeyedEvent::TakenBack { slot });
         }
-        self.teller.tell(KeyedEvent::TakenBack { slot });
     }
 
     pub(super) fn anew(&self, slots: &SlotSet) {
