@@ -61,11 +61,15 @@ use message::{
     TokenMessage, Which,
 };
 use ranks::Ranks;
-use transfer::{Frozen, OUTCOMES, Partial};
+use transfer::{Frozen, Partial};
 
 /// R8: most pieces that are on their way to one node and not acknowledged. It bounds what is kept for a slow one, and lets
-/// what is still to be sent be served meanwhile.
+/// what is still to be sent be served meanwhile. Pieces that are not full count by their bytes, as so many parts of a full one.
 pub const WINDOW: u32 = 4;
+
+/// R8: a piece counts as at least one of so many parts. Most slots have few keys, or none: if each counted as a whole, moving
+/// thousands of them would take a round trip for every [`WINDOW`].
+const PARTS: u32 = 64;
 
 /// R13: how long somebody who is up may be silent before it counts as down for a slot.
 pub const DEFAULT_PATIENCE: Duration = Duration::from_secs(10);
@@ -91,7 +95,10 @@ pub struct OwnershipConfig {
     down_period: Duration,
     patience: Duration,
     piece_bytes: usize,
+    /// In parts of a full piece.
     window: u32,
+    /// Pieces that are not full count by their bytes.
+    by_bytes: bool,
 }
 
 impl OwnershipConfig {
@@ -103,15 +110,18 @@ impl OwnershipConfig {
             down_period,
             patience: DEFAULT_PATIENCE.max(down_period * MIN_PATIENCE_IN_DOWN_PERIODS),
             piece_bytes: MAX_PIECE_BYTES,
-            window: WINDOW,
+            window: WINDOW * PARTS,
+            by_bytes: true,
         }
     }
 
-    /// The first so many slots of placement, each by itself, for a simulator: 1 to [`SLOTS`].
+    /// The first so many slots of placement, each by itself, for a simulator: 1 to [`SLOTS`]. Every piece counts as a full one,
+    /// so that few slots are many.
     #[must_use]
     pub fn slots(mut self, slots: u32) -> Self {
         self.slots = slots.clamp(1, SLOTS as u32);
         self.shift = 0;
+        self.by_bytes = false;
         self
     }
 
@@ -120,6 +130,30 @@ impl OwnershipConfig {
     pub fn patience(mut self, patience: Duration) -> Self {
         self.patience = patience.max(self.down_period * MIN_PATIENCE_IN_DOWN_PERIODS);
         self
+    }
+
+    /// What a piece of so many bytes counts as, in parts of a full one.
+    fn parts(&self, bytes: usize) -> u32 {
+        if !self.by_bytes {
+            return PARTS;
+        }
+        let parts = (bytes * PARTS as usize).div_ceil(self.piece_bytes);
+        u32::try_from(parts).unwrap_or(PARTS).clamp(1, PARTS)
+    }
+
+    /// What a slot counts as whose states are not there yet: nobody knows how many bytes they are.
+    fn preparing(&self) -> u32 {
+        if self.by_bytes { PARTS / 8 } else { PARTS }
+    }
+
+    /// Outcomes that are remembered of each sender, so that what is sent again is answered as before: more than a sender has
+    /// transfers under way to one receiver. It begins no other before it knows the outcome of one of them.
+    fn outcomes(&self) -> usize {
+        if self.by_bytes {
+            2 * self.window as usize
+        } else {
+            4 * WINDOW as usize
+        }
     }
 
     /// Bytes of a piece of states: 1 to [`MAX_PIECE_BYTES`].
@@ -805,12 +839,14 @@ impl Ownership {
         let frozen = frozen.flat_map(|instance| instance.frozen.values());
         let mut in_flight: BTreeMap<NodeId, u32> = BTreeMap::new();
         for frozen in frozen {
-            *in_flight.entry(frozen.to.node.clone()).or_default() += frozen.in_flight(now);
+            let parts = frozen.in_flight(&self.hub.config, now);
+            *in_flight.entry(frozen.to.node.clone()).or_default() += parts;
         }
         for keyed in self.types.values_mut() {
             keyed.pump(&mut self.hub, now, &mut in_flight);
         }
         let most = in_flight.values().copied().max().unwrap_or(0);
+        let most = most.div_ceil(PARTS);
         self.hub.counts.most_in_flight = self.hub.counts.most_in_flight.max(most);
     }
 }
@@ -1068,7 +1104,7 @@ impl Hub {
 
     fn settle_outcome(&mut self, from: &NodeId, transfer: u64, outcome: Outcome) {
         let outcomes = self.outcomes.entry(from.clone()).or_default();
-        if outcomes.len() >= OUTCOMES {
+        if outcomes.len() >= self.config.outcomes() {
             outcomes.pop_front();
         }
         outcomes.push_back((transfer, outcome));

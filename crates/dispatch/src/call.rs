@@ -160,7 +160,9 @@ pub enum CallError {
         node: NodeName,
     },
     /// The key's state was on its way from one instance to another until the call's time was over. It did not run.
-    #[error("the state of the key was on its way until the call's time was over, last seen from {node}: it did not run")]
+    #[error(
+        "the state of the key was on its way until the call's time was over, last seen from {node}: it did not run"
+    )]
     Moved {
         /// Who did not have it.
         node: NodeName,
@@ -219,9 +221,13 @@ keydispatch_core::debug_as_display!(CallError);
 
 fn wrong_handle(service_type: &str, keyed: bool) -> String {
     if keyed {
-        format!("the services of {service_type} have a state for each key: call them by Node::keyed")
+        format!(
+            "the services of {service_type} have a state for each key: call them by Node::keyed"
+        )
     } else {
-        format!("the services of {service_type} have no state for each key: call them by Node::services")
+        format!(
+            "the services of {service_type} have no state for each key: call them by Node::services"
+        )
     }
 }
 

@@ -34,8 +34,8 @@ mod places;
 mod pump;
 mod reach;
 mod stats;
-mod undialled;
 pub(crate) mod tokens;
+mod undialled;
 pub(crate) mod wire;
 
 use contact::Contact;
@@ -43,12 +43,12 @@ use helped::Helper;
 use inbound::{Caller, Serving};
 use lane::Lane;
 use leaving::Callers;
-use tokens::TokenInputs;
 pub(crate) use leaving::done_by;
 use onward::Onward;
 use places::Places;
 pub(crate) use stats::Counters;
 pub use stats::DataStats;
+use tokens::TokenInputs;
 
 /// Peers of a lower minor version do not know how a node goes away in good order.
 const MINOR_GOES_AWAY: u16 = 1;

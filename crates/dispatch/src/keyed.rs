@@ -144,11 +144,7 @@ pub trait Keyed: Sized + Send + Sync + 'static {
     }
 
     /// A key that nobody has called for [`KeyedOptions::idle_after`]; without that option it is never asked.
-    fn idle(
-        &self,
-        key: &KeyBytes,
-        state: &mut Self::State,
-    ) -> impl Future<Output = Idle> + Send {
+    fn idle(&self, key: &KeyBytes, state: &mut Self::State) -> impl Future<Output = Idle> + Send {
         let _ = (key, state);
         async { Idle::Close }
     }

@@ -92,9 +92,10 @@ pub use events::{ServiceEvent, Subscription};
 pub use handle::{Answer, InstanceHandle, KeyedHandle, ServiceHandle};
 pub use keydispatch_core::{
     Accepts, AddError, ClusterName, ClusterStats, Codec, EntryError, FoundOwners, Generation,
-    InstanceName, KEYED_SLOTS, Key, KeyBytes, KeyError, KeyPart, MAX_KEY_BYTES, MemberState, NameError, NodeId, NodeName, OwnerStats,
-    Owners, Reference, ServiceId, ServiceInfo, ServiceState, ServiceType, SettingsError, Slot,
-    Spread, Topic, UpdateError, View, Weight, Zone, config, limits, message::Address, placement,
+    InstanceName, KEYED_SLOTS, Key, KeyBytes, KeyError, KeyPart, MAX_KEY_BYTES, MemberState,
+    NameError, NodeId, NodeName, OwnerStats, Owners, Reference, ServiceId, ServiceInfo,
+    ServiceState, ServiceType, SettingsError, Slot, Spread, Topic, UpdateError, View, Weight, Zone,
+    config, limits, message::Address, placement,
 };
 pub use keyed::{
     Closed, Idle, KeyContext, Keyed, KeyedEvent, KeyedEvents, KeyedOptions, ServedKeyed,

@@ -118,10 +118,9 @@ impl Keyed {
                 continue;
             }
             // R5: only whoever outranks the holder gets it. A stale view would move it for nothing, and back.
-            let is_outranked =
-                !standing.online
-                    || self.ranks.outranks(slot, claimant, standing)
-                    || !hub.rules.ranks;
+            let is_outranked = !standing.online
+                || self.ranks.outranks(slot, claimant, standing)
+                || !hub.rules.ranks;
             let has_copy = instance.held.contains(slot)
                 || instance.claims.get(&slot).is_some_and(|claim| claim.copy);
             if let Some(frozen) = instance.frozen.get(&slot) {

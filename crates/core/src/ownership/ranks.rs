@@ -58,7 +58,6 @@ impl Ranked {
     }
 }
 
-
 /// Less where `a` comes before `b`. Of two of one name the smaller node's comes first, as in a view.
 fn order(salt: u64, a: &Ranked, b: &Ranked) -> Ordering {
     prefer(a.bid(salt), b.bid(salt)).then_with(|| a.standing.id.cmp(&b.standing.id))

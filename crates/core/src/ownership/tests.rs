@@ -971,7 +971,10 @@ fn slots_whose_states_are_slow_to_come_hold_up_no_others() {
     net.pass(300 * MILLI);
     let gone: BTreeSet<u32> = net.held(&two).into_iter().collect();
     assert_eq!(gone.len(), theirs.len() - slow.len());
-    assert!(slow.iter().all(|slot| net.holding(&one, *slot) == Holding::Frozen));
+    assert!(
+        slow.iter()
+            .all(|slot| net.holding(&one, *slot) == Holding::Frozen)
+    );
     for (_, asked) in std::mem::take(&mut net.late) {
         let (number, transfer) = asked.unwrap();
         let now = net.now;

@@ -8,17 +8,12 @@ use super::message::{
     Ack, MAX_PIECES, Outcome, Piece, Place, Settled, TokenMessage, join_states, split_states,
 };
 use super::slots::SlotSet;
-use super::{Adoption, Hub, Keyed, TokenEvent, Unsettled};
+use super::{Adoption, Hub, Keyed, OwnershipConfig, TokenEvent, Unsettled};
 use crate::id::{NodeId, ServiceId, ServiceType};
 use crate::time::Instant;
 
 /// R13: pieces that were not acknowledged, and an `adopted` that was not settled, are sent again after this long.
 pub(crate) const RESEND: std::time::Duration = std::time::Duration::from_millis(500);
-
-/// Outcomes that are remembered of each sender, so that what is sent again is answered as before. A sender has at most
-/// [`WINDOW`](super::WINDOW) transfers under way to one receiver at a time, and begins no other before it knows the
-/// outcome of one of them.
-pub(crate) const OUTCOMES: usize = 16;
 
 /// R8: a slot whose states are not there after this long is not counted as on its way until they are. What is given waits for
 /// the message that is being handled, and a few slow keys would hold up all others.
@@ -42,13 +37,15 @@ pub(crate) struct Frozen {
 }
 
 impl Frozen {
-    /// Pieces on their way; one that is being prepared counts, for a while.
-    pub(crate) fn in_flight(&self, now: Instant) -> u32 {
+    /// Pieces on their way, in parts of a full one; what is being prepared counts, for a while.
+    pub(crate) fn in_flight(&self, config: &OwnershipConfig, now: Instant) -> u32 {
         match &self.pieces {
-            None => u32::from(now.since(self.touched) < PREPARES),
-            Some(_) => {
-                let acked = self.acked[..self.sent].iter().filter(|acked| **acked);
-                (self.sent - acked.count()) as u32
+            None if now.since(self.touched) < PREPARES => config.preparing(),
+            None => 0,
+            Some(pieces) => {
+                let sent = pieces[..self.sent].iter().zip(&self.acked);
+                let open = sent.filter(|(_, acked)| !**acked);
+                open.map(|(piece, _)| config.parts(piece.len())).sum()
             }
         }
     }
@@ -93,7 +90,11 @@ impl Keyed {
                     break;
                 };
                 next = slot + 1;
-                if instance.kept_back.get(&slot).is_some_and(|until| *until > now) {
+                if instance
+                    .kept_back
+                    .get(&slot)
+                    .is_some_and(|until| *until > now)
+                {
                     continue;
                 }
                 let copy = instance.claims.get(&slot).is_some_and(|claim| claim.copy);
@@ -118,7 +119,7 @@ impl Keyed {
                 let Some(wanted) = instance.unwant(slot) else {
                     continue;
                 };
-                *in_flight.entry(wanted.place.node.clone()).or_default() += 1;
+                *in_flight.entry(wanted.place.node.clone()).or_default() += hub.config.preparing();
                 let transfer = hub.transfer();
                 let frozen = Frozen {
                     to: wanted.place,
@@ -178,7 +179,9 @@ impl Keyed {
                 frozen.sent,
             );
             frozen.sent += 1;
-            *on_way += 1;
+            *on_way += piece
+                .as_ref()
+                .map_or(0, |piece| hub.config.parts(piece.bytes.len()));
             frozen.touched = now;
             hub.schedule(now + RESEND);
             if let Some(piece) = piece {
@@ -232,7 +235,8 @@ impl Keyed {
         for at in 0..self.instances.len() {
             let instance = &mut self.instances[at];
             let mut frozen = instance.frozen.iter();
-            let found = frozen.find(|(_, frozen)| frozen.transfer == transfer && frozen.pieces.is_none());
+            let found =
+                frozen.find(|(_, frozen)| frozen.transfer == transfer && frozen.pieces.is_none());
             let Some(slot) = found.map(|(slot, _)| *slot) else {
                 continue;
             };

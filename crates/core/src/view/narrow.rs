@@ -50,7 +50,9 @@ impl View {
             return Some(self);
         }
         let any = self.services.iter().any(|info| info.is_keyed());
-        any.then(|| self.part(Of::Keyed)).flatten().map(|part| &**part)
+        any.then(|| self.part(Of::Keyed))
+            .flatten()
+            .map(|part| &**part)
     }
 
     /// The services that take messages of that version in that codec, as a view of their own: keys are placed among

@@ -210,7 +210,11 @@ impl Serving {
                 reading: Reading::WhileAnswersGo,
                 frame_limit: wire::max_frame_bytes(caller.max_payload_bytes),
             },
-            |frame| inbound.handle(&plane.places, || handle(frame, &inbound.peer, caller, plane)),
+            |frame| {
+                inbound.handle(&plane.places, || {
+                    handle(frame, &inbound.peer, caller, plane)
+                })
+            },
             // Replies are encoded with that limit, and everything else is short.
             |_| {},
         );

@@ -13,8 +13,8 @@ use keydispatch_core::{
 use super::aim::{Aim, To};
 use super::lane::Outcome::NotSent;
 use super::lane::{Outcome, PendingCall};
-use super::wire::{CallHeader, CastHeader, Format, kind};
 use super::tokens::TokenInputs;
+use super::wire::{CallHeader, CastHeader, Format, kind};
 use super::*;
 use crate::protocol::Protocol;
 use crate::transport::metered::Received;

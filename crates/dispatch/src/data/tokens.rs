@@ -110,6 +110,9 @@ impl DataPlane {
     /// The states of a slot that was to be given.
     pub(crate) fn given(&self, transfer: u64, states: Option<States>) {
         // The driver is gone only when the node is.
-        let _ = self.tokens.given.send(TokenInput::Given { transfer, states });
+        let _ = self
+            .tokens
+            .given
+            .send(TokenInput::Given { transfer, states });
     }
 }

@@ -214,8 +214,8 @@ pub(crate) fn encode<H: Serialize, M: Serialize + 'static>(
 
 /// A header and the bytes of a message, on their way out.
 pub(crate) fn with_body<H: Serialize>(kind: u8, header: &H, message: &Bytes) -> Outgoing {
-    let head = postcard::to_allocvec(header)
-        .expect("a header is plain data, which postcard can hold");
+    let head =
+        postcard::to_allocvec(header).expect("a header is plain data, which postcard can hold");
     if message.len() > BORROWED_BYTES {
         return Outgoing {
             frame: Frame {

@@ -250,11 +250,18 @@ impl Tokens {
                 transfer,
             } => {
                 let gate = self.ownership.gate(&service_type, slot, &instance);
-                if !self.is_here(&instance) {
+                let given = self.data.with_local(instance.sequence, |mailbox| {
+                    let keyed = mailbox.keyed()?;
+                    Some(keyed.give(slot, transfer, gate))
+                });
+                match given.flatten() {
+                    Some(false) => {}
+                    Some(true) => {
+                        self.ownership.give(now, transfer, &[]);
+                    }
                     // It has ended, and its entry is about to go.
-                    return self.ownership.keep_back(now, transfer);
+                    None => self.ownership.keep_back(now, transfer),
                 }
-                self.with(&instance, |keyed| keyed.give(slot, transfer, gate));
             }
             TokenEvent::Adopted {
                 instance,
@@ -301,11 +308,6 @@ impl Tokens {
                 tell(keyed);
             }
         });
-    }
-
-    fn is_here(&self, instance: &ServiceId) -> bool {
-        let is = self.data.with_local(instance.sequence, |mailbox| mailbox.keyed().is_some());
-        is == Some(true)
     }
 
     /// What is left of the states of all services of this node, or of one.

@@ -23,8 +23,8 @@ use crate::data::lane::{Outcome, PendingCall};
 use crate::data::wire::{self, CallHeader, Format, KeyedHeader, kind};
 use crate::events::Subscription;
 use crate::keyed::current_key;
-use crate::mailbox::letter::{Letter, Reach};
 use crate::mailbox;
+use crate::mailbox::letter::{Letter, Reach};
 use crate::protocol::{Message, Protocol};
 use crate::registry::{NoService, Registry, RegistryError};
 
@@ -250,7 +250,9 @@ impl<P: Protocol> KeyedHandle<P> {
         let bytes = key.as_bytes().len();
         if bytes > MAX_KEY_BYTES {
             return Err(CallError::Encode {
-                cause: format!("a key of a state has at most {MAX_KEY_BYTES} bytes, this one has {bytes}"),
+                cause: format!(
+                    "a key of a state has at most {MAX_KEY_BYTES} bytes, this one has {bytes}"
+                ),
             });
         }
         let place = key.key();
@@ -406,14 +408,12 @@ impl<P: Protocol> KeyedHandle<P> {
     async fn finish(&self, started: Started, deadline: Deadline) -> Result<Bytes, Missed> {
         let node = || self.registry.node().clone();
         let (failure, node) = match started {
-            Started::Here(receiver) => {
-                match tokio::time::timeout_at(deadline.at, receiver).await {
-                    Ok(Ok(Ok(bytes))) => return Ok(bytes),
-                    Ok(Ok(Err(failure))) => (failure, node()),
-                    Ok(Err(_)) => (Failure::Stopped, node()),
-                    Err(_) => return Err(deadline.passed().into()),
-                }
-            }
+            Started::Here(receiver) => match tokio::time::timeout_at(deadline.at, receiver).await {
+                Ok(Ok(Ok(bytes))) => return Ok(bytes),
+                Ok(Ok(Err(failure))) => (failure, node()),
+                Ok(Err(_)) => (Failure::Stopped, node()),
+                Err(_) => return Err(deadline.passed().into()),
+            },
             Started::Remote(mut call) => {
                 let Ok(outcome) = tokio::time::timeout_at(deadline.at, call.outcome()).await else {
                     // Rule: what still waits for its connection when its time is over has not run.

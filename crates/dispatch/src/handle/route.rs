@@ -13,10 +13,12 @@ use crate::data::aim::{Copies, To};
 use crate::protocol::Protocol;
 
 /// First and longest pause before the same instance is asked again.
-pub(super) const RETRY_PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
+pub(super) const RETRY_PAUSE: (Duration, Duration) =
+    (Duration::from_millis(10), Duration::from_millis(500));
 
 /// First and longest pause before the view is looked at again, where a change is on its way: nothing is sent meanwhile.
-pub(super) const LOOK_PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
+pub(super) const LOOK_PAUSE: (Duration, Duration) =
+    (Duration::from_millis(1), Duration::from_millis(50));
 
 /// How long a call waits for an owner where nobody is online but somebody drains: whoever takes over was there before the
 /// other began to drain, and news of the two may come here in either order.

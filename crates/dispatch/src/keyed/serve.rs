@@ -25,9 +25,7 @@ use crate::mailbox::AnyMailbox;
 use crate::mailbox::letter::{KeyedMailbox, Letter, Room, States};
 use crate::protocol::Protocol;
 use crate::registry::{Registration, Registry};
-use crate::service::{
-    AbortUnlessDone, Ended, ServeError, Served, StopError, StopReason,
-};
+use crate::service::{AbortUnlessDone, Ended, ServeError, Served, StopError, StopReason};
 
 /// How often what waits for too long is looked for.
 const LOOK: Duration = Duration::from_secs(1);
@@ -236,14 +234,7 @@ struct KeyedBox<K: Keyed> {
 }
 
 impl<K: Keyed> AnyMailbox for KeyedBox<K> {
-    fn call(
-        &self,
-        _: Bytes,
-        _: Format,
-        _: Instant,
-        caller: Arc<Caller>,
-        number: u64,
-    ) {
+    fn call(&self, _: Bytes, _: Format, _: Instant, caller: Arc<Caller>, number: u64) {
         // Of a node that knows no keyed services, or has not heard yet that this is one.
         caller.fail(number, &Failure::Incompatible { theirs: 0 });
     }
@@ -297,8 +288,8 @@ impl<K: Keyed> KeyedMailbox for KeyedBox<K> {
         self.store.anew(slots);
     }
 
-    fn give(&self, slot: u32, transfer: u64, gate: Gate) {
-        self.store.give(slot, transfer, gate);
+    fn give(&self, slot: u32, transfer: u64, gate: Gate) -> bool {
+        self.store.give(slot, transfer, gate)
     }
 
     fn adopt(&self, slot: u32, from: &ServiceId, states: States, how: Adoption) {

@@ -198,13 +198,7 @@ impl<K: Keyed> Store<K> {
     }
 
     /// Puts a key to work that is not.
-    fn begin(
-        self: &Arc<Self>,
-        inner: &mut Inner<K::State>,
-        slot: u32,
-        key: &KeyBytes,
-        job: Job,
-    ) {
+    fn begin(self: &Arc<Self>, inner: &mut Inner<K::State>, slot: u32, key: &KeyBytes, job: Job) {
         inner.working += 1;
         let here = inner.slots.entry(slot).or_default();
         let (stored, cell) = match here.keys.remove_entry(key.as_bytes()) {
@@ -253,28 +247,25 @@ impl<K: Keyed> Store<K> {
         leaving.now();
     }
 
-    pub(super) fn give(self: &Arc<Self>, slot: u32, transfer: u64, gate: Gate) {
+    pub(super) fn give(self: &Arc<Self>, slot: u32, transfer: u64, gate: Gate) -> bool {
         let mut inner = self.lock();
         inner.set(slot, &self.id, gate);
         let leaving = self.see_to(&mut inner, slot);
         let here = inner.slots.entry(slot).or_default();
         here.giving = Some(transfer);
-        let has_any = !here.keys.is_empty() || !here.work.is_empty();
-        self.collect(&mut inner, slot);
+        let has_any = !here.keys.is_empty() || !here.work.is_empty() || here.away;
+        if has_any {
+            self.collect(&mut inner, slot);
+        }
         drop(inner);
         leaving.now();
         if has_any {
             self.teller.tell(KeyedEvent::Losing { slot });
         }
+        !has_any
     }
 
-    pub(super) fn adopt(
-        &self,
-        slot: u32,
-        from: &ServiceId,
-        states: States,
-        how: Adoption,
-    ) {
+    pub(super) fn adopt(&self, slot: u32, from: &ServiceId, states: States, how: Adoption) {
         let (now, count) = (self.now(), states.len());
         let mut both = 0;
         {
@@ -357,7 +348,10 @@ impl<K: Keyed> Store<K> {
     pub(super) fn serves(&self, key: &KeyBytes) -> bool {
         let slot = slot_of(key);
         let inner = self.lock();
-        let is_leaving = inner.slots.get(&slot).is_some_and(|here| here.giving.is_some());
+        let is_leaving = inner
+            .slots
+            .get(&slot)
+            .is_some_and(|here| here.giving.is_some());
         inner.gates.get(&slot) == Some(&Now::Run) && !is_leaving
     }
 
@@ -441,7 +435,11 @@ impl<K: Keyed> Store<K> {
     pub(super) fn abort(&self) {
         self.close();
         let mut inner = self.lock();
-        for work in inner.slots.values_mut().flat_map(|here| here.work.values_mut()) {
+        for work in inner
+            .slots
+            .values_mut()
+            .flat_map(|here| here.work.values_mut())
+        {
             if let Some(task) = &work.task {
                 task.abort();
             }
@@ -463,7 +461,11 @@ impl<S> Inner<S> {
         let now = self.gates.get(&slot).cloned().unwrap_or(Now::Moved(None));
         let is_away = || self.slots.get(&slot).is_some_and(|here| here.away);
         // It was taken back while its states were being encoded.
-        if now == Now::Run && is_away() { Now::Park } else { now }
+        if now == Now::Run && is_away() {
+            Now::Park
+        } else {
+            now
+        }
     }
 
     fn set(&mut self, slot: u32, ours: &ServiceId, gate: Gate) {

@@ -241,7 +241,8 @@ impl<K: Keyed> Store<K> {
         };
         let body = std::mem::take(&mut letter.body);
         let ran = if letter.is_cast {
-            let Some(cast) = self.decode::<<K::Protocol as Protocol>::Cast>(&mut letter, &body) else {
+            let Some(cast) = self.decode::<<K::Protocol as Protocol>::Cast>(&mut letter, &body)
+            else {
                 return Have::State(state);
             };
             let Some(reach) = letter.open() else {
@@ -251,7 +252,8 @@ impl<K: Keyed> Store<K> {
             reach.taken();
             caught(self.service.handle_cast(&mut state, cast, &mut cx)).await
         } else {
-            let Some(call) = self.decode::<<K::Protocol as Protocol>::Call>(&mut letter, &body) else {
+            let Some(call) = self.decode::<<K::Protocol as Protocol>::Call>(&mut letter, &body)
+            else {
                 return Have::State(state);
             };
             let Some(reach) = letter.open() else {
@@ -261,11 +263,18 @@ impl<K: Keyed> Store<K> {
             let ended = Arc::clone(&self.flag);
             let checked = self.data.checked_limit();
             let reply_to = ReplyTo::new::<K::Protocol>(reach.into_route(), ended, checked);
-            caught(self.service.handle_call(&mut state, call, reply_to, &mut cx)).await
+            caught(
+                self.service
+                    .handle_call(&mut state, call, reply_to, &mut cx),
+            )
+            .await
         };
         if ran.is_none() {
             tracing::error!(service = %self.id, key = %at.key, "a handler panicked: the state of its key is gone");
-            self.data.counters.key_panics.fetch_add(1, Ordering::Relaxed);
+            self.data
+                .counters
+                .key_panics
+                .fetch_add(1, Ordering::Relaxed);
             let key = at.key.clone();
             self.teller.tell(KeyedEvent::Panicked { key });
             return Have::Nothing;
@@ -281,7 +290,10 @@ impl<K: Keyed> Store<K> {
         match codec::decode(<K::Protocol as Protocol>::CODEC, body) {
             Ok(message) => Some(message),
             Err(DecodeError(cause)) => {
-                self.data.counters.undecodable.fetch_add(1, Ordering::Relaxed);
+                self.data
+                    .counters
+                    .undecodable
+                    .fetch_add(1, Ordering::Relaxed);
                 if let Some(reach) = letter.open() {
                     reach.refuse(Failure::Decode { cause });
                 }
@@ -308,7 +320,8 @@ impl<K: Keyed> Store<K> {
             let mut inner = self.lock();
             let here = inner.slots.get_mut(&at.slot);
             let work = here.and_then(|here| here.work.get_mut(at.key.as_bytes()));
-            work.map(|work| std::mem::take(&mut work.queue)).unwrap_or_default()
+            work.map(|work| std::mem::take(&mut work.queue))
+                .unwrap_or_default()
         };
         for letter in std::iter::once(letter).chain(waiting) {
             let cause = cause.clone();
@@ -355,11 +368,7 @@ impl<K: Keyed> Store<K> {
         let cells = std::mem::take(&mut here.keys);
         let store = Arc::clone(self);
         self.data.spawn_service(async move {
-            let mut away = Away {
-                store,
-                slot,
-                cells,
-            };
+            let mut away = Away { store, slot, cells };
             let given = away.encode().await;
             away.come_back(transfer, given);
         });
@@ -372,9 +381,9 @@ impl<K: Keyed> Store<K> {
         });
         match std::panic::catch_unwind(encoding) {
             Ok(Ok(bytes)) => Ok(bytes),
-            Ok(Err(EncodeError::TooLarge)) => {
-                Err(format!("it is over the limit of {limit} bytes (max_state_bytes)"))
-            }
+            Ok(Err(EncodeError::TooLarge)) => Err(format!(
+                "it is over the limit of {limit} bytes (max_state_bytes)"
+            )),
             Ok(Err(EncodeError::Unfit(cause))) => Err(format!("it does not encode: {cause}")),
             Err(_) => Err("it does not encode: that panicked".to_owned()),
         }

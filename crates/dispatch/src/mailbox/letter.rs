@@ -203,8 +203,9 @@ pub(crate) trait KeyedMailbox: Send + Sync {
     fn deliver(&self, letter: Letter);
     /// These slots are held here, and no state of them was found anywhere.
     fn anew(&self, slots: &SlotSet);
-    /// The states of a slot are to be given; they are kept until they were released or taken back.
-    fn give(&self, slot: u32, transfer: u64, gate: Gate);
+    /// The states of a slot are to be given; they are kept until they were released or taken back. True where there are none;
+    /// otherwise the driver is told when they are there.
+    fn give(&self, slot: u32, transfer: u64, gate: Gate) -> bool;
     /// The states of a slot have come.
     fn adopt(&self, slot: u32, from: &ServiceId, states: States, how: Adoption);
     /// What was given has arrived.

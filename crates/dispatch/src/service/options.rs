@@ -1,6 +1,8 @@
 //! How a service is started.
 
-use keydispatch_core::{Accepts, InstanceName, Metadata, NewEntry, ServiceState, ServiceType, Weight, Zone};
+use keydispatch_core::{
+    Accepts, InstanceName, Metadata, NewEntry, ServiceState, ServiceType, Weight, Zone,
+};
 
 use crate::protocol::{self, Protocol};
 use crate::registry::RegistryError;
@@ -116,8 +118,7 @@ impl ServeOptions {
             },
             weight: self.weight.map_or(Ok(Weight::default()), Weight::try_new)?,
             protocol_version: Some(P::VERSION),
-            metadata: Metadata::try_new(zone, None, self.tags)?
-                .with_accepts(accepts),
+            metadata: Metadata::try_new(zone, None, self.tags)?.with_accepts(accepts),
         })
     }
 }
