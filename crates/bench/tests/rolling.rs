@@ -42,7 +42,9 @@ async fn states_of_keys_survive_every_planned_change_of_real_processes() {
         .into_iter()
         .chain(["--keys", "500", "--rate", "2000", "--calls", "1"]);
     let options = Arguments::try_parse_from(arguments).unwrap().options;
-    let outcome = rolling::roll_keyed(program, &options, |_| {}).await.unwrap();
+    let outcome = rolling::roll_keyed(program, &options, |_| {})
+        .await
+        .unwrap();
     assert!(outcome.is_flawless(), "{outcome:#?}");
     assert!(outcome.changes >= 3 * 8, "{outcome:#?}");
     assert!(outcome.calls > 500, "{outcome:#?}");

@@ -77,6 +77,10 @@ pub const DEFAULT_PATIENCE: Duration = Duration::from_secs(10);
 /// R13: patience is at least so many times the `down_period`: whoever is dead is found out by membership first.
 const MIN_PATIENCE_IN_DOWN_PERIODS: u32 = 3;
 
+/// Most bytes of states of which not all pieces have come, from all peers together: twice what one slot can hold in pieces of
+/// half a megabyte. What is beyond is refused: its giver serves on, and is asked again.
+const MAX_ARRIVING_BYTES: usize = 1024 * 1024 * 1024;
+
 /// R11: what is here and another's by the view for this long is offered, and again after each such time.
 const OFFER: Duration = Duration::from_millis(500);
 
@@ -99,6 +103,7 @@ pub struct OwnershipConfig {
     window: u32,
     /// Pieces that are not full count by their bytes.
     by_bytes: bool,
+    arriving_bytes: usize,
 }
 
 impl OwnershipConfig {
@@ -112,6 +117,7 @@ impl OwnershipConfig {
             piece_bytes: MAX_PIECE_BYTES,
             window: WINDOW * PARTS,
             by_bytes: true,
+            arriving_bytes: MAX_ARRIVING_BYTES,
         }
     }
 
@@ -129,6 +135,13 @@ impl OwnershipConfig {
     #[must_use]
     pub fn patience(mut self, patience: Duration) -> Self {
         self.patience = patience.max(self.down_period * MIN_PATIENCE_IN_DOWN_PERIODS);
+        self
+    }
+
+    /// Most bytes of states of which not all pieces have come; 1 GiB unless this says otherwise.
+    #[must_use]
+    pub fn arriving_bytes(mut self, bytes: usize) -> Self {
+        self.arriving_bytes = bytes;
         self
     }
 

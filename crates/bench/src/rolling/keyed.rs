@@ -152,10 +152,13 @@ pub(super) async fn run_node(options: NodeOptions, say: impl Fn(&str)) -> Result
         }
         say("done");
     }
-    let waited = node.stats().await.map_or_else(Waited::default, |stats| Waited {
-        parked: stats.data.parked,
-        p99_micros: u64::try_from(stats.data.parked_p99.as_micros()).unwrap_or(u64::MAX),
-    });
+    let waited = node
+        .stats()
+        .await
+        .map_or_else(Waited::default, |stats| Waited {
+            parked: stats.data.parked,
+            p99_micros: u64::try_from(stats.data.parked_p99.as_micros()).unwrap_or(u64::MAX),
+        });
     if let Err(error) = node.leave().await {
         tracing::warn!(%error, "leaving");
     }
@@ -164,11 +167,7 @@ pub(super) async fn run_node(options: NodeOptions, say: impl Fn(&str)) -> Result
 }
 
 /// Runs it, and returns what it saw.
-pub async fn roll(
-    program: &Path,
-    options: &Options,
-    say: fn(&str),
-) -> Result<KeyedOutcome, Error> {
+pub async fn roll(program: &Path, options: &Options, say: fn(&str)) -> Result<KeyedOutcome, Error> {
     let mut stage = Stage::start(program, options).await?;
     let callers = Callers::start(&stage.stays.keyed(), options);
     let began = Instant::now();
@@ -176,7 +175,10 @@ pub async fn roll(
         stage.round(&callers).await?;
         if !options.json {
             let (calls, seconds) = (callers.made(), began.elapsed().as_secs_f64());
-            say(&format!("{} changes: {calls} calls in {seconds:.0} s", stage.changes));
+            say(&format!(
+                "{} changes: {calls} calls in {seconds:.0} s",
+                stage.changes
+            ));
         }
         if callers.made() >= options.calls {
             break;
@@ -284,7 +286,11 @@ impl<'a> Stage<'a> {
             }
             self.settled().await?;
         }
-        for told in [["heavy", "light"], ["drain", "enable"], ["disable", "enable"]] {
+        for told in [
+            ["heavy", "light"],
+            ["drain", "enable"],
+            ["disable", "enable"],
+        ] {
             for at in 0..self.nodes.len() {
                 for line in told {
                     self.tell(at, line).await?;
@@ -304,7 +310,10 @@ impl<'a> Stage<'a> {
         self.changes += 1;
         let node = &mut self.nodes[at];
         node.say(line).await?;
-        match tokio::time::timeout(LEAVE_PATIENCE, node.next_line()).await??.as_deref() {
+        match tokio::time::timeout(LEAVE_PATIENCE, node.next_line())
+            .await??
+            .as_deref()
+        {
             Some("done") => Ok(()),
             other => Err(format!("{} did not do {line:?}: {other:?}", node.name()).into()),
         }
@@ -366,7 +375,9 @@ impl Callers {
             let (seen, made) = (Arc::clone(&all.seen), Arc::clone(&all.made));
             all.tasks.spawn(async move {
                 let outcome = call(&keys, &own, pause, &stop, &made).await;
-                seen.lock().unwrap_or_else(PoisonError::into_inner).add(&outcome);
+                seen.lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .add(&outcome);
             });
         }
         all
@@ -390,7 +401,10 @@ impl Callers {
     async fn finish(mut self) -> KeyedOutcome {
         self.stop.store(true, Ordering::Relaxed);
         while self.tasks.join_next().await.is_some() {}
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.seen
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 }
 

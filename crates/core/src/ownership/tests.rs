@@ -951,6 +951,28 @@ fn states_that_cannot_be_given_stay_and_are_tried_again_when_they_may_fit() {
 }
 
 #[test]
+fn half_arrived_states_are_bounded_and_what_is_beyond_is_refused() {
+    let mut net = Net::new(&[1, 2]);
+    let one = net.serve(1);
+    net.pass(20 * MILLI);
+    let slot = net.slot_between(&one, 2);
+    let large = vec![(key("a"), Bytes::from(vec![7; 10 * 64]))];
+    net.states.insert((one.clone(), slot), large);
+    net.at(2).hub.config.arriving_bytes = 5 * 64;
+    let two = net.serve(2);
+    net.pass(300 * MILLI);
+    // It stays where it is, and is served there between the attempts; all others have gone.
+    assert_ne!(net.holding(&two, slot), Holding::Held);
+    assert!(net.at(2).counts().refused > 0);
+    assert!(net.states.contains_key(&(one.clone(), slot)));
+    assert!(net.at(2).hub.partials.is_empty());
+    net.at(2).hub.config.arriving_bytes = 20 * 64;
+    net.pass(300 * MILLI);
+    assert_eq!(net.holding(&two, slot), Holding::Held);
+    net.assert_rest();
+}
+
+#[test]
 fn slots_whose_states_are_slow_to_come_hold_up_no_others() {
     let mut net = Net::new(&[1, 2]);
     let one = net.serve(1);

@@ -58,6 +58,8 @@ pub(crate) struct Partial {
     pub(crate) to: ServiceId,
     pub(crate) slot: u32,
     pieces: Vec<Option<Bytes>>,
+    /// Of those that are here.
+    bytes: usize,
 }
 
 impl Keyed {
@@ -284,6 +286,13 @@ impl Keyed {
             hub.settle_outcome(from, piece.transfer, Outcome::Refused);
             return hub.ack(from, &piece, Outcome::Refused);
         }
+        // Rule: what has come in part is bounded. A member that begins with many slots and ends none would fill the memory.
+        let arriving: usize = hub.partials.values().map(|partial| partial.bytes).sum();
+        if piece.of > 1 && arriving + piece.bytes.len() > hub.config.arriving_bytes {
+            hub.partials.remove(&(from.clone(), piece.transfer));
+            hub.settle_outcome(from, piece.transfer, Outcome::Refused);
+            return hub.ack(from, &piece, Outcome::Refused);
+        }
         let begins = claim.is_some_and(|claim| !std::mem::replace(&mut claim.begun, true));
         let id = instance.standing.id.clone();
         if begins {
@@ -299,6 +308,7 @@ impl Keyed {
                 to: piece.to.clone(),
                 slot,
                 pieces: vec![None; piece.of as usize],
+                bytes: 0,
             });
         let is_same = partial.pieces.len() == piece.of as usize
             && partial.to == piece.to
@@ -311,7 +321,9 @@ impl Keyed {
         else {
             return;
         };
-        *place = Some(piece.bytes.clone());
+        let before = place.replace(piece.bytes.clone());
+        partial.bytes += piece.bytes.len();
+        partial.bytes -= before.map_or(0, |before| before.len());
         if partial.pieces.iter().any(Option::is_none) {
             return hub.ack(from, &piece, Outcome::Got);
         }

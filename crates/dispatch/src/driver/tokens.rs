@@ -296,7 +296,9 @@ impl Tokens {
                 ..
             } => self.with(&instance, |keyed| keyed.impatient(&peer, &slots)),
             TokenEvent::Alone => cluster.look_around(now),
-            // An entry that was removed by hand: the instance is told when it stops.
+            TokenEvent::Lost {
+                instance, slots, ..
+            } => self.with(&instance, |keyed| keyed.lost(&slots)),
             _ => {}
         }
     }

@@ -12,10 +12,10 @@ use keydispatch_core::{NodeId, ServiceId, ServiceInfo};
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
+use super::Keyed;
 use super::events::KeyedEvents;
 use super::options::{DEFAULT_KEYED_MAILBOX, KeyedOptions};
 use super::store::Store;
-use super::{Closed, Keyed};
 use crate::call::Failure;
 use crate::claim::Life;
 use crate::data::DataPlane;
@@ -191,12 +191,7 @@ async fn run<K: Keyed>(mut ending: Ending<K>, mut stopping: watch::Receiver<Opti
     // It may have been removed by hand already.
     let _ = ending.registry.remove_service(&store.id).await;
     for (key, cell) in store.take_all() {
-        match cell.resolve(&store.service, &key) {
-            Ok(state) => store.close_key(&key, state, Closed::Stopped).await,
-            Err(unread) => {
-                tracing::error!(service = %store.id, %key, why = %unread.why, "a state that cannot be read is lost");
-            }
-        }
+        store.close_cell(&key, cell).await;
     }
     ending.how = Some(Ended::Stopped(reason));
 }
@@ -306,6 +301,10 @@ impl<K: Keyed> KeyedMailbox for KeyedBox<K> {
 
     fn gate(&self, slot: u32, gate: Gate) {
         self.store.set_gate(slot, gate);
+    }
+
+    fn lost(&self, slots: &SlotSet) {
+        self.store.lost(slots);
     }
 
     fn impatient(&self, peer: &NodeId, slots: &SlotSet) {

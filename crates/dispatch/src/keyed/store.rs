@@ -9,16 +9,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use keydispatch_core::ownership::{Adoption, Gate, SlotSet};
-use keydispatch_core::{KeyBytes, NodeId, ServiceId};
+use keydispatch_core::{Escaped, KeyBytes, NodeId, ServiceId};
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use super::Keyed;
 use super::cells::{Cell, put};
 use super::events::{KeyedEvent, Teller};
 use super::options::KeyedOptions;
 use super::work::Job;
+use super::{Closed, Keyed};
 use crate::call::Failure;
 use crate::data::DataPlane;
 use crate::mailbox::letter::{Letter, Room, States};
@@ -105,7 +105,8 @@ pub(super) struct Work {
 pub(super) struct Leaving(Vec<(Letter, Failure)>);
 
 impl Leaving {
-    fn now(self) {
+    /// See [`Store::see_to`].
+    pub(super) fn now(self) {
         for (letter, failure) in self.0 {
             letter.refuse(failure);
         }
@@ -151,12 +152,11 @@ impl<K: Keyed> Store<K> {
         u32::try_from(ticks).unwrap_or(u32::MAX)
     }
 
-    pub(super) fn deliver(self: &Arc<Self>, letter: Letter) {
+    pub(super) fn deliver(self: &Arc<Self>, mut letter: Letter) {
         let slot = slot_of(&letter.key);
-        let letter = match letter.wait_in(&self.room) {
-            Ok(letter) => letter,
-            Err(letter) => return letter.refuse(Failure::Overloaded),
-        };
+        if !letter.wait_in(&self.room) {
+            return letter.refuse(Failure::Overloaded);
+        }
         let mut inner = self.lock();
         if inner.closed {
             drop(inner);
@@ -337,6 +337,46 @@ impl<K: Keyed> Store<K> {
         self.teller.tell(KeyedEvent::Anew { slots: slots.len() });
     }
 
+    /// Rule: what nobody knows of is not served. Others begin these slots anew, and a second state of a key would come back
+    /// one day.
+    pub(super) fn lost(self: &Arc<Self>, slots: &SlotSet) {
+        let mut left = Vec::new();
+        let mut all = Leaving::default();
+        {
+            let mut inner = self.lock();
+            for slot in slots.iter() {
+                inner.gates.remove(&slot);
+                all.0.extend(self.see_to(&mut inner, slot).0);
+                if let Some(here) = inner.slots.get_mut(&slot) {
+                    here.giving = None;
+                    left.extend(here.keys.drain());
+                }
+                inner.tidy(slot);
+            }
+        }
+        all.now();
+        if left.is_empty() {
+            return;
+        }
+        let store = Arc::clone(self);
+        self.data.spawn_service(async move {
+            for (key, cell) in left {
+                store.close_cell(&KeyBytes::from_canonical(key), cell).await;
+            }
+        });
+    }
+
+    /// Hands a state back that is not kept any more.
+    pub(super) async fn close_cell(&self, key: &KeyBytes, cell: Cell<K::State>) {
+        match cell.resolve(&self.service, key) {
+            Ok(state) => self.close_key(key, state, Closed::Stopped).await,
+            Err(unread) => {
+                let why = Escaped(unread.why);
+                tracing::error!(service = %self.id, %key, %why, "a state that cannot be read is lost");
+            }
+        }
+    }
+
     pub(super) fn impatient(&self, peer: &NodeId, slots: &SlotSet) {
         self.teller.tell(KeyedEvent::Impatient {
             peer: peer.clone(),
@@ -496,13 +536,6 @@ impl<S> Inner<S> {
                 let _ = mark.send(());
             }
         }
-    }
-}
-
-impl Leaving {
-    /// See [`Store::see_to`].
-    pub(super) fn refuse(self) {
-        self.now();
     }
 }
 

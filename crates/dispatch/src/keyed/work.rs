@@ -454,11 +454,12 @@ impl<K: Keyed> Away<K> {
             };
             here.keys.insert(key, cell);
         }
+        let (states, unfit) = match given {
+            Ok(states) => (Some(states), None),
+            Err(unfit) => (None, Some(unfit)),
+        };
         if here.giving == Some(transfer) {
-            match &given {
-                Ok(states) => store.data.given(transfer, Some(states.clone())),
-                Err(_) => store.data.given(transfer, None),
-            }
+            store.data.given(transfer, states);
         } else {
             // It was taken back, and is to be given once more.
             store.collect(&mut inner, slot);
@@ -466,8 +467,8 @@ impl<K: Keyed> Away<K> {
         let leaving = store.see_to(&mut inner, slot);
         inner.tidy(slot);
         drop(inner);
-        leaving.refuse();
-        if let Err((key, why)) = given {
+        leaving.now();
+        if let Some((key, why)) = unfit {
             tracing::warn!(service = %store.id, %key, why = %Escaped(&why), "a state cannot be given: all of its slot stay");
             store.teller.tell(KeyedEvent::KeptBack { key, why });
         }

@@ -125,15 +125,10 @@ impl Letter {
         }
     }
 
-    /// Counts it among those that wait; gives it back where there is no room.
-    pub(crate) fn wait_in(mut self, room: &Arc<Room>) -> Result<Letter, Letter> {
-        match Ticket::take(room, self.bytes()) {
-            Some(ticket) => {
-                self.ticket = Some(ticket);
-                Ok(self)
-            }
-            None => Err(self),
-        }
+    /// Counts it among those that wait; false where there is no room.
+    pub(crate) fn wait_in(&mut self, room: &Arc<Room>) -> bool {
+        self.ticket = Ticket::take(room, self.bytes());
+        self.ticket.is_some()
     }
 }
 
@@ -214,6 +209,8 @@ pub(crate) trait KeyedMailbox: Send + Sync {
     fn taken_back(&self, slot: u32);
     /// What becomes of messages for a slot.
     fn gate(&self, slot: u32, gate: Gate);
+    /// These slots were held here, and nobody knows that any more: the entry was taken out of the registry by hand.
+    fn lost(&self, slots: &SlotSet);
     /// Somebody who is up was silent for so long that it was not waited for.
     fn impatient(&self, peer: &NodeId, slots: &SlotSet);
     /// How many keys have a state here.
