@@ -864,6 +864,14 @@ impl Ownership {
     }
 }
 
+/// Who is first for each slot of the product, for the tests of views.
+#[cfg(test)]
+pub(crate) fn ranks_of(services: &[Arc<ServiceInfo>]) -> impl FnMut(u32) -> Option<ServiceId> {
+    let mut ranks = Ranks::new(KEYED_SHIFT);
+    ranks.set_view(services);
+    move |slot| ranks.first(slot).map(|first| first.id.clone())
+}
+
 /// What an instance has of a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Holding {
