@@ -19,6 +19,7 @@ use super::events::{KeyedEvent, Teller};
 use super::options::KeyedOptions;
 use super::work::Job;
 use super::{Closed, Keyed};
+use crate::backlog::Share;
 use crate::call::Failure;
 use crate::data::DataPlane;
 use crate::mailbox::letter::{Letter, Room, States};
@@ -39,6 +40,7 @@ pub(super) struct Store<K: Keyed> {
     pub(super) flag: Arc<std::sync::atomic::AtomicBool>,
     pub(super) teller: Teller,
     room: Arc<Room>,
+    share: Arc<Share>,
     started: Instant,
     inner: Mutex<Inner<K::State>>,
 }
@@ -122,6 +124,7 @@ impl<K: Keyed> Store<K> {
         flag: Arc<std::sync::atomic::AtomicBool>,
         room: Arc<Room>,
     ) -> Arc<Self> {
+        let share = data.own_share();
         Arc::new(Store {
             service,
             id,
@@ -130,6 +133,7 @@ impl<K: Keyed> Store<K> {
             flag,
             teller: Teller::default(),
             room,
+            share,
             started: Instant::now(),
             inner: Mutex::new(Inner {
                 gates: HashMap::new(),
@@ -154,7 +158,7 @@ impl<K: Keyed> Store<K> {
 
     pub(super) fn deliver(self: &Arc<Self>, mut letter: Letter) {
         let slot = slot_of(&letter.key);
-        if !letter.wait_in(&self.room) {
+        if !letter.wait_in(&self.room, &self.share) {
             return letter.refuse(Failure::Overloaded);
         }
         let mut inner = self.lock();

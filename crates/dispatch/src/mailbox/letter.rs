@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::Route;
+use crate::backlog::{Held, Share};
 use crate::call::Failure;
 use crate::data::inbound::Caller;
 use crate::data::wire::Format;
@@ -125,9 +126,14 @@ impl Letter {
         }
     }
 
-    /// Counts it among those that wait; false where there is no room.
-    pub(crate) fn wait_in(&mut self, room: &Arc<Room>) -> bool {
-        self.ticket = Ticket::take(room, self.bytes());
+    /// Counts it among those that wait, for the instance and on this node; false where there is no room.
+    pub(crate) fn wait_in(&mut self, room: &Arc<Room>, own: &Arc<Share>) -> bool {
+        let bytes = self.bytes();
+        let caller = self.reach.as_ref().and_then(Reach::caller);
+        let share = caller.map_or(own, |caller| caller.share());
+        self.ticket = share
+            .take(bytes)
+            .and_then(|held| Ticket::take(room, bytes, held));
         self.ticket.is_some()
     }
 }
@@ -169,16 +175,18 @@ impl Room {
 struct Ticket {
     room: Arc<Room>,
     bytes: usize,
+    _held: Held,
 }
 
 impl Ticket {
     /// One letter is always taken, however long.
-    fn take(room: &Arc<Room>, bytes: usize) -> Option<Self> {
+    fn take(room: &Arc<Room>, bytes: usize, held: Held) -> Option<Self> {
         let letters = room.letters.fetch_add(1, Ordering::Relaxed);
         let before = room.bytes.fetch_add(bytes, Ordering::Relaxed);
         let ticket = Ticket {
             room: Arc::clone(room),
             bytes,
+            _held: held,
         };
         let fits = letters < room.max_letters && before.saturating_add(bytes) <= room.max_bytes;
         (fits || letters == 0).then_some(ticket)
