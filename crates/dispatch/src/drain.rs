@@ -216,7 +216,10 @@ pub(crate) async fn states_given(
         let Ok(left) = answer.await else {
             return 0;
         };
-        if left.is_idle || !left.can_go || Instant::now() >= until {
+        // Rule: done is what the services have heard of, too. The machine is a turn ahead of them where there is much to tell.
+        let is_done = left.is_idle && left.keys == 0;
+        let is_hopeless = !left.is_idle && !left.can_go;
+        if is_done || is_hopeless || Instant::now() >= until {
             return left.keys;
         }
         tokio::time::sleep(pause).await;
