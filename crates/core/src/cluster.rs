@@ -102,6 +102,13 @@ pub enum ClusterEvent {
     },
     /// Services joined, left or changed.
     Registry(RegistryEvent),
+    /// A node says something of who holds the states of which keys.
+    Tokens {
+        /// The node, in this life.
+        from: NodeId,
+        /// A [`TokenMessage`](crate::ownership::message::TokenMessage).
+        message: bytes::Bytes,
+    },
     /// Every owner that is up has been synced: this node may route. Reported once.
     Synced,
     /// All seeds were dialled once more, and the entries of everybody who was found are here; see [`Cluster::look_around`].
@@ -274,6 +281,18 @@ impl Cluster {
     /// What that node says in its Hello, while its control link is ready.
     pub fn offers(&self, node: &NodeId) -> Option<Offers> {
         self.links.offers(node)
+    }
+
+    /// The minor version of the protocol that the node speaks, while its control link is ready.
+    pub fn minor(&self, node: &NodeId) -> Option<u16> {
+        self.links.minor(node)
+    }
+
+    /// Sends a [`TokenMessage`](crate::ownership::message::TokenMessage) to a node; false where there is no ready link to
+    /// it.
+    pub fn send_tokens(&mut self, to: &NodeId, message: bytes::Bytes) -> bool {
+        let frame = ControlMessage::Tokens(message).encode();
+        self.links.send(to, &frame)
     }
 
     /// The owners that are up and whose entries this node does not have yet.
@@ -653,6 +672,10 @@ impl Cluster {
                 let message = ControlMessage::Vector(vector);
                 self.tracker.handle_message(now, from, message);
             }
+            ControlMessage::Tokens(message) => self.events.push_back(ClusterEvent::Tokens {
+                from: from.clone(),
+                message,
+            }),
             message => self.tracker.handle_message(now, from, message),
         }
     }

@@ -37,7 +37,7 @@ pub use id::{
     ClusterName, Generation, InstanceName, NameError, NodeId, NodeName, Reference, ServiceId,
     ServiceType, Topic, Zone,
 };
-pub use key::{Key, KeyError, KeyPart, SLOTS, Slot};
+pub use key::{KEYED_SLOTS, Key, KeyBytes, KeyError, KeyPart, MAX_KEY_BYTES, SLOTS, Slot};
 pub use membership::{
     MemberEvent, MemberInfo, MemberState, Membership, MembershipConfig, MembershipCounts,
     RefusedDial, Rules,

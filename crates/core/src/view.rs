@@ -16,7 +16,7 @@ mod seats;
 mod table;
 
 use list::{Edits, online, place_of};
-use narrow::{Narrowed, is_mixed};
+use narrow::{Narrowed, is_keyed, is_mixed};
 use seats::Seats;
 pub(crate) use table::TableBudget;
 use table::{
@@ -56,6 +56,8 @@ pub struct View {
     table: Table,
     /// Those that own keys do not all take the same messages.
     mixed: bool,
+    /// The states of all of them move with their keys, which are placed by fewer slots.
+    keyed: bool,
     /// Where they do not: who takes which, as far as it was asked for.
     narrowed: Narrowed,
 }
@@ -71,6 +73,7 @@ impl View {
             sole: Some(NOBODY),
             table: Table::new(TableBudget::new(0), 0),
             mixed: false,
+            keyed: false,
             narrowed: Narrowed::default(),
         }
     }
@@ -110,7 +113,7 @@ impl View {
     /// The owner of a key.
     #[inline]
     pub fn owner(&self, key: impl Into<Key>) -> Option<&Arc<ServiceInfo>> {
-        let slot = key.into().slot();
+        let slot = self.slot(key.into());
         // All that most lookups do: what else there is stays out of the way.
         let first = match self.table.started() {
             Some(cells) => cells.first(slot),
@@ -120,6 +123,13 @@ impl View {
             Some(seat) => self.seats.primary(seat),
             None => self.owner_unknown(slot, first),
         }
+    }
+
+    /// By which slot a key is placed.
+    #[inline]
+    fn slot(&self, key: Key) -> Slot {
+        let slot = key.slot();
+        if self.keyed { slot.keyed() } else { slot }
     }
 
     /// The owner of a slot of which the table does not say it for this view, or of all where there is one.
@@ -148,7 +158,7 @@ impl View {
         n: usize,
         to: impl Fn(&'a Arc<ServiceInfo>) -> T,
     ) -> SmallVec<[T; 4]> {
-        let slot = key.into().slot();
+        let slot = self.slot(key.into());
         if n == 0 {
             return SmallVec::new();
         }
@@ -188,7 +198,7 @@ impl View {
         if choose(&mut chosen, n, spread, first) || all_seen {
             return chosen;
         }
-        let behind = self.preference(key.slot()).into_iter().skip(KEPT);
+        let behind = self.preference(self.slot(key)).into_iter().skip(KEPT);
         choose(&mut chosen, n, spread, behind);
         chosen
     }
@@ -469,6 +479,7 @@ impl View {
             service_type: self.service_type.clone(),
             version,
             mixed: is_mixed(self, &services, changes),
+            keyed: is_keyed(self, &services, changes),
             narrowed: Narrowed::default(),
             services,
             sole: seats.sole(),

@@ -29,10 +29,12 @@ pub(crate) mod lane;
 mod leaving;
 mod onward;
 mod outbox;
+mod parked;
 mod places;
 mod pump;
 mod reach;
 mod stats;
+pub(crate) mod tokens;
 mod undialled;
 pub(crate) mod wire;
 
@@ -46,6 +48,7 @@ use onward::Onward;
 use places::Places;
 pub(crate) use stats::Counters;
 pub use stats::DataStats;
+use tokens::TokenInputs;
 
 /// Peers of a lower minor version do not know how a node goes away in good order.
 const MINOR_GOES_AWAY: u16 = 1;
@@ -62,6 +65,7 @@ pub(crate) struct DataConfig {
     pub(crate) waiting_bytes: usize,
     pub(crate) drain_timeout: Duration,
     pub(crate) runtimes: Runtimes,
+    pub(crate) tokens: TokenInputs,
 }
 
 /// When something was last heard, and said, on a connection.
@@ -173,6 +177,7 @@ pub(crate) struct DataPlane {
     running: watch::Sender<usize>,
     runtimes: Runtimes,
     helper: Arc<Helper>,
+    tokens: TokenInputs,
     /// When a dropped cast was last logged.
     complained: Mutex<Option<tokio::time::Instant>>,
 }
@@ -212,6 +217,7 @@ impl DataPlane {
             running: watch::channel(0).0,
             helper: Helper::new(config.runtimes.clone()),
             runtimes: config.runtimes,
+            tokens: config.tokens,
             complained: Mutex::default(),
         })
     }

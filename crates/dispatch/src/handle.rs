@@ -12,10 +12,12 @@ use crate::registry::{NoService, Registry, RegistryError};
 
 mod budget;
 mod instance;
+mod keyed;
 mod route;
 mod send;
 
 pub use instance::InstanceHandle;
+pub use keyed::KeyedHandle;
 
 use budget::RetryBudget;
 use send::{Channel, Deadline, Failed};

@@ -67,6 +67,7 @@ pub mod fuzzing;
 mod handle;
 mod join;
 mod journal;
+mod keyed;
 mod mailbox;
 mod members;
 mod memory;
@@ -88,12 +89,16 @@ pub use data::DataStats;
 pub use discovery::SeedError;
 pub use drain::{DEFAULT_DRAIN_TIMEOUT, DrainError, Unfinished};
 pub use events::{ServiceEvent, Subscription};
-pub use handle::{Answer, InstanceHandle, ServiceHandle};
+pub use handle::{Answer, InstanceHandle, KeyedHandle, ServiceHandle};
 pub use keydispatch_core::{
     Accepts, AddError, ClusterName, ClusterStats, Codec, EntryError, FoundOwners, Generation,
-    InstanceName, Key, KeyError, KeyPart, MemberState, NameError, NodeId, NodeName, OwnerStats,
-    Owners, Reference, ServiceId, ServiceInfo, ServiceState, ServiceType, SettingsError, Slot,
-    Spread, Topic, UpdateError, View, Weight, Zone, config, limits, message::Address, placement,
+    InstanceName, KEYED_SLOTS, Key, KeyBytes, KeyError, KeyPart, MAX_KEY_BYTES, MemberState,
+    NameError, NodeId, NodeName, OwnerStats, Owners, Reference, ServiceId, ServiceInfo,
+    ServiceState, ServiceType, SettingsError, Slot, Spread, Topic, UpdateError, View, Weight, Zone,
+    config, limits, message::Address, placement,
+};
+pub use keyed::{
+    Closed, Idle, KeyContext, Keyed, KeyedEvent, KeyedEvents, KeyedOptions, ServedKeyed,
 };
 pub use mailbox::ReplyTo;
 pub use members::{Member, MemberChange, MemberChanges};

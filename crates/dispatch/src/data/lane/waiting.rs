@@ -107,7 +107,7 @@ impl Lane {
             })
         };
         let leaving = self.outbox.take_out(|outgoing| match outgoing.frame.kind {
-            kind::CALL => outgoing.as_call().is_some_and(|header| {
+            kind if kind::is_call(kind) => outgoing.as_call().is_some_and(|header| {
                 self.waits_for(header.number)
                     && is_still_for(outgoing, header.sequence).unwrap_or(failed.is_none())
             }),
