@@ -100,8 +100,13 @@ pub enum ClusterEvent {
         /// The node, in that life.
         node: NodeId,
     },
-    /// Services joined, left or changed.
-    Registry(RegistryEvent),
+    /// A service joined, left or changed.
+    Registry {
+        /// What became of it.
+        event: RegistryEvent,
+        /// The version of its type's view that it led to.
+        version: u64,
+    },
     /// Every owner that is up has been synced: this node may route. Reported once.
     Synced,
     /// All seeds were dialled once more, and the entries of everybody who was found are here; see [`Cluster::look_around`].
@@ -566,8 +571,9 @@ impl Cluster {
         let changes = self.tracker.poll_changes();
         if !changes.is_empty() {
             let events = self.registry.apply(changes);
+            let events = events.into_iter();
             self.events
-                .extend(events.into_iter().map(ClusterEvent::Registry));
+                .extend(events.map(|(event, version)| ClusterEvent::Registry { event, version }));
         }
         self.judge_sync();
         self.judge_look();

@@ -754,8 +754,8 @@ impl Driver {
     fn handle_event(&mut self, event: ClusterEvent) {
         self.journal.write(&event);
         match event {
-            ClusterEvent::Registry(event) => {
-                self.shared.watchers.publish(&self.shared.directory, event);
+            ClusterEvent::Registry { event, version } => {
+                self.shared.watchers.publish(event, version);
             }
             ClusterEvent::MemberUp { node, address } => {
                 self.out_of_reach.met(std::slice::from_ref(&address));

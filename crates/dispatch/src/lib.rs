@@ -87,13 +87,14 @@ pub use call::{CallError, CallOptions, CastError, DEFAULT_CALL_TIMEOUT};
 pub use data::DataStats;
 pub use discovery::SeedError;
 pub use drain::{DEFAULT_DRAIN_TIMEOUT, DrainError, Unfinished};
-pub use events::{ServiceEvent, Subscription};
+pub use events::{AllSubscription, RegistryChange, ServiceEvent, Subscription};
 pub use handle::{Answer, InstanceHandle, ServiceHandle};
 pub use keydispatch_core::{
-    Accepts, AddError, ClusterName, ClusterStats, Codec, EntryError, FoundOwners, Generation,
-    InstanceName, Key, KeyError, KeyPart, MemberState, NameError, NodeId, NodeName, OwnerStats,
-    Owners, Reference, ServiceId, ServiceInfo, ServiceState, ServiceType, SettingsError, Slot,
-    Spread, Topic, UpdateError, View, Weight, Zone, config, limits, message::Address, placement,
+    Accepts, AddError, ClusterName, ClusterStats, Codec, EntryError, Escaped, Explanation,
+    FoundOwners, Generation, InstanceName, Key, KeyError, KeyMove, KeyPart, MemberState, NameError,
+    NodeId, NodeName, OwnerStats, Owners, PlanError, PlannedChange, Preferred, Reference, SLOTS,
+    ServiceId, ServiceIdError, ServiceInfo, ServiceState, ServiceType, SettingsError, Slot, Spread,
+    Topic, UpdateError, View, Weight, Zone, config, limits, message::Address, placement,
 };
 pub use mailbox::ReplyTo;
 pub use members::{Member, MemberChange, MemberChanges};
