@@ -230,7 +230,10 @@ async fn who_is_too_far_behind_is_told_and_starts_from_a_snapshot() {
     // Who was there all the time has missed nothing of its type.
     cluster.put("a", "chat-2", chat(8002)).await;
     let next = there_all_the_time.next().await.unwrap().unwrap();
-    assert_eq!((next.name.as_str(), &next.data["service"]["name"]), ("joined", &json!("chat-2")));
+    assert_eq!(
+        (next.name.as_str(), &next.data["service"]["name"]),
+        ("joined", &json!("chat-2"))
+    );
     cluster.stop().await;
 }
 

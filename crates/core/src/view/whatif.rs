@@ -148,7 +148,7 @@ impl View {
                 moved.from.as_ref().map(|info| info.id()) != moved.to.as_ref().map(|info| info.id())
             })
             .collect();
-        moves.sort_by(|a, b| b.slots.cmp(&a.slots));
+        moves.sort_by_key(|moved| std::cmp::Reverse(moved.slots));
         moves
     }
 
