@@ -44,6 +44,11 @@ const KNOWN: &[Known] = &[
         "true on a loopback address without certificates, else false",
     ),
     ("node.max_payload_bytes", Form::Number, "16777216"),
+    (
+        "node.waiting_bytes",
+        Form::Number,
+        "a quarter of the memory, at most 1 GiB",
+    ),
     ("node.drain_timeout", Form::Text, "30s"),
     ("pubsub.name", Form::Text, "dispatch"),
     ("pubsub.adapter", Form::Text, "mesh"),
@@ -579,15 +584,16 @@ mod tests {
         failed.unwrap_err().to_string()
     }
 
-    #[test]
-    fn nothing_is_a_configuration_and_listens_on_loopback_alone() {
+    #[tokio::test]
+    async fn nothing_is_a_configuration_and_listens_on_loopback_alone() {
         let config = Layers::default().finish().unwrap();
         assert!(config.node.builder("a").is_ok());
         let mut beyond = Layers::default();
         beyond
             .flag("node.bind", "0.0.0.0:7400", Origin::Flag("--bind".into()))
             .unwrap();
-        let beyond = beyond.finish().unwrap().node.builder("a").unwrap_err();
+        let beyond = beyond.finish().unwrap().node.builder("a").unwrap();
+        let beyond = beyond.start().await.unwrap_err();
         assert!(beyond.to_string().contains("node.plaintext"), "{beyond}");
     }
 

@@ -302,7 +302,7 @@ async fn everything_that_happens_is_told_with_its_cause_as_it_happens() {
     let mut cluster = Cluster::start(2, &[]).await;
     let client = cluster.client("a");
     let mut events = client
-        .follow("GET", "/v1/events", None)
+        .follow("GET", "/v1/events?type=chat", None)
         .await
         .unwrap()
         .unwrap();

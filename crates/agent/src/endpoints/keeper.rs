@@ -117,7 +117,7 @@ fn running(pid: i32) -> std::io::Result<AsyncFd<OwnedFd>> {
 
 async fn keep_checking(app: Arc<App>, id: String, slot: Arc<Slot>, life: u64) {
     while !*app.stop.borrow() {
-        let (at, check, renewed_at) = {
+        let (at, check) = {
             let held = slot.held.lock().await;
             let Some(held) = held.as_ref().filter(|held| held.life == life) else {
                 return;
@@ -125,34 +125,29 @@ async fn keep_checking(app: Arc<App>, id: String, slot: Arc<Slot>, life: u64) {
             let Some(check) = held.checked.check.clone() else {
                 return;
             };
-            (
-                held.next_check.unwrap_or_else(Instant::now),
-                check,
-                held.renewed_at,
-            )
+            (held.next_check.unwrap_or_else(Instant::now), check)
         };
         if let Probe::Ttl(ttl) = check.probe {
             // Whoever registered it says that it is well, or not.
-            let quiet = tokio::time::timeout_at(renewed_at + ttl, slot.renewed.notified())
-                .await
-                .is_err();
-            let failing = {
+            let next = {
                 let mut held = slot.held.lock().await;
                 let Some(held) = held.as_mut().filter(|held| held.life == life) else {
                     return;
                 };
-                let failing = quiet && held.renewed_at.elapsed() >= ttl;
-                if failing {
+                let quiet = held.renewed_at.elapsed() >= ttl;
+                if quiet {
                     held.health.verdict =
                         Verdict::Failing(format!("not renewed for {} s", ttl.as_secs()));
-                    publish(held, &app, &id).await;
                 }
-                failing
+                publish(held, &app, &id).await;
+                // What could not be said yet, as it would flap, is said later.
+                if quiet || held.desired() != held.published {
+                    Instant::now() + LOOK_AGAIN
+                } else {
+                    held.renewed_at + ttl
+                }
             };
-            if failing {
-                // Looked at again in a while: a renewal may have come before this waits.
-                let _ = tokio::time::timeout(LOOK_AGAIN, slot.renewed.notified()).await;
-            }
+            let _ = tokio::time::timeout_at(next, slot.renewed.notified()).await;
             continue;
         }
         tokio::time::sleep_until(at).await;
