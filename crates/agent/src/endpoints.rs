@@ -34,6 +34,12 @@ pub(crate) use vouch::{Vouched, keep_telling};
 /// Endpoints of one agent at most: as many as one node may have entries of.
 const MAX_ENDPOINTS: usize = 100_000;
 
+/// Checks by kind and state, and leases by kind.
+type Tally = (
+    HashMap<(&'static str, &'static str), usize>,
+    HashMap<&'static str, usize>,
+);
+
 /// What is held of one id. Whoever changes it holds its lock from the first look to the last word to the registry.
 #[derive(Default)]
 pub(crate) struct Slot {
@@ -497,12 +503,7 @@ impl Endpoints {
     }
 
     /// Checks by kind and state, and leases by kind.
-    pub(crate) fn tally(
-        &self,
-    ) -> (
-        HashMap<(&'static str, &'static str), usize>,
-        HashMap<&'static str, usize>,
-    ) {
+    pub(crate) fn tally(&self) -> Tally {
         let (mut checks, mut leases) = (HashMap::new(), HashMap::new());
         let slots: Vec<_> = self.lock().values().cloned().collect();
         for slot in slots {
