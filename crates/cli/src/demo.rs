@@ -126,7 +126,11 @@ async fn interrupted() -> Result<ExitCode, DemoError> {
 
 /// Logs to standard error: what `RUST_LOG` says, or next to nothing, unless more is asked for.
 fn log(verbose: bool) {
-    let default = if verbose { "keydispatch=info" } else { "off" };
+    log_as(if verbose { "keydispatch=info" } else { "off" });
+}
+
+/// Logs to standard error: what `RUST_LOG` says, or what is given.
+pub(crate) fn log_as(default: &str) {
     let asked = std::env::var("RUST_LOG").unwrap_or_default();
     let wanted = if asked.is_empty() { default } else { &asked };
     let filter = wanted.parse::<Targets>().unwrap_or_else(|error| {

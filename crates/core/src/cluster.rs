@@ -100,8 +100,13 @@ pub enum ClusterEvent {
         /// The node, in that life.
         node: NodeId,
     },
-    /// Services joined, left or changed.
-    Registry(RegistryEvent),
+    /// A service joined, left or changed.
+    Registry {
+        /// What became of it.
+        event: RegistryEvent,
+        /// The version of its type's view that it led to.
+        version: u64,
+    },
     /// A node says something of who holds the states of which keys.
     Tokens {
         /// The node, in this life.
@@ -585,8 +590,9 @@ impl Cluster {
         let changes = self.tracker.poll_changes();
         if !changes.is_empty() {
             let events = self.registry.apply(changes);
+            let events = events.into_iter();
             self.events
-                .extend(events.into_iter().map(ClusterEvent::Registry));
+                .extend(events.map(|(event, version)| ClusterEvent::Registry { event, version }));
         }
         self.judge_sync();
         self.judge_look();

@@ -35,7 +35,7 @@ pub use entry::{
 };
 pub use id::{
     ClusterName, Generation, InstanceName, NameError, NodeId, NodeName, Reference, ServiceId,
-    ServiceType, Topic, Zone,
+    ServiceIdError, ServiceType, Topic, Zone,
 };
 pub use key::{KEYED_SLOTS, Key, KeyBytes, KeyError, KeyPart, MAX_KEY_BYTES, SLOTS, Slot};
 pub use membership::{
@@ -51,4 +51,4 @@ pub use tracker::{
     AddError, Added, Adding, OwnerStats, Tracker, TrackerConfig, TrackerCounts, TrackerRules,
     UpdateError,
 };
-pub use view::{Owners, Spread, View};
+pub use view::{Explanation, KeyMove, Owners, PlanError, PlannedChange, Preferred, Spread, View};

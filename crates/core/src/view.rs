@@ -10,11 +10,14 @@ use crate::id::{InstanceName, ServiceType};
 use crate::key::{Key, Slot};
 use crate::placement::{Candidate, draw, prefer, salt};
 
+mod explain;
 mod list;
 mod narrow;
 mod seats;
 mod table;
+mod whatif;
 
+pub use explain::{Explanation, Preferred};
 use list::{Edits, online, place_of};
 use narrow::{Narrowed, is_keyed, is_mixed};
 use seats::Seats;
@@ -22,6 +25,8 @@ pub(crate) use table::TableBudget;
 use table::{
     Cells, First, KEPT, LOST, Locked, MANY_MOVED, Moved, NOBODY, Page, RANKED, Ranked, Table,
 };
+
+pub use whatif::{KeyMove, PlanError, PlannedChange};
 
 /// Owners of a key, in order of preference.
 pub type Owners<'a> = SmallVec<[&'a Arc<ServiceInfo>; 4]>;
@@ -34,6 +39,8 @@ pub enum Spread {
     None,
     /// At most one on each node.
     Nodes,
+    /// At most one of each instance name: who stands by for another one is left out.
+    Names,
     /// At most one in each zone. Instances without a zone count as one zone each.
     Zones,
 }
@@ -566,6 +573,7 @@ fn shares(a: &ServiceInfo, b: &ServiceInfo, spread: Spread) -> bool {
     match spread {
         Spread::None => false,
         Spread::Nodes => a.node() == b.node(),
+        Spread::Names => a.name() == b.name(),
         Spread::Zones => a.zone().is_some() && a.zone() == b.zone(),
     }
 }
@@ -576,3 +584,5 @@ mod table_tests;
 mod tests;
 #[cfg(test)]
 mod vectors;
+#[cfg(test)]
+mod whatif_tests;

@@ -804,8 +804,8 @@ impl Driver {
         self.journal.write(&event);
         self.tokens.note(self.clock.now(), &self.cluster, &event);
         match event {
-            ClusterEvent::Registry(event) => {
-                self.shared.watchers.publish(&self.shared.directory, event);
+            ClusterEvent::Registry { event, version } => {
+                self.shared.watchers.publish(event, version);
             }
             ClusterEvent::MemberUp { node, address } => {
                 self.out_of_reach.met(std::slice::from_ref(&address));

@@ -88,12 +88,13 @@ pub use call::{CallError, CallOptions, CastError, DEFAULT_CALL_TIMEOUT};
 pub use data::DataStats;
 pub use discovery::SeedError;
 pub use drain::{DEFAULT_DRAIN_TIMEOUT, DrainError, Unfinished};
-pub use events::{ServiceEvent, Subscription};
+pub use events::{AllSubscription, RegistryChange, ServiceEvent, Subscription};
 pub use handle::{Answer, InstanceHandle, KeyedHandle, ServiceHandle};
 pub use keydispatch_core::{
-    Accepts, AddError, ClusterName, ClusterStats, Codec, EntryError, FoundOwners, Generation,
-    InstanceName, KEYED_SLOTS, Key, KeyBytes, KeyError, KeyPart, MAX_KEY_BYTES, MemberState,
-    NameError, NodeId, NodeName, OwnerStats, Owners, Reference, ServiceId, ServiceInfo,
+    Accepts, AddError, ClusterName, ClusterStats, Codec, EntryError, Escaped, Explanation,
+    FoundOwners, Generation, InstanceName, KEYED_SLOTS, Key, KeyBytes, KeyError, KeyMove, KeyPart,
+    MAX_KEY_BYTES, MemberState, NameError, NodeId, NodeName, OwnerStats, Owners, PlanError,
+    PlannedChange, Preferred, Reference, SLOTS, ServiceId, ServiceIdError, ServiceInfo,
     ServiceState, ServiceType, SettingsError, Slot, Spread, Topic, UpdateError, View, Weight, Zone,
     config, limits, message::Address, placement,
 };

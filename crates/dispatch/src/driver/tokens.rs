@@ -132,7 +132,7 @@ impl Tokens {
                 self.ownership.handle_synced(now);
             }
             ClusterEvent::Renewed { node } => self.ownership.handle_renewed(node.clone()),
-            ClusterEvent::Registry(event) => {
+            ClusterEvent::Registry { event, .. } => {
                 let service_type = event.service_type();
                 if self.kept.contains(service_type) {
                     self.changed.insert(service_type.clone());
