@@ -11,9 +11,11 @@ use tokio::process::Command;
 use crate::fleet::{Certificates, Error, PATIENCE, Process, describe};
 
 mod counts;
+mod keyed;
 mod node;
 
 use counts::{Callers, Counts, Tallies};
+pub use keyed::{KeyedOutcome, roll as roll_keyed};
 pub use node::{NodeOptions, run as run_node};
 
 /// The node of the callers that stay.
@@ -46,6 +48,18 @@ pub struct Options {
     /// Of everything that happens by chance.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
+    /// One keyed service on each node, whose states move: every key is counted up, and nothing may be lost.
+    #[arg(long)]
+    pub keyed: bool,
+    /// With `--keyed`: keys.
+    #[arg(long, default_value_t = 10_000)]
+    pub keys: usize,
+    /// With `--keyed`: bytes of a state.
+    #[arg(long, default_value_t = 1_024)]
+    pub state_bytes: usize,
+    /// With `--keyed`: calls a second, at most.
+    #[arg(long, default_value_t = 20_000)]
+    pub rate: u64,
     /// Print a JSON object last.
     #[arg(long)]
     pub json: bool,
@@ -101,6 +115,19 @@ const ROUNDS: [(&str, By, bool); 4] = [
 
 /// Runs it, and says what it saw; an error where a call failed or did not run once, or a cast was lost.
 pub async fn run(program: &Path, options: &Options, say: fn(&str)) -> Result<(), Error> {
+    if options.keyed {
+        let outcome = roll_keyed(program, options, say).await?;
+        if options.json {
+            say(&serde_json::to_string(&outcome)?);
+        } else {
+            say(&format!("{outcome:#?}"));
+        }
+        return if outcome.is_flawless() {
+            Ok(())
+        } else {
+            Err("a call failed or ran twice, or a state was lost or came back".into())
+        };
+    }
     let outcome = roll(program, options, say).await?;
     if options.json {
         say(&serde_json::to_string(&outcome)?);

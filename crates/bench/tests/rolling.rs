@@ -33,3 +33,19 @@ async fn processes_that_leave_and_come_back_lose_no_call_and_run_each_once() {
 async fn nor_do_they_with_slow_handlers_and_several_connections() {
     flawless(&["--handler-ms", "20", "--pool-size", "4"]).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn states_of_keys_survive_every_planned_change_of_real_processes() {
+    let program = Path::new(env!("CARGO_BIN_EXE_keydispatch-bench"));
+    let arguments = ["rolling", "--keyed", "--nodes", "3", "--callers", "16"];
+    let arguments = arguments
+        .into_iter()
+        .chain(["--keys", "500", "--rate", "2000", "--calls", "1"]);
+    let options = Arguments::try_parse_from(arguments).unwrap().options;
+    let outcome = rolling::roll_keyed(program, &options, |_| {})
+        .await
+        .unwrap();
+    assert!(outcome.is_flawless(), "{outcome:#?}");
+    assert!(outcome.changes >= 3 * 8, "{outcome:#?}");
+    assert!(outcome.calls > 500, "{outcome:#?}");
+}

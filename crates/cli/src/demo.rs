@@ -4,6 +4,7 @@ mod certificates;
 mod clock;
 mod cluster;
 mod files;
+mod keyed;
 pub(crate) mod node;
 mod progress;
 mod report;
@@ -47,6 +48,10 @@ pub(crate) struct Arguments {
     /// Leave out files beyond so many MiB in all: every file is kept in memory, twice
     #[arg(long, value_name = "MIB", default_value_t = 1_024)]
     max_total: u64,
+    /// Keep each file once, as the state of its name, which goes along when nodes are replaced: each leaves and comes back, and
+    /// then one is killed
+    #[arg(long)]
+    keyed: bool,
     /// Say on standard error what the nodes do
     #[arg(long)]
     verbose: bool,
@@ -87,12 +92,20 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, DemoError> {
             // First of all the signals are caught: before there is anything that they could leave behind.
             biased;
             stopped = interrupted() => stopped,
-            outcome = story::tell(arguments) => outcome,
+            outcome = tell(arguments) => outcome,
         }
     });
     // A thread may still read a file; nobody waits for it.
     runtime.shutdown_background();
     outcome
+}
+
+async fn tell(arguments: &Arguments) -> Result<ExitCode, DemoError> {
+    if arguments.keyed {
+        keyed::tell(arguments).await
+    } else {
+        story::tell(arguments).await
+    }
 }
 
 /// Waits to be told to stop. What was going on is dropped then, and with it the processes and the certificates.
@@ -113,7 +126,11 @@ async fn interrupted() -> Result<ExitCode, DemoError> {
 
 /// Logs to standard error: what `RUST_LOG` says, or next to nothing, unless more is asked for.
 fn log(verbose: bool) {
-    let default = if verbose { "keydispatch=info" } else { "off" };
+    log_as(if verbose { "keydispatch=info" } else { "off" });
+}
+
+/// Logs to standard error: what `RUST_LOG` says, or what is given.
+pub(crate) fn log_as(default: &str) {
     let asked = std::env::var("RUST_LOG").unwrap_or_default();
     let wanted = if asked.is_empty() { default } else { &asked };
     let filter = wanted.parse::<Targets>().unwrap_or_else(|error| {

@@ -1,7 +1,10 @@
-//! The command `dispatch`: certificates for a cluster, and a demonstration on real files.
+//! The command `dispatch`: certificates for a cluster, a demonstration on real files, and with the feature `agent` an agent
+//! and what operates it.
 
 mod cert;
 mod demo;
+#[cfg(feature = "agent")]
+mod operate;
 mod output;
 
 use std::process::ExitCode;
@@ -22,6 +25,9 @@ enum Command {
     Demo(demo::Arguments),
     #[command(hide = true)]
     DemoNode(demo::node::Arguments),
+    #[cfg(feature = "agent")]
+    #[command(flatten)]
+    Operate(operate::Command),
 }
 
 fn main() -> ExitCode {
@@ -29,5 +35,7 @@ fn main() -> ExitCode {
         Command::Cert(arguments) => output::exit(cert::run(&arguments)),
         Command::Demo(arguments) => output::exit(demo::run(&arguments)),
         Command::DemoNode(arguments) => demo::node::run(&arguments),
+        #[cfg(feature = "agent")]
+        Command::Operate(command) => operate::run(command),
     }
 }

@@ -225,6 +225,23 @@ fn every_file_survives_the_death_of_a_node_and_only_the_dead_nodes_keys_move() {
 }
 
 #[test]
+fn files_by_name_survive_that_each_node_leaves_and_a_kill_loses_what_the_dead_had() {
+    let stage = Stage::with_files(120);
+    let output = stage.demo(&["--keyed", "--json"]);
+    let lines = String::from_utf8_lossy(&output.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{lines}{errors}");
+    let report: serde_json::Value = serde_json::from_str(lines.lines().last().unwrap()).unwrap();
+    assert_eq!(report["files"], 120);
+    assert_eq!(report["replaced"], 3);
+    assert_eq!(report["lost_by_leaving"], 0);
+    assert_eq!(report["lost_of_others"], 0);
+    assert_eq!(report["lost_by_kill"], report["had"]);
+    assert!(report["had"].as_u64().unwrap() > 0);
+    stage.is_left_clean();
+}
+
+#[test]
 fn a_pipe_gets_plain_lines_and_no_progress() {
     let stage = Stage::with_files(20);
     let output = stage.demo(&[]);

@@ -100,8 +100,20 @@ pub enum ClusterEvent {
         /// The node, in that life.
         node: NodeId,
     },
-    /// Services joined, left or changed.
-    Registry(RegistryEvent),
+    /// A service joined, left or changed.
+    Registry {
+        /// What became of it.
+        event: RegistryEvent,
+        /// The version of its type's view that it led to.
+        version: u64,
+    },
+    /// A node says something of who holds the states of which keys.
+    Tokens {
+        /// The node, in this life.
+        from: NodeId,
+        /// A [`TokenMessage`](crate::ownership::message::TokenMessage).
+        message: bytes::Bytes,
+    },
     /// Every owner that is up has been synced: this node may route. Reported once.
     Synced,
     /// All seeds were dialled once more, and the entries of everybody who was found are here; see [`Cluster::look_around`].
@@ -274,6 +286,18 @@ impl Cluster {
     /// What that node says in its Hello, while its control link is ready.
     pub fn offers(&self, node: &NodeId) -> Option<Offers> {
         self.links.offers(node)
+    }
+
+    /// The minor version of the protocol that the node speaks, while its control link is ready.
+    pub fn minor(&self, node: &NodeId) -> Option<u16> {
+        self.links.minor(node)
+    }
+
+    /// Sends a [`TokenMessage`](crate::ownership::message::TokenMessage) to a node; false where there is no ready link to
+    /// it.
+    pub fn send_tokens(&mut self, to: &NodeId, message: bytes::Bytes) -> bool {
+        let frame = ControlMessage::Tokens(message).encode();
+        self.links.send(to, &frame)
     }
 
     /// The owners that are up and whose entries this node does not have yet.
@@ -566,8 +590,9 @@ impl Cluster {
         let changes = self.tracker.poll_changes();
         if !changes.is_empty() {
             let events = self.registry.apply(changes);
+            let events = events.into_iter();
             self.events
-                .extend(events.into_iter().map(ClusterEvent::Registry));
+                .extend(events.map(|(event, version)| ClusterEvent::Registry { event, version }));
         }
         self.judge_sync();
         self.judge_look();
@@ -653,6 +678,10 @@ impl Cluster {
                 let message = ControlMessage::Vector(vector);
                 self.tracker.handle_message(now, from, message);
             }
+            ControlMessage::Tokens(message) => self.events.push_back(ClusterEvent::Tokens {
+                from: from.clone(),
+                message,
+            }),
             message => self.tracker.handle_message(now, from, message),
         }
     }

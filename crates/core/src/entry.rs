@@ -269,6 +269,11 @@ impl ServiceInfo {
         Some(self.metadata.accepts().unwrap_or(Accepts::only(version)))
     }
 
+    /// True for a service that has a state for each key, which moves with the key.
+    pub fn is_keyed(&self) -> bool {
+        self.accepts().is_some_and(|accepts| accepts.is_keyed())
+    }
+
     /// True for an address served by something else.
     pub fn is_endpoint(&self) -> bool {
         self.protocol_version.is_none()

@@ -265,6 +265,50 @@ impl fmt::Display for ServiceId {
     }
 }
 
+/// A text that is no [`ServiceId`].
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServiceIdError {
+    /// It has not the form of one.
+    #[error(
+        "a service id is NODE/NONCE/NUMBER with a nonce of 16 hexadecimal digits, as in a/00c0ffee00c0ffee/1"
+    )]
+    Form,
+    /// Its node is no name.
+    #[error(transparent)]
+    Name(#[from] NameError),
+}
+
+crate::debug_as_display!(ServiceIdError);
+
+impl FromStr for ServiceId {
+    type Err = ServiceIdError;
+
+    /// Reads what `Display` writes. The name of a node may hold slashes: the last two parts count.
+    fn from_str(text: &str) -> Result<Self, ServiceIdError> {
+        let mut parts = text.rsplitn(3, '/');
+        let (Some(sequence), Some(nonce), Some(node)) = (parts.next(), parts.next(), parts.next())
+        else {
+            return Err(ServiceIdError::Form);
+        };
+        // Rule: one id has one text. `from_str_radix` takes signs, capitals and leading zeros, too.
+        let is_hex = |c: char| c.is_ascii_digit() || ('a'..='f').contains(&c);
+        if nonce.len() != 16 || !nonce.chars().all(is_hex) {
+            return Err(ServiceIdError::Form);
+        }
+        let nonce = u64::from_str_radix(nonce, 16).map_err(|_| ServiceIdError::Form)?;
+        let number: u64 = sequence.parse().map_err(|_| ServiceIdError::Form)?;
+        if number.to_string() != sequence {
+            return Err(ServiceIdError::Form);
+        }
+        Ok(ServiceId {
+            node: NodeName::try_new(node)?,
+            nonce,
+            sequence: number,
+        })
+    }
+}
+
 /// Identifies one version of an entry; a later version of the same entry has a larger reference.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
@@ -335,6 +379,38 @@ mod tests {
     fn a_decoded_name_is_checked_like_a_parsed_one() {
         let bytes = postcard::to_allocvec("").unwrap();
         assert!(postcard::from_bytes::<NodeName>(&bytes).is_err());
+    }
+
+    #[test]
+    fn a_service_id_is_read_as_it_is_written_and_in_no_other_way() {
+        for (node, nonce, sequence) in [
+            ("a", 0, 1),
+            ("eu/a/b", u64::MAX, u64::MAX),
+            ("ä b", 0xc0ffee, 7),
+        ] {
+            let id = ServiceId {
+                node: NodeName::try_new(node).unwrap(),
+                nonce,
+                sequence,
+            };
+            assert_eq!(id.to_string().parse::<ServiceId>().unwrap(), id);
+        }
+        for wrong in [
+            "",
+            "a",
+            "a/1",
+            "a/1/1",
+            "/00c0ffee00c0ffee/1",
+            "a/00C0FFEE00c0ffee/1",
+            "a/+0c0ffee00c0ffee/1",
+            "a/00c0ffee00c0ffee/",
+            "a/00c0ffee00c0ffee/+1",
+            "a/00c0ffee00c0ffee/01",
+            "a/00c0ffee00c0ffee/18446744073709551616",
+            "a\n/00c0ffee00c0ffee/1",
+        ] {
+            assert!(wrong.parse::<ServiceId>().is_err(), "{wrong:?}");
+        }
     }
 
     #[test]

@@ -36,9 +36,9 @@ pub use entry::{
 };
 pub use id::{
     ClusterName, Generation, InstanceName, NameError, NodeId, NodeName, Reference, ServiceId,
-    ServiceType, Topic, Zone,
+    ServiceIdError, ServiceType, Topic, Zone,
 };
-pub use key::{Key, KeyError, KeyPart, SLOTS, Slot};
+pub use key::{KEYED_SLOTS, Key, KeyBytes, KeyError, KeyPart, MAX_KEY_BYTES, SLOTS, Slot};
 pub use membership::{
     MemberEvent, MemberInfo, MemberState, Membership, MembershipConfig, MembershipCounts,
     RefusedDial, Rules,
@@ -53,4 +53,4 @@ pub use tracker::{
     AddError, Added, Adding, OwnerStats, Tracker, TrackerConfig, TrackerCounts, TrackerRules,
     UpdateError,
 };
-pub use view::{Owners, Spread, View};
+pub use view::{Explanation, KeyMove, Owners, PlanError, PlannedChange, Preferred, Spread, View};

@@ -303,6 +303,14 @@ impl Links {
         }
     }
 
+    /// The minor version that the node on a ready link speaks.
+    pub(crate) fn minor(&self, node: &NodeId) -> Option<u16> {
+        match &self.links.get(&self.ready_link(node)?)?.state {
+            State::Ready(hello) => Some(hello.minor),
+            _ => None,
+        }
+    }
+
     pub(crate) fn ready_peers(&self) -> impl Iterator<Item = &NodeId> {
         self.ready
             .values()

@@ -25,6 +25,7 @@ pub const PROTOCOL_MAJOR: u16 = 1;
 /// | minor | since then | a peer without it |
 /// |---|---|---|
 /// | 1 | [`Offers`]: the largest payload that a node takes, and which data connection is which | is sent what this node takes itself; its data connections replace none |
+/// | 2 | [`ControlMessage::Tokens`], and their like on data connections: states that move with their keys | is not asked for any, and sees services with such states as ones that take no messages of its own |
 /// | 1 | [`ControlMessage::AwaitVersion`], and its like on data connections: a node that goes away waits for its peers' word | is not asked, and waited for for a moment only |
 /// | 3 | calls that their service may refuse by its load, and replies that tell of it, on data connections | takes such calls as any other |
 pub const PROTOCOL_MINOR: u16 = 3;
@@ -374,6 +375,8 @@ pub enum ControlMessage {
         /// The version that it has.
         version: u64,
     },
+    /// A [`TokenMessage`](crate::ownership::message::TokenMessage), as it encodes itself.
+    Tokens(Bytes),
     /// The receiver is asked whether it holds a living link to that node, which the sender was never linked with and which
     /// refused it. A [`ControlMessage::Refused`] asks the same.
     AskLink {
@@ -440,6 +443,8 @@ pub mod kind {
     pub const ASK_LINK: u8 = 17;
     /// [`ControlMessage::Link`](super::ControlMessage::Link).
     pub const LINK: u8 = 18;
+    /// [`ControlMessage::Tokens`](super::ControlMessage::Tokens).
+    pub const TOKENS: u8 = 19;
 }
 
 /// One frame without its length prefix.
@@ -502,6 +507,10 @@ impl ControlMessage {
                 kind: kind::MEMBERSHIP,
                 body: packet.clone(),
             },
+            ControlMessage::Tokens(message) => Frame {
+                kind: kind::TOKENS,
+                body: message.clone(),
+            },
             ControlMessage::Challenge(challenge) => body(kind::CHALLENGE, challenge),
             ControlMessage::Alive { rival } => body(kind::ALIVE, rival),
             ControlMessage::Refused { node } => body(kind::REFUSED, node),
@@ -538,6 +547,7 @@ impl ControlMessage {
             kind::HELLO => ControlMessage::Hello(body(frame)?),
             kind::REFUSE => ControlMessage::Refuse(body(frame)?),
             kind::MEMBERSHIP => ControlMessage::Membership(frame.body.clone()),
+            kind::TOKENS => ControlMessage::Tokens(frame.body.clone()),
             kind::CHALLENGE => ControlMessage::Challenge(body(frame)?),
             kind::ALIVE => ControlMessage::Alive {
                 rival: body(frame)?,

@@ -38,7 +38,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::entry::ServiceInfo;
 use crate::id::{NodeId, NodeName, ServiceId, ServiceType};
-use crate::key::SLOTS;
+use crate::key::{KEYED_SHIFT, KEYED_SLOTS, SLOTS};
 use crate::limits::MAX_KNOWN_NODES;
 use crate::time::{Instant, earliest};
 
@@ -61,17 +61,25 @@ use message::{
     TokenMessage, Which,
 };
 use ranks::Ranks;
-use transfer::{Frozen, OUTCOMES, Partial};
+use transfer::{Frozen, Partial};
 
 /// R8: most pieces that are on their way to one node and not acknowledged. It bounds what is kept for a slow one, and lets
-/// what is still to be sent be served meanwhile.
+/// what is still to be sent be served meanwhile. Pieces that are not full count by their bytes, as so many parts of a full one.
 pub const WINDOW: u32 = 4;
+
+/// R8: a piece counts as at least one of so many parts. Most slots have few keys, or none: if each counted as a whole, moving
+/// thousands of them would take a round trip for every [`WINDOW`].
+const PARTS: u32 = 64;
 
 /// R13: how long somebody who is up may be silent before it counts as down for a slot.
 pub const DEFAULT_PATIENCE: Duration = Duration::from_secs(10);
 
 /// R13: patience is at least so many times the `down_period`: whoever is dead is found out by membership first.
 const MIN_PATIENCE_IN_DOWN_PERIODS: u32 = 3;
+
+/// Most bytes of states of which not all pieces have come, from all peers together: twice what one slot can hold in pieces of
+/// half a megabyte. What is beyond is refused: its giver serves on, and is asked again.
+const MAX_ARRIVING_BYTES: usize = 1024 * 1024 * 1024;
 
 /// R11: what is here and another's by the view for this long is offered, and again after each such time.
 const OFFER: Duration = Duration::from_millis(500);
@@ -86,28 +94,40 @@ const BUNDLE_BYTES: usize = 512 * 1024;
 #[derive(Clone, Debug)]
 pub struct OwnershipConfig {
     slots: u32,
+    /// Each is so many of placement's, as a power of two; the first of them stands for it.
+    shift: u32,
     down_period: Duration,
     patience: Duration,
     piece_bytes: usize,
+    /// In parts of a full piece.
     window: u32,
+    /// Pieces that are not full count by their bytes.
+    by_bytes: bool,
+    arriving_bytes: usize,
 }
 
 impl OwnershipConfig {
-    /// All slots of the key space, and the usual bounds; `down_period` is membership's.
+    /// All [`KEYED_SLOTS`], and the usual bounds; `down_period` is membership's.
     pub fn new(down_period: Duration) -> Self {
         OwnershipConfig {
-            slots: SLOTS as u32,
+            slots: KEYED_SLOTS as u32,
+            shift: KEYED_SHIFT,
             down_period,
             patience: DEFAULT_PATIENCE.max(down_period * MIN_PATIENCE_IN_DOWN_PERIODS),
             piece_bytes: MAX_PIECE_BYTES,
-            window: WINDOW,
+            window: WINDOW * PARTS,
+            by_bytes: true,
+            arriving_bytes: MAX_ARRIVING_BYTES,
         }
     }
 
-    /// Fewer slots, for a simulator: 1 to [`SLOTS`].
+    /// The first so many slots of placement, each by itself, for a simulator: 1 to [`SLOTS`]. Every piece counts as a full one,
+    /// so that few slots are many.
     #[must_use]
     pub fn slots(mut self, slots: u32) -> Self {
         self.slots = slots.clamp(1, SLOTS as u32);
+        self.shift = 0;
+        self.by_bytes = false;
         self
     }
 
@@ -116,6 +136,37 @@ impl OwnershipConfig {
     pub fn patience(mut self, patience: Duration) -> Self {
         self.patience = patience.max(self.down_period * MIN_PATIENCE_IN_DOWN_PERIODS);
         self
+    }
+
+    /// Most bytes of states of which not all pieces have come; 1 GiB unless this says otherwise.
+    #[must_use]
+    pub fn arriving_bytes(mut self, bytes: usize) -> Self {
+        self.arriving_bytes = bytes;
+        self
+    }
+
+    /// What a piece of so many bytes counts as, in parts of a full one.
+    fn parts(&self, bytes: usize) -> u32 {
+        if !self.by_bytes {
+            return PARTS;
+        }
+        let parts = (bytes * PARTS as usize).div_ceil(self.piece_bytes);
+        u32::try_from(parts).unwrap_or(PARTS).clamp(1, PARTS)
+    }
+
+    /// What a slot counts as whose states are not there yet: nobody knows how many bytes they are.
+    fn preparing(&self) -> u32 {
+        if self.by_bytes { PARTS / 8 } else { PARTS }
+    }
+
+    /// Outcomes that are remembered of each sender, so that what is sent again is answered as before: more than a sender has
+    /// transfers under way to one receiver. It begins no other before it knows the outcome of one of them.
+    fn outcomes(&self) -> usize {
+        if self.by_bytes {
+            2 * self.window as usize
+        } else {
+            4 * WINDOW as usize
+        }
     }
 
     /// Bytes of a piece of states: 1 to [`MAX_PIECE_BYTES`].
@@ -339,6 +390,11 @@ struct Instance {
     held: SlotSet,
     claims: BTreeMap<u32, Claiming>,
     frozen: BTreeMap<u32, Frozen>,
+    /// R5: the slots that somebody wants, which `extras` tells of, and how many each node wants.
+    wanted: BTreeSet<u32>,
+    claimants: BTreeMap<NodeId, usize>,
+    /// Slots with states that could not be given, and until when that is not tried again.
+    kept_back: BTreeMap<u32, Instant>,
     /// What else there is to know of slots that are here.
     extras: BTreeMap<u32, Extra>,
     groups: BTreeMap<u64, Group>,
@@ -441,7 +497,7 @@ impl Ownership {
             .entry(service_type.clone())
             .or_insert_with(|| Keyed {
                 service_type: service_type.clone(),
-                ranks: Ranks::default(),
+                ranks: Ranks::new(self.hub.config.shift),
                 instances: Vec::new(),
                 pointers: BTreeMap::new(),
             });
@@ -455,15 +511,27 @@ impl Ownership {
         self.settle(now);
     }
 
-    /// A node is up; `speaks` says whether its protocol knows of tokens: who does not is not asked.
+    /// A node is up; `speaks` says whether its protocol knows of tokens: who does not is not asked. Whoever is up and has not
+    /// said its version yet is taken to know them, and this is said again when it has.
     pub fn handle_up(&mut self, now: Instant, node: &NodeId, speaks: bool) {
         if node.name == self.hub.me.name {
             return;
         }
-        let known = self.hub.peers.get(&node.name);
-        if known.is_some_and(|peer| peer.node == *node) {
+        let known = self.hub.peers.get_mut(&node.name);
+        if let Some(known) = known.filter(|peer| peer.node == *node) {
+            if std::mem::replace(&mut known.speaks, speaks) && !speaks {
+                // It was asked before its version was known, and will never answer.
+                for keyed in self.types.values_mut() {
+                    for at in 0..keyed.instances.len() {
+                        keyed.stop_asking(&mut self.hub, now, at, node);
+                    }
+                }
+                self.conclude(now);
+                self.settle(now);
+            }
             return;
         }
+        let known = self.hub.peers.get(&node.name);
         if let Some(before) = known.map(|peer| peer.node.clone()) {
             self.end_life(now, &before);
         }
@@ -563,6 +631,15 @@ impl Ownership {
         }
         self.settle(now);
         given
+    }
+
+    /// There are states of a slot for which [`TokenEvent::Give`] asked that cannot be given: they do not encode, or are over a
+    /// bound. The slot is served here again, and is not asked for again for a second.
+    pub fn keep_back(&mut self, now: Instant, transfer: u64) {
+        for keyed in self.types.values_mut() {
+            keyed.keep_back(&mut self.hub, now, transfer);
+        }
+        self.settle(now);
     }
 
     /// When [`handle_timeout`](Self::handle_timeout) is due.
@@ -775,14 +852,24 @@ impl Ownership {
         let frozen = frozen.flat_map(|instance| instance.frozen.values());
         let mut in_flight: BTreeMap<NodeId, u32> = BTreeMap::new();
         for frozen in frozen {
-            *in_flight.entry(frozen.to.node.clone()).or_default() += frozen.in_flight();
+            let parts = frozen.in_flight(&self.hub.config, now);
+            *in_flight.entry(frozen.to.node.clone()).or_default() += parts;
         }
         for keyed in self.types.values_mut() {
             keyed.pump(&mut self.hub, now, &mut in_flight);
         }
         let most = in_flight.values().copied().max().unwrap_or(0);
+        let most = most.div_ceil(PARTS);
         self.hub.counts.most_in_flight = self.hub.counts.most_in_flight.max(most);
     }
+}
+
+/// Who is first for each slot of the product, for the tests of views.
+#[cfg(test)]
+pub(crate) fn ranks_of(services: &[Arc<ServiceInfo>]) -> impl FnMut(u32) -> Option<ServiceId> {
+    let mut ranks = Ranks::new(KEYED_SHIFT);
+    ranks.set_view(services);
+    move |slot| ranks.first(slot).map(|first| first.id.clone())
 }
 
 /// What an instance has of a slot.
@@ -1038,7 +1125,7 @@ impl Hub {
 
     fn settle_outcome(&mut self, from: &NodeId, transfer: u64, outcome: Outcome) {
         let outcomes = self.outcomes.entry(from.clone()).or_default();
-        if outcomes.len() >= OUTCOMES {
+        if outcomes.len() >= self.config.outcomes() {
             outcomes.pop_front();
         }
         outcomes.push_back((transfer, outcome));
@@ -1054,6 +1141,9 @@ impl Instance {
             held: SlotSet::new(),
             claims: BTreeMap::new(),
             frozen: BTreeMap::new(),
+            wanted: BTreeSet::new(),
+            claimants: BTreeMap::new(),
+            kept_back: BTreeMap::new(),
             extras: BTreeMap::new(),
             groups: BTreeMap::new(),
             rounds: 0,
@@ -1065,6 +1155,27 @@ impl Instance {
         self.held.contains(*slot)
             || self.claims.contains_key(slot)
             || self.frozen.contains_key(slot)
+    }
+
+    /// R5: somebody wants the slot.
+    fn want(&mut self, slot: u32, wanted: Wanted) {
+        self.unwant(slot);
+        *self.claimants.entry(wanted.place.node.clone()).or_default() += 1;
+        self.wanted.insert(slot);
+        self.extras.entry(slot).or_default().wanted = Some(wanted);
+    }
+
+    /// Nobody does any more.
+    fn unwant(&mut self, slot: u32) -> Option<Wanted> {
+        let wanted = self.extras.get_mut(&slot)?.wanted.take()?;
+        self.wanted.remove(&slot);
+        if let Some(count) = self.claimants.get_mut(&wanted.place.node) {
+            *count -= 1;
+            if *count == 0 {
+                self.claimants.remove(&wanted.place.node);
+            }
+        }
+        Some(wanted)
     }
 
     fn is_idle(&self) -> bool {
@@ -1118,13 +1229,20 @@ impl Keyed {
         });
     }
 
+    /// Whether it is known what that instance is first for.
+    fn knows_firsts(&self, at: usize) -> bool {
+        let (hash, instance) = (self.ranks.hash(), &self.instances[at]);
+        let by = instance.first_by.as_ref();
+        by.is_some_and(|(by, standing)| *by == hash && *standing == instance.standing)
+    }
+
     /// What that instance is first for, where the view has changed since it was last worked out.
     fn refresh_firsts(&mut self, hub: &Hub, at: usize) {
-        let (ranks, instance) = (&self.ranks, &mut self.instances[at]);
-        let by = (ranks.hash(), instance.standing.clone());
-        if instance.first_by.as_ref() == Some(&by) {
+        if self.knows_firsts(at) {
             return;
         }
+        let (ranks, instance) = (&self.ranks, &mut self.instances[at]);
+        let by = (ranks.hash(), instance.standing.clone());
         instance.first = if instance.standing.online {
             (0..hub.config.slots)
                 .filter(|slot| ranks.is_first(*slot, &instance.standing.id))
@@ -1139,8 +1257,17 @@ impl Keyed {
         self.ranks.forget(&node.name);
         for at in 0..self.instances.len() {
             let instance = &mut self.instances[at];
+            if instance.claimants.contains_key(node) {
+                let is_by_it = |(slot, extra): (&u32, &Extra)| {
+                    let wanted = extra.wanted.as_ref()?;
+                    (wanted.place.node == *node).then_some(*slot)
+                };
+                let theirs: Vec<u32> = instance.extras.iter().filter_map(is_by_it).collect();
+                for slot in theirs {
+                    instance.unwant(slot);
+                }
+            }
             for extra in instance.extras.values_mut() {
-                extra.wanted.take_if(|wanted| wanted.place.node == *node);
                 // R8: the giver's end stands for its word: it takes nothing back any more.
                 extra
                     .unsettled

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::ops::Deref;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use papaya::Guard;
 use smallvec::SmallVec;
@@ -64,6 +65,7 @@ impl RegistryEvent {
 pub struct Directory {
     /// What protects a view from being dropped while it is read is that map, not a count.
     types: papaya::HashMap<ServiceType, Arc<View>, TypeHash>,
+    version: AtomicU64,
     budget: Arc<TableBudget>,
 }
 
@@ -90,6 +92,11 @@ impl Directory {
     pub fn find_multi(&self, service_type: &str, key: Key, n: usize) -> FoundOwners {
         let found = self.read(service_type, |view| view.owners_as(key, n, Arc::clone));
         FoundOwners(found.unwrap_or_default())
+    }
+
+    /// The version of the last view that was made: at least that of every view that is read from now on.
+    pub fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
     }
 
     /// The types with services, in no order.
@@ -172,6 +179,7 @@ impl Registry {
             hash,
             directory: Arc::new(Directory {
                 types: papaya::HashMap::with_hasher(hash),
+                version: AtomicU64::new(0),
                 budget: TableBudget::new(MAX_TABLE_BYTES),
             }),
             version: 0,
@@ -189,8 +197,9 @@ impl Registry {
         self.services
     }
 
-    /// Takes changes in, and swaps the view of each type that they concern once. Returns what subscribers are told.
-    pub fn apply(&mut self, changes: Vec<EntryChange>) -> Vec<RegistryEvent> {
+    /// Takes changes in, and swaps the view of each type that they concern once. Returns what subscribers are
+    /// told, each with the version of the view that it led to.
+    pub fn apply(&mut self, changes: Vec<EntryChange>) -> Vec<(RegistryEvent, u64)> {
         let events: Vec<RegistryEvent> =
             changes.into_iter().filter_map(RegistryEvent::new).collect();
         // By type in the order of their first change. Not a list for each type: freed among the views that are made
@@ -209,6 +218,7 @@ impl Registry {
         drop(types);
         order.sort_unstable();
         let mut of_type = Vec::new();
+        let mut versions = vec![0; events.len()];
         for group in order.chunk_by(|a, b| a.0 == b.0) {
             let service_type = events[group[0].1].service_type();
             of_type.extend(group.iter().map(|(_, at)| match &events[*at] {
@@ -219,12 +229,18 @@ impl Registry {
                 }
             }));
             self.version += 1;
+            for (_, at) in group {
+                versions[*at] = self.version;
+            }
             self.swap(service_type, &of_type);
             of_type.clear();
         }
         // What was replaced is dropped now, or where somebody just reads it with the next changes.
         self.directory.types.guard().flush();
-        events
+        self.directory
+            .version
+            .store(self.version, Ordering::Release);
+        events.into_iter().zip(versions).collect()
     }
 
     /// Replaces the view of one type.

@@ -10,18 +10,23 @@ use crate::id::{InstanceName, ServiceType};
 use crate::key::{Key, Slot};
 use crate::placement::{Candidate, draw, prefer, salt};
 
+mod explain;
 mod list;
 mod narrow;
 mod seats;
 mod table;
+mod whatif;
 
+pub use explain::{Explanation, Preferred};
 use list::{Edits, online, place_of};
-use narrow::{Narrowed, is_mixed};
+use narrow::{Narrowed, is_keyed, is_mixed};
 use seats::Seats;
 pub(crate) use table::TableBudget;
 use table::{
     Cells, First, KEPT, LOST, Locked, MANY_MOVED, Moved, NOBODY, Page, RANKED, Ranked, Table,
 };
+
+pub use whatif::{KeyMove, PlanError, PlannedChange};
 
 /// Owners of a key, in order of preference.
 pub type Owners<'a> = SmallVec<[&'a Arc<ServiceInfo>; 4]>;
@@ -34,6 +39,8 @@ pub enum Spread {
     None,
     /// At most one on each node.
     Nodes,
+    /// At most one of each instance name: who stands by for another one is left out.
+    Names,
     /// At most one in each zone. Instances without a zone count as one zone each.
     Zones,
 }
@@ -56,6 +63,8 @@ pub struct View {
     table: Table,
     /// Those that own keys do not all take the same messages.
     mixed: bool,
+    /// The states of all of them move with their keys, which are placed by fewer slots.
+    keyed: bool,
     /// Where they do not: who takes which, as far as it was asked for.
     narrowed: Narrowed,
 }
@@ -71,6 +80,7 @@ impl View {
             sole: Some(NOBODY),
             table: Table::new(TableBudget::new(0), 0),
             mixed: false,
+            keyed: false,
             narrowed: Narrowed::default(),
         }
     }
@@ -110,7 +120,7 @@ impl View {
     /// The owner of a key.
     #[inline]
     pub fn owner(&self, key: impl Into<Key>) -> Option<&Arc<ServiceInfo>> {
-        let slot = key.into().slot();
+        let slot = self.slot(key.into());
         // All that most lookups do: what else there is stays out of the way.
         let first = match self.table.started() {
             Some(cells) => cells.first(slot),
@@ -120,6 +130,13 @@ impl View {
             Some(seat) => self.seats.primary(seat),
             None => self.owner_unknown(slot, first),
         }
+    }
+
+    /// By which slot a key is placed.
+    #[inline]
+    fn slot(&self, key: Key) -> Slot {
+        let slot = key.slot();
+        if self.keyed { slot.keyed() } else { slot }
     }
 
     /// The owner of a slot of which the table does not say it for this view, or of all where there is one.
@@ -148,7 +165,7 @@ impl View {
         n: usize,
         to: impl Fn(&'a Arc<ServiceInfo>) -> T,
     ) -> SmallVec<[T; 4]> {
-        let slot = key.into().slot();
+        let slot = self.slot(key.into());
         if n == 0 {
             return SmallVec::new();
         }
@@ -188,7 +205,7 @@ impl View {
         if choose(&mut chosen, n, spread, first) || all_seen {
             return chosen;
         }
-        let behind = self.preference(key.slot()).into_iter().skip(KEPT);
+        let behind = self.preference(self.slot(key)).into_iter().skip(KEPT);
         choose(&mut chosen, n, spread, behind);
         chosen
     }
@@ -469,6 +486,7 @@ impl View {
             service_type: self.service_type.clone(),
             version,
             mixed: is_mixed(self, &services, changes),
+            keyed: is_keyed(self, &services, changes),
             narrowed: Narrowed::default(),
             services,
             sole: seats.sole(),
@@ -555,6 +573,7 @@ fn shares(a: &ServiceInfo, b: &ServiceInfo, spread: Spread) -> bool {
     match spread {
         Spread::None => false,
         Spread::Nodes => a.node() == b.node(),
+        Spread::Names => a.name() == b.name(),
         Spread::Zones => a.zone().is_some() && a.zone() == b.zone(),
     }
 }
@@ -565,3 +584,5 @@ mod table_tests;
 mod tests;
 #[cfg(test)]
 mod vectors;
+#[cfg(test)]
+mod whatif_tests;

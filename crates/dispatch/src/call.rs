@@ -227,6 +227,29 @@ pub enum CallError {
         /// Where it was.
         node: NodeName,
     },
+    /// The key's state was on its way from one instance to another until the call's time was over. It did not run.
+    #[error(
+        "the state of the key was on its way until the call's time was over, last seen from {node}: it did not run"
+    )]
+    Moved {
+        /// Who did not have it.
+        node: NodeName,
+    },
+    /// The key has no state that the message could be handed to: it could not be opened, or not be read. It did not run.
+    #[error("the key has no state to be called with: {cause}")]
+    NoState {
+        /// Why.
+        cause: String,
+    },
+    /// The services of that type have a state for each key, and this handle sends no keys; or the other way round. It did not
+    /// run.
+    #[error("{}", wrong_handle(service_type, *keyed))]
+    WrongHandle {
+        /// The type.
+        service_type: String,
+        /// True where the services have a state for each key.
+        keyed: bool,
+    },
     /// The handler dropped the chance to reply. It ran.
     #[error("the service did not reply to the call")]
     NoReply,
@@ -264,6 +287,18 @@ pub enum CallError {
 
 keydispatch_core::debug_as_display!(CallError);
 
+fn wrong_handle(service_type: &str, keyed: bool) -> String {
+    if keyed {
+        format!(
+            "the services of {service_type} have a state for each key: call them by Node::keyed"
+        )
+    } else {
+        format!(
+            "the services of {service_type} have no state for each key: call them by Node::services"
+        )
+    }
+}
+
 fn incompatible(ours: u32, theirs: u32) -> String {
     if theirs == 0 {
         return format!(
@@ -288,6 +323,9 @@ impl CallError {
             | CallError::NotSent { .. }
             | CallError::Overloaded { .. }
             | CallError::Gone { .. }
+            | CallError::Moved { .. }
+            | CallError::NoState { .. }
+            | CallError::WrongHandle { .. }
             | CallError::Incompatible { .. }
             | CallError::Encode { .. } => false,
             CallError::Decode { reply, .. } | CallError::TooLarge { reply, .. } => *reply,
@@ -368,6 +406,14 @@ pub(crate) enum Failure {
     Expired,
     /// The service ended, or was not there any more, before it was the call's turn.
     Gone,
+    /// The key's state is not there: it is at that instance, or on its way to it, as far as is known.
+    Moved {
+        to: Option<ServiceId>,
+    },
+    /// There is no state to hand the message to.
+    NoState {
+        cause: String,
+    },
 }
 
 impl Failure {
@@ -380,6 +426,7 @@ impl Failure {
         match self {
             Failure::Decode { cause } => Failure::Decode { cause: cut(cause) },
             Failure::ReplyEncode { cause } => Failure::ReplyEncode { cause: cut(cause) },
+            Failure::NoState { cause } => Failure::NoState { cause: cut(cause) },
             other => other.clone(),
         }
     }

@@ -30,10 +30,12 @@ pub(crate) mod lane;
 mod leaving;
 mod onward;
 mod outbox;
+mod parked;
 mod places;
 mod pump;
 mod reach;
 mod stats;
+pub(crate) mod tokens;
 mod undialled;
 pub(crate) mod wire;
 
@@ -48,6 +50,7 @@ use onward::Onward;
 use places::Places;
 pub(crate) use stats::Counters;
 pub use stats::DataStats;
+use tokens::TokenInputs;
 
 /// Peers of a lower minor version do not know how a node goes away in good order.
 const MINOR_GOES_AWAY: u16 = 1;
@@ -64,6 +67,7 @@ pub(crate) struct DataConfig {
     pub(crate) waiting_bytes: usize,
     pub(crate) drain_timeout: Duration,
     pub(crate) runtimes: Runtimes,
+    pub(crate) tokens: TokenInputs,
 }
 
 /// When something was last heard, and said, on a connection.
@@ -176,6 +180,7 @@ pub(crate) struct DataPlane {
     running: watch::Sender<usize>,
     runtimes: Runtimes,
     helper: Arc<Helper>,
+    tokens: TokenInputs,
     /// When a dropped cast was last logged.
     complained: Mutex<Option<tokio::time::Instant>>,
 }
@@ -216,6 +221,7 @@ impl DataPlane {
             running: watch::channel(0).0,
             helper: Helper::new(config.runtimes.clone()),
             runtimes: config.runtimes,
+            tokens: config.tokens,
             complained: Mutex::default(),
         })
     }

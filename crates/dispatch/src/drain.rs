@@ -40,6 +40,9 @@ pub struct Unfinished {
     pub unanswered: usize,
     /// Calls of this node to others that had no reply yet.
     pub own_calls: usize,
+    /// Keys whose states had nobody to go to, or could not be given: they were handed to
+    /// [`Keyed::closed`](crate::Keyed::closed).
+    pub keys: usize,
 }
 
 impl Unfinished {
@@ -63,6 +66,7 @@ impl std::fmt::Display for Unfinished {
             (self.services, "services had more to do"),
             (self.unanswered, "connections had calls without an answer"),
             (self.own_calls, "calls of its own had no reply"),
+            (self.keys, "keys had a state that went to nobody"),
         ] {
             if count > 0 {
                 parts.push(format!("{count} {what}"));
@@ -106,6 +110,7 @@ impl Node {
             unaware: take_keys(registry, data, Draining::Node { for_good: false }, until).await?,
             ..Unfinished::default()
         };
+        left.keys = states_given(registry, None, until).await;
         if !data.services_caught_up(until).await {
             left.services = data.stats().services;
         }
@@ -137,6 +142,8 @@ impl Node {
             unaware: take_keys(self.registry(), data, draining, until).await?,
             ..Unfinished::default()
         };
+        // R14: it is gone only once it has nothing any more.
+        left.keys = states_given(self.registry(), None, until).await;
         data.turn_away();
         data.heard_the_last(until).await;
         left.services = data.stop_services(until).await;
@@ -189,6 +196,34 @@ pub(crate) async fn take_keys_of(
     // An error says that there is no such entry any more, or that the node has stopped.
     if take_keys(registry, data, draining, until).await.is_ok() {
         data.fence(until.min(Instant::now() + PEERS_TIMEOUT)).await;
+    }
+}
+
+/// Waits until the states of all keys, or of those of one service, are with their next owners; returns how many keys have not
+/// gone when time is up, or when there is nobody to take them.
+pub(crate) async fn states_given(
+    registry: &Registry,
+    sequence: Option<u64>,
+    until: Instant,
+) -> usize {
+    let mut pause = ASK_PAUSE.0;
+    loop {
+        let (reply, answer) = oneshot::channel();
+        let command = Command::StatesLeft { sequence, reply };
+        if registry.command(command).await.is_err() {
+            return 0;
+        }
+        let Ok(left) = answer.await else {
+            return 0;
+        };
+        // Rule: done is what the services have heard of, too. The machine is a turn ahead of them where there is much to tell.
+        let is_done = left.is_idle && left.keys == 0;
+        let is_hopeless = !left.is_idle && !left.can_go;
+        if is_done || is_hopeless || Instant::now() >= until {
+            return left.keys;
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(ASK_PAUSE.1);
     }
 }
 

@@ -21,6 +21,7 @@ use tokio::task::JoinSet;
 use crate::claim::{Claim, Life};
 use crate::control::{self, Outgoing};
 use crate::data::DataPlane;
+use crate::data::tokens::TokenInput;
 use crate::ending::{Ending, Fatal};
 use crate::events::Watchers;
 use crate::journal::Journal;
@@ -29,8 +30,10 @@ use crate::reach::OutOfReach;
 use crate::runtime::logged;
 use crate::transport::{Connection, DialError, Transport};
 
+mod tokens;
 mod turn;
 
+pub(crate) use tokens::{StatesLeft, Tokens};
 pub(crate) use turn::Backlog;
 use turn::{Longest, SLICE, Turn};
 
@@ -94,6 +97,11 @@ pub(crate) enum Command {
         version: u64,
         reply: oneshot::Sender<Vec<NodeName>>,
     },
+    /// What is left of the states of all services of this node, or of one.
+    StatesLeft {
+        sequence: Option<u64>,
+        reply: oneshot::Sender<StatesLeft>,
+    },
     Leave {
         reply: oneshot::Sender<()>,
     },
@@ -121,6 +129,7 @@ enum Answer {
     Missing(oneshot::Sender<Vec<NodeName>>),
     Draining(oneshot::Sender<u64>),
     Without(u64, oneshot::Sender<Vec<NodeName>>),
+    StatesLeft(Option<u64>, oneshot::Sender<StatesLeft>),
 }
 
 /// What the network tells the driver.
@@ -260,6 +269,7 @@ pub(crate) struct Driver {
     pub(crate) phase: watch::Sender<Phase>,
     pub(crate) links: Links,
     pub(crate) backlog: Backlog,
+    pub(crate) tokens: Tokens,
 }
 
 /// The open control links and the tasks that serve them.
@@ -295,6 +305,8 @@ impl Clock {
 enum Wake {
     Commands,
     Inputs,
+    /// Something about the states of keys.
+    Tokens,
     Timer,
     Ended,
     Dropped,
@@ -326,6 +338,7 @@ impl Driver {
         let mut how = Phase::Stopped;
         let mut commands = Vec::with_capacity(BATCH);
         let mut inputs = Vec::with_capacity(BATCH);
+        let mut about_states = Vec::with_capacity(BATCH);
         let leave = loop {
             self.pump();
             if matches!(*self.phase.borrow(), Phase::NameTaken(_)) {
@@ -336,7 +349,9 @@ impl Driver {
                 self.handle_timer(&mut inputs).await;
                 self.pump();
             }
-            let woken = self.wait(&mut commands, &mut inputs).await;
+            let woken = self
+                .wait(&mut commands, &mut inputs, &mut about_states)
+                .await;
             let turn = Turn::begin();
             self.backlog.commands.extend(commands.drain(..));
             self.backlog.inputs.extend(inputs.drain(..));
@@ -347,6 +362,12 @@ impl Driver {
                     }
                 }
                 Wake::Inputs => self.handle_inputs(),
+                Wake::Tokens => {
+                    let now = self.clock.now();
+                    for input in about_states.drain(..) {
+                        self.tokens.take(now, input);
+                    }
+                }
                 Wake::Timer => self.handle_timer(&mut inputs).await,
                 Wake::Ended => self.remove_ended(),
                 Wake::Dropped => break None,
@@ -373,11 +394,13 @@ impl Driver {
         (how, leave)
     }
 
-    async fn wait(&mut self, commands: &mut Vec<Command>, inputs: &mut Vec<Input>) -> Wake {
-        let deadline = self
-            .cluster
-            .poll_timeout()
-            .map(|at| self.clock.deadline(at));
+    async fn wait(
+        &mut self,
+        commands: &mut Vec<Command>,
+        inputs: &mut Vec<Input>,
+        about_states: &mut Vec<TokenInput>,
+    ) -> Wake {
+        let deadline = self.next_timeout().map(|at| self.clock.deadline(at));
         let timer = async {
             match deadline {
                 Some(deadline) => tokio::time::sleep_until(deadline).await,
@@ -392,6 +415,7 @@ impl Driver {
             _ = self.inputs.recv_many(inputs, BATCH), if backlog.inputs.is_empty() => Wake::Inputs,
             () = self.shared.ended_signal.notified(), if backlog.adding.is_none() => Wake::Ended,
             _ = self.commands.recv_many(commands, BATCH), if backlog.takes_commands() => Wake::Commands,
+            () = self.tokens.inputs.receive(about_states) => Wake::Tokens,
             () = timer => Wake::Timer,
             () = tokio::task::yield_now(), if !backlog.is_empty() => Wake::More,
         }
@@ -400,7 +424,7 @@ impl Driver {
     /// Rule: after a pause, the sockets are drained before any timer is judged.
     async fn handle_timer(&mut self, inputs: &mut Vec<Input>) {
         let now = self.clock.now();
-        let late = self.cluster.poll_timeout().map(|at| now.since(at));
+        let late = self.next_timeout().map(|at| now.since(at));
         if late.is_some_and(|late| late >= PAUSE) {
             tracing::debug!(
                 late_ms = late.map(|late| late.as_millis()),
@@ -419,16 +443,23 @@ impl Driver {
                 }
             }
             self.cluster.handle_resumed(self.clock.now());
+            self.tokens
+                .stood_still(self.clock.now(), late.unwrap_or_default());
         }
         let turn = Turn::begin();
         self.cluster.handle_timeout(self.clock.now());
+        self.tokens.handle_timeout(self.clock.now());
         self.refresh_roster();
         self.shared.longest_turn.note(turn.took());
     }
 
+    fn next_timeout(&self) -> Option<Instant> {
+        keydispatch_core::earliest(self.cluster.poll_timeout(), self.tokens.poll_timeout())
+    }
+
     fn is_timer_due(&self) -> bool {
         let now = self.clock.now();
-        self.cluster.poll_timeout().is_some_and(|at| at <= now)
+        self.next_timeout().is_some_and(|at| at <= now)
     }
 
     fn handle_inputs(&mut self) {
@@ -468,6 +499,9 @@ impl Driver {
                 }
                 // Whoever asked may have gone.
                 keydispatch_core::Added::All(added) => {
+                    if let Ok(added) = &added {
+                        self.tokens.added(added);
+                    }
                     drop(reply.send(added.map(|added| Claim::new(added, &self.shared))));
                 }
             }
@@ -536,6 +570,9 @@ impl Driver {
                 Command::Without { version, reply } => {
                     answers.push(Answer::Without(version, reply));
                 }
+                Command::StatesLeft { sequence, reply } => {
+                    answers.push(Answer::StatesLeft(sequence, reply));
+                }
                 Command::Leave { reply } => leave = Some(reply),
                 #[cfg(feature = "testkit-faults")]
                 Command::Panic => panic!("told to by a test"),
@@ -550,6 +587,11 @@ impl Driver {
                 Answer::Stats(reply) => drop(reply.send(self.cluster.stats())),
                 Answer::Missing(reply) => drop(reply.send(self.cluster.missing())),
                 Answer::Draining(reply) => drop(reply.send(self.cluster.ask_who_has_it(now))),
+                Answer::StatesLeft(sequence, reply) => {
+                    // What was given up in this turn counts.
+                    self.pump();
+                    let _ = reply.send(self.tokens.left(&self.cluster, sequence));
+                }
                 Answer::Without(version, reply) => {
                     drop(reply.send(self.cluster.without(version)));
                 }
@@ -560,6 +602,7 @@ impl Driver {
 
     fn add(&mut self, now: Instant, entries: Vec<NewEntry>, life: Option<&Life>) -> Added {
         let added = self.cluster.add(now, entries)?;
+        self.tokens.added(&added);
         // Rule: a service that has ended meanwhile is not listed. Its removal may have come, and found nothing.
         if life.is_some_and(Life::is_over) {
             for info in &added {
@@ -572,7 +615,12 @@ impl Driver {
 
     fn drain(&mut self, now: Instant, what: Draining) {
         match what {
-            Draining::Node { for_good } => self.cluster.drain(now, for_good),
+            Draining::Node { for_good } => {
+                if for_good {
+                    self.tokens.set_leaving();
+                }
+                self.cluster.drain(now, for_good);
+            }
             Draining::Service { sequence } => {
                 let update = EntryUpdate {
                     state: Some(ServiceState::Draining),
@@ -699,10 +747,11 @@ impl Driver {
             if turn.is_over() {
                 break true;
             }
-            let Some(event) = self.cluster.poll_event() else {
+            if let Some(event) = self.cluster.poll_event() {
+                self.handle_event(event);
+            } else if !self.tokens.pump(now, &mut self.cluster, &turn) {
                 break false;
-            };
-            self.handle_event(event);
+            }
         };
         self.shared.longest_turn.note(turn.took());
         while self.links.tasks.try_join_next().is_some() {}
@@ -753,9 +802,10 @@ impl Driver {
 
     fn handle_event(&mut self, event: ClusterEvent) {
         self.journal.write(&event);
+        self.tokens.note(self.clock.now(), &self.cluster, &event);
         match event {
-            ClusterEvent::Registry(event) => {
-                self.shared.watchers.publish(&self.shared.directory, event);
+            ClusterEvent::Registry { event, version } => {
+                self.shared.watchers.publish(event, version);
             }
             ClusterEvent::MemberUp { node, address } => {
                 self.out_of_reach.met(std::slice::from_ref(&address));

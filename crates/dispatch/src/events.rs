@@ -16,6 +16,12 @@ const BACKLOG: Bounds = Bounds {
     bytes: usize::MAX,
 };
 
+/// The same for who is told of all types: a large batch is one change.
+const BACKLOG_OF_ALL: Bounds = Bounds {
+    messages: 65_536,
+    bytes: usize::MAX,
+};
+
 /// What a subscriber of a service type is told.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -52,11 +58,17 @@ impl Weigh for Versioned {}
 
 /// The subscribers of one node, by type.
 #[derive(Debug)]
-pub(crate) struct Watchers(Fanout<ServiceType, Versioned>);
+pub(crate) struct Watchers {
+    by_type: Fanout<ServiceType, Versioned>,
+    of_all: Fanout<(), Versioned>,
+}
 
 impl Default for Watchers {
     fn default() -> Self {
-        Watchers(Fanout::new(BACKLOG))
+        Watchers {
+            by_type: Fanout::new(BACKLOG),
+            of_all: Fanout::new(BACKLOG_OF_ALL),
+        }
     }
 }
 
@@ -67,7 +79,7 @@ impl Watchers {
         directory: Arc<Directory>,
     ) -> Subscription {
         Subscription {
-            reader: self.0.subscribe(service_type.clone()),
+            reader: self.by_type.subscribe(service_type.clone()),
             service_type,
             directory,
             seen: 0,
@@ -75,21 +87,29 @@ impl Watchers {
         }
     }
 
-    /// Tells the subscribers of one change; the view is in the directory already.
-    pub(crate) fn publish(&self, directory: &Directory, event: RegistryEvent) {
+    pub(crate) fn subscribe_all(&self, directory: Arc<Directory>) -> AllSubscription {
+        AllSubscription {
+            reader: self.of_all.subscribe(()),
+            directory,
+        }
+    }
+
+    /// Tells the subscribers of one change, which led to the view of that version; it is in the directory already.
+    pub(crate) fn publish(&self, event: RegistryEvent, version: u64) {
+        self.of_all.publish(&(), None, || Versioned {
+            version,
+            event: event.clone(),
+        });
         // Shares the name, or copies its few bytes: the event itself moves.
         let service_type = event.service_type().clone();
-        self.0.publish(&service_type, None, || {
-            let version = directory
-                .view(service_type.as_str())
-                .map_or(u64::MAX, |view| view.version());
-            Versioned { version, event }
-        });
+        self.by_type
+            .publish(&service_type, None, || Versioned { version, event });
     }
 
     /// The node has stopped: every subscription ends after what it has not read yet.
     pub(crate) fn close(&self) {
-        self.0.close();
+        self.by_type.close();
+        self.of_all.close();
     }
 }
 
@@ -162,11 +182,77 @@ impl Subscription {
             Heard::Message(event) if event.version <= self.seen => return None,
             Heard::Message(event) => event.event,
         };
-        Some(match event {
+        Some(event.into())
+    }
+}
+
+impl From<RegistryEvent> for ServiceEvent {
+    fn from(event: RegistryEvent) -> Self {
+        match event {
             RegistryEvent::Joined(info) => ServiceEvent::Joined(info),
             RegistryEvent::Left(info) => ServiceEvent::Left(info),
             RegistryEvent::Updated { before, after } => ServiceEvent::Updated { before, after },
-        })
+        }
+    }
+}
+
+/// A change of any type; see [`AllSubscription`].
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct RegistryChange {
+    /// What happened: [`Joined`](ServiceEvent::Joined), [`Left`](ServiceEvent::Left), [`Updated`](ServiceEvent::Updated) or
+    /// [`Lagged`](ServiceEvent::Lagged).
+    pub event: ServiceEvent,
+    /// The version of the type's view that it led to: what is in a view of that version or a later one is not news. After
+    /// [`Lagged`](ServiceEvent::Lagged), the version of the last view that was made by then.
+    pub version: u64,
+}
+
+/// A subscription to the services of all types; see [`Registry::subscribe_all`](crate::Registry::subscribe_all).
+///
+/// It is a [`Stream`], too, of what [`next`](Self::next) gives.
+#[derive(Debug)]
+pub struct AllSubscription {
+    directory: Arc<Directory>,
+    reader: Reader<(), Versioned>,
+}
+
+impl AllSubscription {
+    /// The next change; none once the node has stopped. Cancelling the wait loses nothing.
+    pub async fn next(&mut self) -> Option<RegistryChange> {
+        poll_fn(|cx| self.poll_change(cx)).await
+    }
+
+    /// The next change, if there is one already.
+    pub fn try_next(&mut self) -> Option<RegistryChange> {
+        let heard = self.reader.try_next()?;
+        Some(self.tell(heard))
+    }
+
+    fn poll_change(&mut self, cx: &mut Context<'_>) -> Poll<Option<RegistryChange>> {
+        let heard = ready!(self.reader.poll_next(cx));
+        Poll::Ready(heard.map(|heard| self.tell(heard)))
+    }
+
+    fn tell(&self, heard: Heard<Versioned>) -> RegistryChange {
+        match heard {
+            Heard::Message(Versioned { version, event }) => RegistryChange {
+                event: event.into(),
+                version,
+            },
+            Heard::Lagged(missed) => RegistryChange {
+                event: ServiceEvent::Lagged { missed },
+                version: self.directory.version(),
+            },
+        }
+    }
+}
+
+impl Stream for AllSubscription {
+    type Item = RegistryChange;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<RegistryChange>> {
+        self.get_mut().poll_change(cx)
     }
 }
 

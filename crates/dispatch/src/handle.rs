@@ -14,10 +14,12 @@ mod bounded;
 mod budget;
 mod copies;
 mod instance;
+mod keyed;
 mod route;
 mod send;
 
 pub use instance::InstanceHandle;
+pub use keyed::KeyedHandle;
 
 use bounded::Learnt;
 use budget::RetryBudget;

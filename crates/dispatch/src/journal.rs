@@ -29,7 +29,7 @@ impl Journal {
         }
         let node = &self.node;
         match event {
-            ClusterEvent::Registry(event) => {
+            ClusterEvent::Registry { event, .. } => {
                 tracing::debug!(target: "keydispatch::registry", %node, ?event);
             }
             ClusterEvent::MemberUp {
@@ -74,7 +74,7 @@ fn level(event: &ClusterEvent) -> Level {
         ClusterEvent::Renewed { .. } | ClusterEvent::Isolated | ClusterEvent::Warning { .. } => {
             Level::WARN
         }
-        ClusterEvent::Registry(_) | ClusterEvent::Synced => Level::DEBUG,
+        ClusterEvent::Registry { .. } | ClusterEvent::Synced => Level::DEBUG,
         _ => Level::INFO,
     }
 }

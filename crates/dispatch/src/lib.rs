@@ -67,6 +67,7 @@ pub mod fuzzing;
 mod handle;
 mod join;
 mod journal;
+mod keyed;
 mod mailbox;
 mod members;
 mod memory;
@@ -87,14 +88,18 @@ pub use call::{CallError, CallOptions, CastError, DEFAULT_CALL_TIMEOUT, Replies}
 pub use data::DataStats;
 pub use discovery::SeedError;
 pub use drain::{DEFAULT_DRAIN_TIMEOUT, DrainError, Unfinished};
-pub use events::{ServiceEvent, Subscription};
-pub use handle::{Answer, InstanceHandle, ServiceHandle};
+pub use events::{AllSubscription, RegistryChange, ServiceEvent, Subscription};
+pub use handle::{Answer, InstanceHandle, KeyedHandle, ServiceHandle};
 pub use keydispatch_core::{
-    Accepts, AddError, ClusterName, ClusterStats, Codec, EntryError, FoundOwners, Generation,
-    InstanceName, Key, KeyError, KeyPart, MemberState, NameError, NodeId, NodeName, OwnerStats,
-    Owners, Reference, Routing, ServiceId, ServiceInfo, ServiceState, ServiceType, SettingsError,
-    Slot, Spread, Topic, UpdateError, View, Weight, Zone, config, limits, message::Address,
-    placement,
+    Accepts, AddError, ClusterName, ClusterStats, Codec, EntryError, Escaped, Explanation,
+    FoundOwners, Generation, InstanceName, KEYED_SLOTS, Key, KeyBytes, KeyError, KeyMove, KeyPart,
+    MAX_KEY_BYTES, MemberState, NameError, NodeId, NodeName, OwnerStats, Owners, PlanError,
+    PlannedChange, Preferred, Reference, Routing, SLOTS, ServiceId, ServiceIdError, ServiceInfo,
+    ServiceState, ServiceType, SettingsError, Slot, Spread, Topic, UpdateError, View, Weight, Zone,
+    config, limits, message::Address, placement,
+};
+pub use keyed::{
+    Closed, Idle, KeyContext, Keyed, KeyedEvent, KeyedEvents, KeyedOptions, ServedKeyed,
 };
 pub use mailbox::ReplyTo;
 pub use members::{Member, MemberChange, MemberChanges};

@@ -18,8 +18,10 @@ use crate::data::wire::{Format, max_frame_bytes};
 use crate::protocol::{self, Message, Protocol};
 use crate::service::StopReason;
 
+pub(crate) mod letter;
 pub(crate) mod queue;
 
+use letter::KeyedMailbox;
 use queue::{Load, Opened, Weigh};
 
 /// Messages of at most so many bytes are copied where they are going to wait.
@@ -191,6 +193,8 @@ impl Failure {
                 reply: true,
             },
             Failure::ReplyEncode { cause } => CallError::Decode { cause, reply: true },
+            Failure::Moved { .. } => CallError::Moved { node: node.clone() },
+            Failure::NoState { cause } => CallError::NoState { cause },
             Failure::Expired => CallError::NotSent {
                 node: node.clone(),
                 why: "its time was over before it was started".to_owned(),
@@ -329,6 +333,10 @@ pub(crate) trait AnyMailbox: Send + Sync {
     fn stop(&self, reason: StopReason);
     /// Hears once everything that is in it now was handled, or an error where the service has ended.
     fn mark(&self) -> oneshot::Receiver<()>;
+    /// The same, where it has a state for each key.
+    fn keyed(&self) -> Option<&dyn KeyedMailbox> {
+        None
+    }
     /// The protocol's.
     fn name(&self) -> &'static str;
     fn as_any(&self) -> &dyn Any;

@@ -14,14 +14,16 @@ use tokio::time::Instant;
 
 use crate::builder::{Checked, Network, NodeBuilder, StartError};
 use crate::control;
+use crate::data::tokens::TokenInputs;
 use crate::data::{DataConfig, DataPlane, DataStats};
 use crate::deadline;
 use crate::discovery::Seed;
-use crate::driver::{Backlog, Clock, Command, Driver, Links, Phase, QUEUE, Shared};
+use crate::driver::{Backlog, Clock, Command, Driver, Links, Phase, QUEUE, Shared, Tokens};
 use crate::ending::{Fatal, Vital};
-use crate::handle::ServiceHandle;
+use crate::handle::{KeyedHandle, ServiceHandle};
 use crate::join;
 use crate::journal::Journal;
+use crate::keyed::{Keyed, KeyedOptions, ServedKeyed};
 use crate::members::{Member, MemberChanges};
 use crate::protocol::Protocol;
 use crate::pubsub::PubSub;
@@ -156,6 +158,7 @@ impl Node {
             commands.clone(),
         ));
         let registry = Registry::new(Arc::clone(&shared));
+        let (token_inputs, token_receivers) = TokenInputs::new();
         let data = DataPlane::new(DataConfig {
             transport: transport.clone(),
             hello: Arc::clone(&hello),
@@ -167,7 +170,15 @@ impl Node {
             waiting_bytes: checked.waiting_bytes,
             drain_timeout: checked.drain_timeout,
             runtimes: runtimes.clone(),
+            tokens: token_inputs,
         });
+        let tokens = Tokens::new(
+            &cluster,
+            nonce,
+            checked.settings.down_period(),
+            Arc::clone(&data),
+            token_receivers,
+        );
         let mut out_of_reach = OutOfReach::new(checked.resolves_names().then_some(&address));
         out_of_reach.met(&known_seeds);
         let (fatal, fatal_receiver) = mpsc::unbounded_channel();
@@ -189,6 +200,7 @@ impl Node {
             phase: phase_sender,
             links: Links::default(),
             backlog: Backlog::default(),
+            tokens,
         };
         let mut tasks = Vec::new();
         if let Some(tls) = &tls {
@@ -299,6 +311,28 @@ impl Node {
     ) -> Result<Supervised, ServeError> {
         let (registry, data) = (self.inner.registry.clone(), Arc::clone(&self.inner.data));
         crate::supervise::supervise(registry, data, options, factory).await
+    }
+
+    /// Starts a service with a state for each key on this node, with the defaults of [`KeyedOptions`]; see [`Keyed`].
+    ///
+    /// It is found as one of [`serve`](Self::serve) is. It has no state yet: those of the keys that it owns from now on come to
+    /// it from whoever has them.
+    pub async fn serve_keyed<K: Keyed>(&self, service: K) -> Result<ServedKeyed<K>, ServeError> {
+        self.serve_keyed_with(KeyedOptions::new(), service).await
+    }
+
+    /// The same under a name, with a weight, a zone, tags, or other bounds.
+    pub async fn serve_keyed_with<K: Keyed>(
+        &self,
+        options: KeyedOptions,
+        service: K,
+    ) -> Result<ServedKeyed<K>, ServeError> {
+        crate::keyed::serve_keyed(&self.inner.registry, &self.inner.data, options, service).await
+    }
+
+    /// A typed handle to the keys of a [`Keyed`] service, wherever their states are. Cheap to clone.
+    pub fn keyed<P: Protocol>(&self) -> KeyedHandle<P> {
+        KeyedHandle::new(&self.inner.registry, &self.inner.data)
     }
 
     /// A typed handle to the services of a protocol, wherever they run. Cheap to clone.

@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 
 use crate::claim::Life;
 use crate::driver::{Command, Shared};
-use crate::events::Subscription;
+use crate::events::{AllSubscription, Subscription};
 
 /// Why a registry command failed. Nothing was changed.
 #[derive(Clone, PartialEq, Eq, thiserror::Error)]
@@ -154,6 +154,7 @@ impl NewService {
 /// What of a registered service is to change; what is not said stays as it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServiceUpdate {
+    state: Option<ServiceState>,
     weight: Option<u16>,
     zone: Option<String>,
     address: Option<String>,
@@ -164,6 +165,12 @@ impl ServiceUpdate {
     /// Nothing yet.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// A new state, in one change with the rest: a label can say why.
+    pub fn state(mut self, state: ServiceState) -> Self {
+        self.state = Some(state);
+        self
     }
 
     /// A new weight: 1 to 1000.
@@ -200,7 +207,7 @@ impl ServiceUpdate {
     /// What is out of bounds whatever the entry holds is an error here; whether all of it fits is known where it is merged.
     fn into_update(self) -> Result<EntryUpdate, RegistryError> {
         Ok(EntryUpdate {
-            state: None,
+            state: self.state,
             weight: self.weight.map(Weight::try_new).transpose()?,
             zone: self.zone.map(Zone::try_new).transpose()?,
             address: self.address.map(Into::into),
@@ -264,7 +271,7 @@ impl Registry {
         self.set_state(id, ServiceState::Draining).await
     }
 
-    /// Changes weight, zone, address or tags, in one step for every reader.
+    /// Changes state, weight, zone, address or tags, in one step for every reader.
     ///
     /// What the update does not name stays as it is at that moment: updates of different fields, or of different tags,
     /// all hold, however many are under way at once. An update that names nothing returns the reference as it is.
@@ -350,6 +357,27 @@ impl Registry {
             .shared
             .watchers
             .subscribe(service_type, Arc::clone(&self.shared.directory)))
+    }
+
+    /// The types that have services, in order.
+    pub fn types(&self) -> Vec<ServiceType> {
+        let mut types = self.shared.directory.types();
+        types.sort_unstable();
+        types
+    }
+
+    /// The version of the last view that was made, of whatever type: at least [`View::version`] of every view that is
+    /// read from now on.
+    pub fn version(&self) -> u64 {
+        self.shared.directory.version()
+    }
+
+    /// Each service of any type that joins, leaves or changes from now on; [`types`](Self::types) and
+    /// [`view`](Self::view) say how things stand. One that is 65,536 changes behind is told how many it missed.
+    pub fn subscribe_all(&self) -> AllSubscription {
+        self.shared
+            .watchers
+            .subscribe_all(Arc::clone(&self.shared.directory))
     }
 
     /// The node that this is the registry of.

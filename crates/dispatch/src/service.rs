@@ -218,11 +218,29 @@ pub struct Served<P: Protocol> {
     info: Arc<ServiceInfo>,
     registry: Registry,
     data: Arc<DataPlane>,
-    mailbox: Mailbox<P>,
+    mailbox: Arc<dyn AnyMailbox>,
     ended: watch::Receiver<Option<Ended>>,
+    protocol: std::marker::PhantomData<fn() -> P>,
 }
 
 impl<P: Protocol> Served<P> {
+    pub(crate) fn new(
+        info: Arc<ServiceInfo>,
+        registry: &Registry,
+        data: &Arc<DataPlane>,
+        mailbox: Arc<dyn AnyMailbox>,
+        ended: watch::Receiver<Option<Ended>>,
+    ) -> Self {
+        Served {
+            info,
+            registry: registry.clone(),
+            data: Arc::clone(data),
+            mailbox,
+            ended,
+            protocol: std::marker::PhantomData,
+        }
+    }
+
     /// The instance.
     pub fn id(&self) -> &ServiceId {
         self.info.id()
@@ -253,12 +271,16 @@ impl<P: Protocol> Served<P> {
         let (registry, data) = (self.registry.clone(), Arc::clone(&self.data));
         let (id, mailbox, mut ended) = (
             self.info.id().clone(),
-            self.mailbox.clone(),
+            Arc::clone(&self.mailbox),
             self.ended.clone(),
         );
         let (in_time, stopped) = oneshot::channel();
         self.data.spawn_service(async move {
             drain::take_keys_of(&registry, &data, &id, until).await;
+            if mailbox.keyed().is_some() {
+                // R14: it is gone once it has nothing any more.
+                drain::states_given(&registry, Some(id.sequence), until).await;
+            }
             mailbox.stop(StopReason::Stopped);
             let ends = ended.wait_for(Option::is_some);
             let is_in_time = tokio::time::timeout_at(until, ends).await.is_ok();
@@ -331,7 +353,7 @@ pub(crate) async fn serve<S: Service>(
     let current = Current::of(&id);
     let running = runner.run(service, id, receiver, started);
     let task = data.spawn_service(current::turns(current, Arc::clone(&flag), running));
-    let unfinished = AbortUnlessDone(Some(task.clone()));
+    let unfinished = AbortUnlessDone::new(task.clone());
     match start.await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => return Err(ServeError::Start(error)),
@@ -345,20 +367,18 @@ pub(crate) async fn serve<S: Service>(
     // It may end while this waits, and whoever serves it may give up: see `claim` for what keeps the order.
     let info = registry.add_entry(entry, &life).await?;
     unfinished.done();
-    Ok(Served {
-        info,
-        registry: registry.clone(),
-        data: Arc::clone(data),
-        mailbox,
-        ended,
-    })
+    Ok(Served::new(info, registry, data, Arc::new(mailbox), ended))
 }
 
 /// Ends a service whose start was given up.
-struct AbortUnlessDone(Option<AbortHandle>);
+pub(crate) struct AbortUnlessDone(Option<AbortHandle>);
 
 impl AbortUnlessDone {
-    fn done(mut self) {
+    pub(crate) fn new(task: AbortHandle) -> Self {
+        AbortUnlessDone(Some(task))
+    }
+
+    pub(crate) fn done(mut self) {
         self.0 = None;
     }
 }

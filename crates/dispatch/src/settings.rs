@@ -85,9 +85,23 @@ pub struct Config {
     pub(crate) node: NodeSection,
     pub(crate) pubsub: PubSubSection,
     pub(crate) registry: RegistrySection,
+    /// The user's own, and the agent's: one file for all. Nobody here looks into them.
+    app: Ignored,
+    /// See `app`.
+    agent: Ignored,
     /// Where it was read from, for errors.
     #[serde(skip)]
     pub(crate) file: Option<PathBuf>,
+}
+
+/// A section that is somebody else's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Ignored;
+
+impl<'de> Deserialize<'de> for Ignored {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        de::IgnoredAny::deserialize(deserializer).map(|_| Ignored)
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -321,6 +335,15 @@ mod tests {
     fn an_unknown_section_is_an_error_that_names_it() {
         let error = error("[regisry]\n");
         assert!(error.contains("regisry"), "{error}");
+    }
+
+    #[test]
+    fn sections_of_the_application_and_of_the_agent_may_stand_in_the_same_file() {
+        let text = "[node]\nname = \"a\"\n[app]\nwhat = { ever = [1] }\n[agent.api]\ntcp = \"127.0.0.1:7401\"\n";
+        assert_eq!(
+            Config::parse(text).unwrap(),
+            Config::parse("[node]\nname = \"a\"\n").unwrap()
+        );
     }
 
     #[test]

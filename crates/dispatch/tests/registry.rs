@@ -355,3 +355,64 @@ async fn nothing_is_found_and_nobody_waits_once_the_node_has_stopped() {
         .await;
     assert_eq!(error.unwrap_err(), RegistryError::NodeStopped);
 }
+
+#[tokio::test]
+async fn who_follows_all_types_hears_each_change_with_the_view_that_it_led_to() {
+    let node = alone().await;
+    let registry = node.registry();
+    let mut all = registry.subscribe_all();
+    let mut first = registry
+        .add_service(NewService::endpoint("web", "h:1"))
+        .await
+        .unwrap();
+    registry
+        .add_service(NewService::endpoint("chat", "h:2"))
+        .await
+        .unwrap();
+    assert_eq!(
+        registry
+            .types()
+            .iter()
+            .map(|of| of.as_str())
+            .collect::<Vec<_>>(),
+        ["chat", "web"]
+    );
+    // State and reason in one change.
+    let update = ServiceUpdate::new()
+        .state(ServiceState::Offline)
+        .tag("why", "http 503");
+    first.update(update).await.unwrap();
+    let of_web = registry.view("web").unwrap().version();
+    first.remove().await.unwrap();
+    let mut told = Vec::new();
+    for _ in 0..4 {
+        told.push(all.next().await.unwrap());
+    }
+    assert!(all.try_next().is_none());
+    assert!(
+        told.windows(2)
+            .all(|pair| pair[0].version < pair[1].version)
+    );
+    assert!(
+        matches!(&told[0].event, ServiceEvent::Joined(info) if info.service_type().as_str() == "web")
+    );
+    assert!(
+        matches!(&told[1].event, ServiceEvent::Joined(info) if info.service_type().as_str() == "chat")
+    );
+    assert!(matches!(
+        &told[2].event,
+        ServiceEvent::Updated { after, .. }
+            if after.state() == ServiceState::Offline && after.tag("why") == Some("http 503")
+    ));
+    assert_eq!(told[2].version, of_web);
+    // Where a type has gone its last change has a version, too.
+    assert!(matches!(&told[3].event, ServiceEvent::Left(_)));
+    assert_eq!(told[3].version, registry.version());
+    node.leave().await.unwrap();
+    while let Some(change) = all.next().await {
+        assert!(matches!(
+            change.event,
+            ServiceEvent::Left(_) | ServiceEvent::Updated { .. }
+        ));
+    }
+}

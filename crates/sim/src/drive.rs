@@ -433,11 +433,11 @@ impl World {
         let now = self.now;
         self.note_fact(process, &event);
         let name = &self.processes[process].name;
-        if !matches!(event, ClusterEvent::Registry(_)) {
+        if !matches!(event, ClusterEvent::Registry { .. }) {
             self.trace.line(now, || format!("{name} {}", tell(&event)));
         }
         match event {
-            ClusterEvent::Registry(event) => {
+            ClusterEvent::Registry { event, .. } => {
                 self.trace
                     .frame(now, || format!("{name} {:?}", Brief(&event)));
                 // What the liar has, and what it sees, is nobody's business.

@@ -8,6 +8,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::counts::{self, Callers, Ran, Tallies};
+use super::keyed;
 use crate::fleet::{Error, describe};
 
 /// What such a process is started with.
@@ -23,18 +24,25 @@ pub struct NodeOptions {
     pub(super) seeds: Vec<String>,
     #[arg(long)]
     pub(super) pool_size: usize,
-    #[arg(long)]
+    #[arg(long, default_value_t = 1)]
     pub(super) instances: usize,
-    #[arg(long)]
+    #[arg(long, default_value_t = 0)]
     pub(super) callers: usize,
-    #[arg(long)]
+    #[arg(long, default_value_t = 0)]
     pub(super) handler_ms: u64,
-    #[arg(long)]
+    #[arg(long, default_value_t = 0)]
     pub(super) random: u64,
+    #[arg(long)]
+    pub(super) keyed: bool,
+    #[arg(long, default_value_t = 0)]
+    pub(super) state_bytes: usize,
 }
 
 /// Serves and calls until it is told to leave, by a line or by SIGTERM; says last what it has seen.
 pub async fn run(options: NodeOptions, say: impl Fn(&str)) -> Result<(), Error> {
+    if options.keyed {
+        return keyed::run_node(options, say).await;
+    }
     let mut terminated = signal(SignalKind::terminate())?;
     let node = describe(
         &options.name,

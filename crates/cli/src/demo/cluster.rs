@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use keydispatch::{CallOptions, Node, Protocol, ServiceHandle};
 use tempfile::TempDir;
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
 
 use super::certificates::{self, CLIENT, NODES};
@@ -146,8 +146,8 @@ pub(crate) struct Process {
     pub(crate) id: u32,
     address: String,
     child: Child,
-    /// The process ends when this closes, and so with this one.
-    _stdin: ChildStdin,
+    /// The process ends when this closes, and so with this one. What is written there tells one that can leave to do so.
+    stdin: ChildStdin,
 }
 
 impl Process {
@@ -156,6 +156,49 @@ impl Process {
         directory: &Path,
         seeds: &[String],
         verbose: bool,
+    ) -> Result<Process, DemoError> {
+        Process::start_with(name, directory, seeds, verbose, false).await
+    }
+
+    /// One that keeps files by name, and can leave.
+    pub(crate) async fn start_keyed(
+        name: &'static str,
+        directory: &Path,
+        seeds: &[String],
+        verbose: bool,
+    ) -> Result<Process, DemoError> {
+        Process::start_with(name, directory, seeds, verbose, true).await
+    }
+
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Lets its node leave, and waits until the process has ended.
+    pub(crate) async fn leave(mut self) -> Result<(), DemoError> {
+        let name = self.name;
+        let failed = |why: String| DemoError::unexpected(format!("{name} did not leave: {why}"));
+        self.stdin
+            .write_all(b"leave\n")
+            .await
+            .map_err(|error| failed(error.to_string()))?;
+        let ended = tokio::time::timeout(PATIENCE, self.child.wait())
+            .await
+            .map_err(|_| failed(format!("not within {PATIENCE:?}")))?
+            .map_err(|error| failed(error.to_string()))?;
+        if ended.success() {
+            Ok(())
+        } else {
+            Err(failed(ended.to_string()))
+        }
+    }
+
+    async fn start_with(
+        name: &'static str,
+        directory: &Path,
+        seeds: &[String],
+        verbose: bool,
+        keyed: bool,
     ) -> Result<Process, DemoError> {
         let failed = |why: String| DemoError::NodeProcess { name, why };
         let program = std::env::current_exe().map_err(|error| failed(error.to_string()))?;
@@ -167,6 +210,9 @@ impl Process {
         }
         if verbose {
             command.arg("--verbose");
+        }
+        if keyed {
+            command.arg("--keyed");
         }
         let mut child = command
             .stdin(Stdio::piped())
@@ -193,7 +239,7 @@ impl Process {
             id,
             address: address.to_owned(),
             child,
-            _stdin: stdin,
+            stdin,
         })
     }
 }

@@ -1,13 +1,15 @@
 //! One node process of the demonstration: `dispatch demo-node`, started by `dispatch demo`.
 
-use std::convert::Infallible;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use keydispatch::{Node, StartError};
+use tokio::sync::Notify;
 
 use super::certificates::{self, CLUSTER};
+use super::keyed::Keeper;
 use super::uploader::Uploader;
 use super::witness::Witness;
 use crate::output::say;
@@ -29,6 +31,9 @@ pub(crate) struct Arguments {
     /// Another node
     #[arg(long = "seed")]
     pub(crate) seeds: Vec<String>,
+    /// Keep files by name, and leave when told to
+    #[arg(long)]
+    pub(crate) keyed: bool,
     /// Say on standard error what the node does
     #[arg(long)]
     pub(crate) verbose: bool,
@@ -37,13 +42,14 @@ pub(crate) struct Arguments {
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
 pub(crate) fn run(arguments: &Arguments) -> ExitCode {
-    end_with_parent(&arguments.directory);
+    let told_to_leave = Arc::new(Notify::new());
+    end_with_parent(&arguments.directory, Arc::clone(&told_to_leave));
     super::log(arguments.verbose);
     let served = tokio::runtime::Runtime::new()
         .map_err(Error::from)
-        .and_then(|runtime| runtime.block_on(serve(arguments)));
+        .and_then(|runtime| runtime.block_on(serve(arguments, &told_to_leave)));
     match served {
-        Ok(never) => match never {},
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Where nobody listens the process ends anyway.
             let _ = say(format_args!("{FAILED}{error}"));
@@ -52,8 +58,17 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
     }
 }
 
-async fn serve(arguments: &Arguments) -> Result<Infallible, Error> {
+/// Returns once the node has left, which only one that keeps files by name does.
+async fn serve(arguments: &Arguments, told_to_leave: &Notify) -> Result<(), Error> {
     let node = describe(&arguments.name, &arguments.directory, &arguments.seeds).await?;
+    if arguments.keyed {
+        node.serve_keyed(Keeper).await?;
+        say(format_args!("{READY}{}", node.address().as_str()))?;
+        return tokio::select! {
+            () = told_to_leave.notified() => Ok(node.clone().leave().await?),
+            cause = node.stopped() => Err(format!("the node has stopped: {cause:?}").into()),
+        };
+    }
     node.serve(Witness::start(node.registry())?).await?;
     node.serve(Uploader::default()).await?;
     say(format_args!("{READY}{}", node.address().as_str()))?;
@@ -75,9 +90,9 @@ pub(crate) async fn describe(
         .await
 }
 
-/// Whoever started this process holds the other end of its standard input and never writes to it: it closes when the
-/// parent ends, in whatever way. A thread of its own reads it, so that nothing that the node does can hold it up.
-fn end_with_parent(directory: &Path) {
+/// Whoever started this process holds the other end of its standard input, and writes to it only to let it leave: it closes when
+/// the parent ends, in whatever way. A thread of its own reads it, so that nothing that the node does can hold it up.
+fn end_with_parent(directory: &Path, told_to_leave: Arc<Notify>) {
     let directory = directory.to_owned();
     std::thread::spawn(move || {
         let mut sink = [0; 64];
@@ -86,7 +101,7 @@ fn end_with_parent(directory: &Path) {
             match stdin.read(&mut sink) {
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 Ok(0) | Err(_) => break,
-                Ok(_) => {}
+                Ok(_) => told_to_leave.notify_one(),
             }
         }
         certificates::remove(&directory);

@@ -64,7 +64,7 @@ impl Losses {
     }
 }
 
-async fn collect(arguments: &Arguments) -> Result<Collection, DemoError> {
+pub(crate) async fn collect(arguments: &Arguments) -> Result<Collection, DemoError> {
     let (path, max_total) = (arguments.path.clone(), arguments.max_total);
     let collection = tokio::task::spawn_blocking(move || files::collect(&path, max_total))
         .await

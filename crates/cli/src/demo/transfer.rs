@@ -35,6 +35,22 @@ pub(crate) struct Stored {
     checksum: u128,
 }
 
+impl Stored {
+    /// A file of that name and content.
+    pub(crate) fn of(name: &str, content: &[u8]) -> Self {
+        Stored {
+            name: name.to_owned(),
+            bytes: content.len() as u64,
+            checksum: checksum(content),
+        }
+    }
+
+    /// Whether that is what was stored.
+    pub(crate) fn is(&self, content: &[u8]) -> bool {
+        checksum(content) == self.checksum
+    }
+}
+
 /// A file that is not there, and why.
 #[derive(Clone, Debug)]
 pub(crate) struct Lost {
@@ -111,11 +127,7 @@ async fn upload_one(
     source: &Source,
     content: bytes::Bytes,
 ) -> Outcome {
-    let stored = Stored {
-        name: source.name.clone(),
-        bytes: content.len() as u64,
-        checksum: checksum(&content),
-    };
+    let stored = Stored::of(&source.name, &content);
     let upload = Upload {
         name: source.name.clone(),
         content,
@@ -223,7 +235,7 @@ async fn read_one(uploaders: &ServiceHandle<Uploads>, stored: &Stored) -> Result
 }
 
 /// Runs jobs, each beside the bytes that it carries, within the bounds above.
-async fn bounded<J, T>(jobs: impl Iterator<Item = (u64, J)>, mut done: impl FnMut(T))
+pub(crate) async fn bounded<J, T>(jobs: impl Iterator<Item = (u64, J)>, mut done: impl FnMut(T))
 where
     J: Future<Output = T> + Send + 'static,
     T: Send + 'static,

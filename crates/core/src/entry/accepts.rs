@@ -63,6 +63,10 @@ impl fmt::Display for Codec {
     }
 }
 
+/// What is behind the versions in the label of a service whose states move with their keys. Nodes that do not know it
+/// understand nothing of that label, and so send the service nothing.
+const KEYED: &str = " keyed";
+
 /// Which messages a service takes: some versions, in one codec.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Accepts {
@@ -70,6 +74,8 @@ pub struct Accepts {
     last: u32,
     /// None for one that this node does not know.
     codec: Option<Codec>,
+    /// Each with its key alone: the service has a state for each.
+    keyed: bool,
 }
 
 impl Accepts {
@@ -79,7 +85,23 @@ impl Accepts {
             first: *versions.start(),
             last: *versions.end(),
             codec: Some(codec),
+            keyed: false,
         }
+    }
+
+    /// The same, of a service that has a state for each key.
+    #[must_use]
+    pub const fn keyed(self) -> Self {
+        Accepts {
+            keyed: true,
+            ..self
+        }
+    }
+
+    /// True of a service that has a state for each key, which moves with the key.
+    #[inline]
+    pub const fn is_keyed(&self) -> bool {
+        self.keyed
     }
 
     /// That version alone, in postcard: what an entry says that says nothing else.
@@ -92,6 +114,7 @@ impl Accepts {
         first: 1,
         last: 0,
         codec: None,
+        keyed: false,
     };
 
     /// True where a message of that version in that codec is understood.
@@ -113,31 +136,42 @@ impl Accepts {
     /// As a label.
     pub(super) fn to_label(self) -> Box<str> {
         let codec = self.codec.map_or("?", Codec::name);
-        format!("{codec} {}-{}", self.first, self.last).into()
+        let keyed = if self.keyed { KEYED } else { "" };
+        format!("{codec} {}-{}{keyed}", self.first, self.last).into()
     }
 
     pub(super) fn of_label(label: &str) -> Self {
         let parse = || {
+            let (label, keyed) = match label.strip_suffix(KEYED) {
+                Some(label) => (label, true),
+                None => (label, false),
+            };
             let (codec, versions) = label.split_once(' ')?;
             let (first, last) = versions.split_once('-')?;
             Some(Accepts {
                 first: first.parse().ok()?,
                 last: last.parse().ok()?,
                 codec: Codec::of_name(codec),
+                keyed,
             })
         };
         parse().unwrap_or(Accepts::NOTHING)
     }
 
     /// As an entry holds it.
-    pub(super) fn to_parts(self) -> (u32, u32, u32) {
+    pub(super) fn to_parts(self) -> (u32, u32, u32, bool) {
         let codec = self.codec.map_or(u32::MAX, Codec::number);
-        (self.first, self.last, codec)
+        (self.first, self.last, codec, self.keyed)
     }
 
-    pub(super) fn of_parts((first, last, codec): (u32, u32, u32)) -> Self {
+    pub(super) fn of_parts((first, last, codec, keyed): (u32, u32, u32, bool)) -> Self {
         let codec = Codec::ALL.into_iter().find(|one| one.number() == codec);
-        Accepts { first, last, codec }
+        Accepts {
+            first,
+            last,
+            codec,
+            keyed,
+        }
     }
 }
 
@@ -150,8 +184,10 @@ mod tests {
         for codec in Codec::ALL {
             for versions in [1..=1, 1..=2, 0..=u32::MAX] {
                 let accepts = Accepts::new(versions, codec);
-                assert_eq!(Accepts::of_label(&accepts.to_label()), accepts);
-                assert_eq!(Accepts::of_parts(accepts.to_parts()), accepts);
+                for accepts in [accepts, accepts.keyed()] {
+                    assert_eq!(Accepts::of_label(&accepts.to_label()), accepts);
+                    assert_eq!(Accepts::of_parts(accepts.to_parts()), accepts);
+                }
             }
         }
     }
@@ -165,6 +201,8 @@ mod tests {
             "postcard 1-",
             "postcard a-b",
             "later 1-2",
+            "keyed",
+            "postcard 1-2 keyed more",
         ] {
             let accepts = Accepts::of_label(label);
             for codec in Codec::ALL {

@@ -154,7 +154,7 @@ impl Metadata {
 pub(crate) struct Packed(ThinVec<u8>);
 
 /// See [`Accepts::to_parts`].
-type Parts = Option<(u32, u32, u32)>;
+type Parts = Option<(u32, u32, u32, bool)>;
 
 /// What messages it takes, zone, address and the number of tags.
 type Head<'a> = (Parts, Option<&'a str>, Option<&'a str>, usize);

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use super::message::{Answer, Claim, MAX_SAYINGS, MAX_STANDINGS, Place, Said, Standing, Which};
-use super::ranks::outranks;
 use super::slots::SlotSet;
 use super::{Hub, Keyed, Wanted};
 use crate::id::NodeId;
@@ -119,8 +118,9 @@ impl Keyed {
                 continue;
             }
             // R5: only whoever outranks the holder gets it. A stale view would move it for nothing, and back.
-            let is_outranked =
-                !standing.online || outranks(slot, claimant, standing) || !hub.rules.ranks;
+            let is_outranked = !standing.online
+                || self.ranks.outranks(slot, claimant, standing)
+                || !hub.rules.ranks;
             let has_copy = instance.held.contains(slot)
                 || instance.claims.get(&slot).is_some_and(|claim| claim.copy);
             if let Some(frozen) = instance.frozen.get(&slot) {
@@ -139,20 +139,22 @@ impl Keyed {
                     said = Some(Said::No);
                 } else {
                     let id = standing.id.clone();
-                    let extra = instance.extras.entry(slot).or_default();
-                    let is_better = extra.wanted.as_ref().is_none_or(|wanted| {
+                    let wanted = instance.extras.get(&slot);
+                    let wanted = wanted.and_then(|extra| extra.wanted.as_ref());
+                    let is_better = wanted.is_none_or(|wanted| {
                         if wanted.standing.id == claimant.id {
                             wanted.round <= claim.round || claim.round == 0
                         } else {
-                            outranks(slot, claimant, &wanted.standing)
+                            self.ranks.outranks(slot, claimant, &wanted.standing)
                         }
                     });
                     if is_better {
-                        extra.wanted = Some(Wanted {
+                        let wanted = Wanted {
                             place: place.clone(),
                             standing: claimant.clone(),
                             round: claim.round,
-                        });
+                        };
+                        instance.want(slot, wanted);
                         said = Some(Said::Coming(id));
                     } else {
                         said = Some(Said::Wait);

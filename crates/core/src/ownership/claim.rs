@@ -175,6 +175,35 @@ impl Keyed {
         }
     }
 
+    /// As [`review`](Self::review), where nothing has changed but what one instance has of one slot: what is given or adopted
+    /// comes slot by slot, and to look at all of them each time would take as many looks as there are slots, squared.
+    pub(crate) fn review_slot(&mut self, hub: &mut Hub, now: Instant, at: usize, slot: u32) {
+        if !self.knows_firsts(at) || !hub.rules.claims {
+            return self.review(hub, now);
+        }
+        let ready = hub.ready || !hub.rules.synced;
+        let instance = &self.instances[at];
+        if ready && instance.first.contains(slot) && !instance.has(&slot) {
+            self.start_claims(hub, now, at, &[slot], false);
+        }
+        let any = self.ranks.any_online();
+        let instance = &mut self.instances[at];
+        let has_copy = instance.claims.get(&slot).is_some_and(|claim| claim.copy);
+        let is_here = instance.held.contains(slot) || has_copy;
+        if is_here && any && !instance.first.contains(slot) {
+            let extra = instance.extras.entry(slot).or_default();
+            if extra.not_first.is_none() {
+                extra.not_first = Some(now);
+                hub.schedule(now + super::OFFER);
+            }
+        } else if let Some(extra) = instance.extras.get_mut(&slot) {
+            extra.not_first = None;
+            if extra.is_empty() {
+                instance.extras.remove(&slot);
+            }
+        }
+    }
+
     /// R11: since when what is here is another's by the view.
     fn note_strangers(&mut self, hub: &mut Hub, now: Instant, at: usize) {
         let any = self.ranks.any_online();

@@ -19,6 +19,8 @@ use crate::time::Instant;
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Ranks {
+    /// A slot here is so many of placement's, as a power of two.
+    shift: u32,
     /// What the view lists, and what was said later than it.
     ranked: BTreeMap<ServiceId, Ranked>,
     /// Instances that the view has listed and does not any more: a late word of theirs brings none of them back.
@@ -56,26 +58,34 @@ impl Ranked {
     }
 }
 
-fn salt_of(slot: u32) -> u64 {
-    // A slot that there is not would be first for nobody's keys.
-    Slot::new(slot as usize).map_or(0, salt)
-}
-
 /// Less where `a` comes before `b`. Of two of one name the smaller node's comes first, as in a view.
 fn order(salt: u64, a: &Ranked, b: &Ranked) -> Ordering {
     prefer(a.bid(salt), b.bid(salt)).then_with(|| a.standing.id.cmp(&b.standing.id))
 }
 
-/// Whether `a` comes before `b` for that slot.
-pub(crate) fn outranks(slot: u32, a: &Standing, b: &Standing) -> bool {
-    let (a, b) = (
-        Ranked::new(a.clone(), false, Instant::ZERO),
-        Ranked::new(b.clone(), false, Instant::ZERO),
-    );
-    order(salt_of(slot), &a, &b).is_lt()
-}
-
 impl Ranks {
+    /// Of nobody yet.
+    pub(crate) fn new(shift: u32) -> Self {
+        Ranks {
+            shift,
+            ..Ranks::default()
+        }
+    }
+
+    /// Whether `a` comes before `b` for that slot.
+    pub(crate) fn outranks(&self, slot: u32, a: &Standing, b: &Standing) -> bool {
+        let (a, b) = (
+            Ranked::new(a.clone(), false, Instant::ZERO),
+            Ranked::new(b.clone(), false, Instant::ZERO),
+        );
+        order(self.salt_of(slot), &a, &b).is_lt()
+    }
+
+    fn salt_of(&self, slot: u32) -> u64 {
+        // A slot that there is not would be first for nobody's keys.
+        Slot::new((slot as usize) << self.shift).map_or(0, salt)
+    }
+
     /// The view as it is now.
     pub(crate) fn set_view(&mut self, services: &[Arc<ServiceInfo>]) {
         let mut before = std::mem::take(&mut self.ranked);
@@ -186,7 +196,7 @@ impl Ranks {
     }
 
     fn best(&self, slot: u32, counts: impl Fn(&Ranked) -> bool) -> Option<&Standing> {
-        let salt = salt_of(slot);
+        let salt = self.salt_of(slot);
         let all = self.ranked.values().filter(|ranked| counts(ranked));
         let best = all.min_by(|a, b| order(salt, a, b));
         best.map(|ranked| &ranked.standing)
@@ -197,7 +207,7 @@ impl Ranks {
         let Some(me) = self.ranked.get(id).filter(|me| me.standing.online) else {
             return false;
         };
-        let salt = salt_of(slot);
+        let salt = self.salt_of(slot);
         // Most slots are another's, and the first who is better says so.
         let mut others = self.ranked.values().filter(|other| other.standing.online);
         others.all(|other| other.standing.id == *id || order(salt, me, other).is_lt())

@@ -53,6 +53,10 @@ struct Net {
     nodes: BTreeMap<u64, Ownership>,
     letters: VecDeque<(NodeId, NodeId, TokenMessage)>,
     states: BTreeMap<(ServiceId, u32), Vec<(Bytes, Bytes)>>,
+    /// Slots whose states cannot be given.
+    unfit: BTreeSet<u32>,
+    /// Slots whose states are not given yet, with what was asked for.
+    late: BTreeMap<u32, Option<(u64, u64)>>,
     told: Vec<(u64, TokenEvent)>,
     /// Which instances there are, by every view.
     services: BTreeMap<(u64, u64), Arc<ServiceInfo>>,
@@ -66,6 +70,8 @@ impl Net {
             nodes: BTreeMap::new(),
             letters: VecDeque::new(),
             states: BTreeMap::new(),
+            unfit: BTreeSet::new(),
+            late: BTreeMap::new(),
             told: Vec::new(),
             services: BTreeMap::new(),
         };
@@ -157,6 +163,16 @@ impl Net {
                             transfer,
                             ..
                         } => {
+                            if self.unfit.contains(slot) {
+                                ownership.keep_back(now, *transfer);
+                                self.told.push((*number, event));
+                                continue;
+                            }
+                            if let Some(late) = self.late.get_mut(slot) {
+                                *late = Some((*number, *transfer));
+                                self.told.push((*number, event));
+                                continue;
+                            }
                             let states = self.states.get(&(instance.clone(), *slot)).cloned();
                             ownership.give(now, *transfer, &states.unwrap_or_default());
                         }
@@ -899,7 +915,7 @@ impl Net {
 
 #[test]
 fn whoever_holds_the_whole_key_space_keeps_one_run() {
-    let mut ownership = Ownership::new(OwnershipConfig::new(DOWN), node(1), 1);
+    let mut ownership = Ownership::new(OwnershipConfig::new(DOWN).slots(SLOTS as u32), node(1), 1);
     ownership.keep(&rooms());
     let now = Instant::from_micros(1);
     ownership.handle_synced(now);
@@ -907,6 +923,105 @@ fn whoever_holds_the_whole_key_space_keeps_one_run() {
     let instance = &ownership.types[&rooms()].instances[0];
     assert_eq!((instance.held.runs(), instance.held.len()), (1, SLOTS));
     assert!(instance.claims.is_empty() && instance.groups.is_empty() && instance.extras.is_empty());
+}
+
+#[test]
+fn states_that_cannot_be_given_stay_and_are_tried_again_when_they_may_fit() {
+    let mut net = Net::new(&[1, 2]);
+    let one = net.serve(1);
+    net.pass(20 * MILLI);
+    net.unfit = (0..SLOTS_HERE).collect();
+    let two = net.serve(2);
+    net.pass(100 * MILLI);
+    assert_eq!(net.held(&one).len(), SLOTS_HERE as usize);
+    let tries = |net: &Net| {
+        let told = net.told.iter();
+        told.filter(|(_, event)| matches!(event, TokenEvent::Give { .. }))
+            .count()
+    };
+    let first = tries(&net);
+    assert!(first > 0);
+    // Not again and again: each try freezes the slot for a moment.
+    net.pass(800 * MILLI);
+    assert_eq!(tries(&net), first);
+    net.unfit.clear();
+    net.pass(500 * MILLI);
+    assert!(!net.held(&two).is_empty());
+    net.assert_rest();
+}
+
+#[test]
+fn half_arrived_states_are_bounded_and_what_is_beyond_is_refused() {
+    let mut net = Net::new(&[1, 2]);
+    let one = net.serve(1);
+    net.pass(20 * MILLI);
+    let slot = net.slot_between(&one, 2);
+    let large = vec![(key("a"), Bytes::from(vec![7; 10 * 64]))];
+    net.states.insert((one.clone(), slot), large);
+    net.at(2).hub.config.arriving_bytes = 5 * 64;
+    let two = net.serve(2);
+    net.pass(300 * MILLI);
+    // It stays where it is, and is served there between the attempts; all others have gone.
+    assert_ne!(net.holding(&two, slot), Holding::Held);
+    assert!(net.at(2).counts().refused > 0);
+    assert!(net.states.contains_key(&(one.clone(), slot)));
+    assert!(net.at(2).hub.partials.is_empty());
+    net.at(2).hub.config.arriving_bytes = 20 * 64;
+    net.pass(300 * MILLI);
+    assert_eq!(net.holding(&two, slot), Holding::Held);
+    net.assert_rest();
+}
+
+#[test]
+fn slots_whose_states_are_slow_to_come_hold_up_no_others() {
+    let mut net = Net::new(&[1, 2]);
+    let one = net.serve(1);
+    net.pass(20 * MILLI);
+    let theirs: Vec<u32> = {
+        let mut ranks = Ranks::default();
+        ranks.set_view(&[
+            net.services[&(1, 1)].clone(),
+            entry(2, 1, 1, ServiceState::Online),
+        ]);
+        let firsts = (0..SLOTS_HERE).filter(|slot| ranks.first(*slot).unwrap().id.nonce == 2);
+        firsts.collect()
+    };
+    let slow: Vec<u32> = theirs.iter().copied().take(2 * WINDOW as usize).collect();
+    assert!(theirs.len() > slow.len(), "{theirs:?}");
+    net.late = slow.iter().map(|slot| (*slot, None)).collect();
+    let two = net.serve(2);
+    net.pass(300 * MILLI);
+    let gone: BTreeSet<u32> = net.held(&two).into_iter().collect();
+    assert_eq!(gone.len(), theirs.len() - slow.len());
+    assert!(
+        slow.iter()
+            .all(|slot| net.holding(&one, *slot) == Holding::Frozen)
+    );
+    for (_, asked) in std::mem::take(&mut net.late) {
+        let (number, transfer) = asked.unwrap();
+        let now = net.now;
+        assert!(net.at(number).give(now, transfer, &[]));
+        net.collect();
+    }
+    net.pass(100 * MILLI);
+    net.assert_rest();
+}
+
+#[test]
+fn who_turns_out_to_know_no_tokens_is_not_waited_for() {
+    let config = OwnershipConfig::new(DOWN).slots(SLOTS_HERE);
+    let mut ownership = Ownership::new(config, node(1), 1);
+    ownership.keep(&rooms());
+    let now = Instant::from_micros(1);
+    ownership.handle_up(now, &node(2), true);
+    ownership.handle_synced(now);
+    ownership.handle_view(now, &rooms(), &[entry(1, 1, 1, ServiceState::Online)]);
+    let asked = std::iter::from_fn(|| ownership.poll_transmit()).count();
+    assert!(asked > 0);
+    let id = entry(1, 1, 1, ServiceState::Online).id().clone();
+    assert_ne!(ownership.holding(&rooms(), &id, 0), Holding::Held);
+    ownership.handle_up(now, &node(2), false);
+    assert_eq!(ownership.holding(&rooms(), &id, 0), Holding::Held);
 }
 
 mod messages {

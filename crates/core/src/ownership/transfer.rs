@@ -8,17 +8,19 @@ use super::message::{
     Ack, MAX_PIECES, Outcome, Piece, Place, Settled, TokenMessage, join_states, split_states,
 };
 use super::slots::SlotSet;
-use super::{Adoption, Hub, Keyed, TokenEvent, Unsettled};
+use super::{Adoption, Hub, Keyed, OwnershipConfig, TokenEvent, Unsettled};
 use crate::id::{NodeId, ServiceId, ServiceType};
 use crate::time::Instant;
 
 /// R13: pieces that were not acknowledged, and an `adopted` that was not settled, are sent again after this long.
 pub(crate) const RESEND: std::time::Duration = std::time::Duration::from_millis(500);
 
-/// Outcomes that are remembered of each sender, so that what is sent again is answered as before. A sender has at most
-/// [`WINDOW`](super::WINDOW) transfers under way to one receiver at a time, and begins no other before it knows the
-/// outcome of one of them.
-pub(crate) const OUTCOMES: usize = 16;
+/// R8: a slot whose states are not there after this long is not counted as on its way until they are. What is given waits for
+/// the message that is being handled, and a few slow keys would hold up all others.
+const PREPARES: std::time::Duration = std::time::Duration::from_millis(50);
+
+/// Slots with states that could not be given are asked for again after this long: somebody may have made them smaller.
+const KEPT_BACK: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// A slot whose states are on their way.
 #[derive(Debug)]
@@ -35,13 +37,15 @@ pub(crate) struct Frozen {
 }
 
 impl Frozen {
-    /// Pieces on their way; one that is being prepared counts.
-    pub(crate) fn in_flight(&self) -> u32 {
+    /// Pieces on their way, in parts of a full one; what is being prepared counts, for a while.
+    pub(crate) fn in_flight(&self, config: &OwnershipConfig, now: Instant) -> u32 {
         match &self.pieces {
-            None => 1,
-            Some(_) => {
-                let acked = self.acked[..self.sent].iter().filter(|acked| **acked);
-                (self.sent - acked.count()) as u32
+            None if now.since(self.touched) < PREPARES => config.preparing(),
+            None => 0,
+            Some(pieces) => {
+                let sent = pieces[..self.sent].iter().zip(&self.acked);
+                let open = sent.filter(|(_, acked)| !**acked);
+                open.map(|(piece, _)| config.parts(piece.len())).sum()
             }
         }
     }
@@ -54,6 +58,8 @@ pub(crate) struct Partial {
     pub(crate) to: ServiceId,
     pub(crate) slot: u32,
     pieces: Vec<Option<Bytes>>,
+    /// Of those that are here.
+    bytes: usize,
 }
 
 impl Keyed {
@@ -75,18 +81,29 @@ impl Keyed {
             for slot in frozen {
                 self.send_pieces(hub, now, at, slot, in_flight);
             }
-            let wanted = self.instances[at]
-                .extras
-                .iter()
-                .filter(|(_, extra)| extra.wanted.is_some());
-            let wanted: Vec<u32> = wanted.map(|(slot, _)| *slot).collect();
-            for slot in wanted {
+            let mut next = 0;
+            loop {
                 let instance = &mut self.instances[at];
+                let is_full = |node: &NodeId| in_flight.get(node).is_some_and(|on| *on >= window);
+                if instance.claimants.keys().all(is_full) {
+                    break;
+                }
+                let Some(slot) = instance.wanted.range(next..).next().copied() else {
+                    break;
+                };
+                next = slot + 1;
+                if instance
+                    .kept_back
+                    .get(&slot)
+                    .is_some_and(|until| *until > now)
+                {
+                    continue;
+                }
                 let copy = instance.claims.get(&slot).is_some_and(|claim| claim.copy);
                 if !copy && !instance.held.contains(slot) {
                     continue;
                 }
-                let Some(extra) = instance.extras.get_mut(&slot) else {
+                let Some(extra) = instance.extras.get(&slot) else {
                     continue;
                 };
                 // R8: what was adopted is not passed on before the giver knows. It would take the slot back at the death of
@@ -94,14 +111,17 @@ impl Keyed {
                 if hub.rules.settles && !extra.unsettled.is_empty() {
                     continue;
                 }
-                let Some(wanted) = extra.wanted.take_if(|wanted| {
-                    in_flight
-                        .get(&wanted.place.node)
-                        .is_none_or(|on_way| *on_way < window)
-                }) else {
+                if extra
+                    .wanted
+                    .as_ref()
+                    .is_none_or(|wanted| is_full(&wanted.place.node))
+                {
+                    continue;
+                }
+                let Some(wanted) = instance.unwant(slot) else {
                     continue;
                 };
-                *in_flight.entry(wanted.place.node.clone()).or_default() += 1;
+                *in_flight.entry(wanted.place.node.clone()).or_default() += hub.config.preparing();
                 let transfer = hub.transfer();
                 let frozen = Frozen {
                     to: wanted.place,
@@ -117,6 +137,7 @@ impl Keyed {
                 instance.end_claim(slot);
                 instance.held.remove(slot);
                 instance.frozen.insert(slot, frozen);
+                hub.schedule(now + PREPARES);
                 let instance = instance.standing.id.clone();
                 hub.drop_partials(&instance, slot, None);
                 hub.events.push_back(TokenEvent::Give {
@@ -160,7 +181,9 @@ impl Keyed {
                 frozen.sent,
             );
             frozen.sent += 1;
-            *on_way += 1;
+            *on_way += piece
+                .as_ref()
+                .map_or(0, |piece| hub.config.parts(piece.bytes.len()));
             frozen.touched = now;
             hub.schedule(now + RESEND);
             if let Some(piece) = piece {
@@ -183,17 +206,16 @@ impl Keyed {
                 .frozen
                 .iter_mut()
                 .find(|(_, frozen)| frozen.transfer == transfer);
-            let Some((slot, frozen)) = found else {
+            let Some((_, frozen)) = found else {
                 continue;
             };
-            let slot = *slot;
             if frozen.pieces.is_some() {
                 return false;
             }
             let bytes = join_states(states);
             let count = bytes.len().div_ceil(hub.config.piece_bytes).max(1);
             if count > MAX_PIECES as usize || states.len() > super::message::MAX_KEYS_PER_SLOT {
-                self.take_back(hub, now, at, slot);
+                self.keep_back(hub, now, transfer);
                 return false;
             }
             let cut = |number: usize| {
@@ -208,6 +230,23 @@ impl Keyed {
             return true;
         }
         false
+    }
+
+    /// See [`Ownership::keep_back`](super::Ownership::keep_back).
+    pub(crate) fn keep_back(&mut self, hub: &mut Hub, now: Instant, transfer: u64) {
+        for at in 0..self.instances.len() {
+            let instance = &mut self.instances[at];
+            let mut frozen = instance.frozen.iter();
+            let found =
+                frozen.find(|(_, frozen)| frozen.transfer == transfer && frozen.pieces.is_none());
+            let Some(slot) = found.map(|(slot, _)| *slot) else {
+                continue;
+            };
+            instance.kept_back.retain(|_, until| *until > now);
+            instance.kept_back.insert(slot, now + KEPT_BACK);
+            hub.schedule(now + KEPT_BACK);
+            return self.take_back(hub, now, at, slot);
+        }
     }
 
     /// A piece came.
@@ -247,6 +286,13 @@ impl Keyed {
             hub.settle_outcome(from, piece.transfer, Outcome::Refused);
             return hub.ack(from, &piece, Outcome::Refused);
         }
+        // Rule: what has come in part is bounded. A member that begins with many slots and ends none would fill the memory.
+        let arriving: usize = hub.partials.values().map(|partial| partial.bytes).sum();
+        if piece.of > 1 && arriving + piece.bytes.len() > hub.config.arriving_bytes {
+            hub.partials.remove(&(from.clone(), piece.transfer));
+            hub.settle_outcome(from, piece.transfer, Outcome::Refused);
+            return hub.ack(from, &piece, Outcome::Refused);
+        }
         let begins = claim.is_some_and(|claim| !std::mem::replace(&mut claim.begun, true));
         let id = instance.standing.id.clone();
         if begins {
@@ -262,6 +308,7 @@ impl Keyed {
                 to: piece.to.clone(),
                 slot,
                 pieces: vec![None; piece.of as usize],
+                bytes: 0,
             });
         let is_same = partial.pieces.len() == piece.of as usize
             && partial.to == piece.to
@@ -274,7 +321,9 @@ impl Keyed {
         else {
             return;
         };
-        *place = Some(piece.bytes.clone());
+        let before = place.replace(piece.bytes.clone());
+        partial.bytes += piece.bytes.len();
+        partial.bytes -= before.map_or(0, |before| before.len());
         if partial.pieces.iter().any(Option::is_none) {
             return hub.ack(from, &piece, Outcome::Got);
         }
@@ -342,7 +391,7 @@ impl Keyed {
         });
         hub.ack(from, piece, Outcome::Adopted);
         hub.gates(&self.service_type, &id, SlotSet::one(slot));
-        self.review(hub, now);
+        self.review_slot(hub, now, at, slot);
     }
 
     /// A piece was taken, or not.
@@ -387,7 +436,7 @@ impl Keyed {
                     to: to.id,
                 });
                 hub.gates(&self.service_type, &id, SlotSet::one(ack.slot));
-                self.review(hub, now);
+                self.review_slot(hub, now, at, ack.slot);
             }
             Outcome::Refused => self.take_back(hub, now, at, ack.slot),
         }
@@ -409,16 +458,14 @@ impl Keyed {
             return self.review(hub, now);
         }
         instance.held.insert(slot);
-        if let Some(extra) = instance.extras.get_mut(&slot) {
-            extra.wanted = None;
-        }
+        instance.unwant(slot);
         hub.events.push_back(TokenEvent::TakenBack {
             service_type: self.service_type.clone(),
             instance: id.clone(),
             slot,
         });
         hub.gates(&self.service_type, &id, SlotSet::one(slot));
-        self.review(hub, now);
+        self.review_slot(hub, now, at, slot);
     }
 
     /// The giver knows.

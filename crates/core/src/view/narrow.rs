@@ -11,14 +11,50 @@ pub(super) struct Narrowed(OnceLock<Box<Part>>);
 
 #[derive(Debug)]
 struct Part {
-    version: u32,
-    codec: Codec,
+    of: Of,
     /// None where nobody of those that own keys takes such messages.
     view: Option<Arc<View>>,
     next: Narrowed,
 }
 
+/// Whom a part holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Of {
+    /// Those that take messages of that version in that codec.
+    Taking(u32, Codec),
+    /// Those whose states move with their keys.
+    Keyed,
+}
+
+impl Of {
+    fn has(self, info: &ServiceInfo) -> bool {
+        let accepts = info.accepts();
+        accepts.is_some_and(|accepts| match self {
+            Of::Taking(version, codec) => !accepts.is_keyed() && accepts.takes(version, codec),
+            Of::Keyed => accepts.is_keyed(),
+        })
+    }
+}
+
 impl View {
+    /// True where the states of all services of the type move with their keys.
+    #[inline]
+    pub fn is_keyed(&self) -> bool {
+        self.keyed
+    }
+
+    /// The services whose states move with their keys, as a view of their own: the whole view, but for a type that some serve
+    /// with such states and some without. None where that is nobody who owns keys.
+    pub fn keyed(&self) -> Option<&View> {
+        if self.keyed {
+            return Some(self);
+        }
+        let any = self.services.iter().any(|info| info.is_keyed());
+        any.then(|| self.part(Of::Keyed))
+            .flatten()
+            .map(|part| &**part)
+    }
+
     /// The services that take messages of that version in that codec, as a view of their own: keys are placed among
     /// these alone. The whole view where all instances that own keys take the same messages, which is how it mostly is,
     /// and where none of them takes these.
@@ -30,7 +66,8 @@ impl View {
         if !self.mixed {
             return self;
         }
-        self.part(version, codec).map_or(self, |part| part)
+        self.part(Of::Taking(version, codec))
+            .map_or(self, |part| part)
     }
 
     /// As [`accepting`](Self::accepting), to be kept.
@@ -38,42 +75,51 @@ impl View {
         if !self.mixed {
             return Arc::clone(self);
         }
-        Arc::clone(self.part(version, codec).unwrap_or(self))
+        Arc::clone(self.part(Of::Taking(version, codec)).unwrap_or(self))
     }
 
     #[cold]
-    fn part(&self, version: u32, codec: Codec) -> Option<&Arc<View>> {
+    fn part(&self, of: Of) -> Option<&Arc<View>> {
         let mut narrowed = &self.narrowed;
         loop {
             let part = narrowed.0.get_or_init(|| {
                 Box::new(Part {
-                    version,
-                    codec,
-                    view: self.narrow(version, codec),
+                    of,
+                    view: self.narrow(of),
                     next: Narrowed::default(),
                 })
             });
-            if (part.version, part.codec) == (version, codec) {
+            if part.of == of {
                 return part.view.as_ref();
             }
             narrowed = &part.next;
         }
     }
 
-    fn narrow(&self, version: u32, codec: Codec) -> Option<Arc<View>> {
-        let takes = |info: &ServiceInfo| {
-            let accepts = info.accepts();
-            accepts.is_some_and(|accepts| accepts.takes(version, codec))
-        };
+    fn narrow(&self, of: Of) -> Option<Arc<View>> {
         let those: Vec<Change> = self
             .services
             .iter()
-            .filter(|info| takes(info))
+            .filter(|info| of.has(info))
             .map(|info| (None, Some(Arc::clone(info))))
             .collect();
         let empty = View::with_budget(self.service_type.clone(), self.table.budget());
         let part = empty.changed(self.version, &those);
         (part.online_count() > 0).then(|| Arc::new(part))
+    }
+}
+
+/// Whether the states of all services move with their keys after some changes. Looks at the changes alone where that is
+/// enough.
+pub(super) fn is_keyed(before: &View, after: &[Arc<ServiceInfo>], changes: &[Change]) -> bool {
+    let mut coming = changes.iter().filter_map(|(_, after)| after.as_ref());
+    if before.keyed {
+        return !after.is_empty() && coming.all(|info| info.is_keyed());
+    }
+    // Whoever is left may be keyed only where a service that was not has gone, or all are new.
+    match after.first() {
+        Some(first) if first.is_keyed() => after.iter().all(|info| info.is_keyed()),
+        _ => false,
     }
 }
 

@@ -584,3 +584,44 @@ fn a_view_whose_instances_take_the_same_messages_is_not_narrowed() {
         ));
     }
 }
+
+#[test]
+fn types_with_states_are_placed_by_the_slots_of_tokens_and_apart_from_those_without() {
+    let keyed = Accepts::only(1).keyed();
+    let of = |name: &str, weight, accepts| {
+        let mut instance = Instance::new(name);
+        (instance.weight, instance.accepts) = (weight, Some(accepts));
+        instance
+    };
+    let instances = [
+        of("a", 100, keyed),
+        of("b", 300, keyed),
+        of("c", 100, keyed),
+        of("plain", 100, Accepts::only(1)),
+    ];
+    let infos: Vec<_> = (0..)
+        .zip(&instances)
+        .map(|(at, one)| one.info(at))
+        .collect();
+    let view = view_of(&infos[..3], budget());
+    assert!(view.is_keyed());
+    assert!(std::ptr::eq(view.keyed().unwrap(), &view));
+    let mixed = view_of(&infos, budget());
+    assert!(!mixed.is_keyed());
+    let part = mixed.keyed().unwrap();
+    assert!(part.is_keyed());
+    let plain = mixed.accepting(1, Codec::Postcard);
+    let mut first_of = crate::ownership::ranks_of(&infos[..3]);
+    for index in (0..SLOTS).step_by(97) {
+        let slot = Slot::new(index).unwrap();
+        let owner = view.owner(Key::in_slot(slot)).unwrap();
+        assert_eq!(view.owner(Key::in_slot(slot.keyed())), Some(owner));
+        assert_eq!(part.owner(Key::in_slot(slot)), Some(owner));
+        assert_eq!(plain.owner(Key::in_slot(slot)), Some(&infos[3]));
+        // Who is first for a token owns its keys.
+        assert_eq!(first_of(slot.keyed_index()).as_ref(), Some(owner.id()));
+    }
+    let gone: Vec<_> = vec![(Some(Arc::clone(&infos[3])), None)];
+    assert!(mixed.changed(2, &gone).is_keyed());
+    assert!(view_of(&infos[3..], budget()).keyed().is_none());
+}

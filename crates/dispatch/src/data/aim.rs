@@ -16,13 +16,19 @@ pub(crate) struct Spoken {
     service_type: &'static str,
     version: u32,
     codec: Codec,
+    /// It is for a service that has a state for each key: these are placed among all such, whatever they take.
+    keyed: bool,
 }
 
 impl Spoken {
     fn look<T>(&self, directory: &Directory, read: impl FnOnce(&View) -> T) -> Option<T> {
         directory.read(self.service_type, |view| {
-            read(view.accepting(self.version, self.codec))
-        })
+            if self.keyed {
+                view.keyed().map(read)
+            } else {
+                Some(read(view.accepting(self.version, self.codec)))
+            }
+        })?
     }
 }
 
@@ -34,6 +40,12 @@ impl<P: Protocol> Speaks<P> {
         service_type: P::NAME,
         version: P::VERSION,
         codec: P::CODEC,
+        keyed: false,
+    };
+
+    const KEYED: &'static Spoken = &Spoken {
+        keyed: true,
+        ..*Self::AS
     };
 }
 
@@ -100,6 +112,14 @@ impl Aim {
     pub(crate) fn new<P: Protocol>(to: To) -> Self {
         Aim {
             spoken: Speaks::<P>::AS,
+            to,
+        }
+    }
+
+    /// Of a message for a key that has a state.
+    pub(crate) fn keyed<P: Protocol>(to: To) -> Self {
+        Aim {
+            spoken: Speaks::<P>::KEYED,
             to,
         }
     }

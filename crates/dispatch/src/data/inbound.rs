@@ -5,21 +5,23 @@ use std::num::NonZeroU8;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use bytes::Bytes;
 use keydispatch_core::Escaped;
 use keydispatch_core::message::Frame;
-use keydispatch_core::{Codec, NodeName};
+use keydispatch_core::{Codec, KeyBytes, MAX_KEY_BYTES, NodeId, NodeName};
 use serde::Serialize;
 
 use super::leaving::Admitted;
 use super::outbox::{Outbox, Rejected};
 use super::places::Inbound;
 use super::pump::{self, Reading, Terms};
-use super::wire::{self, BoundedHeader, CallHeader, CastHeader, Outgoing, kind};
+use super::wire::{self, BoundedHeader, CallHeader, CastHeader, KeyedHeader, Outgoing, kind};
 use super::{DataPlane, Heard};
 use crate::backlog::Share;
 use crate::call::Failure;
 use crate::codec::EncodeError;
 use crate::deadline;
+use crate::mailbox::letter::{Letter, Reach};
 use crate::transport::Connection;
 
 /// Replies that a peer may leave unread before its connection is closed.
@@ -240,7 +242,11 @@ impl Serving {
                 reading: Reading::WhileAnswersGo,
                 frame_limit: wire::max_frame_bytes(caller.max_payload_bytes),
             },
-            |frame| inbound.handle(&plane.places, || handle(frame, caller, plane)),
+            |frame| {
+                inbound.handle(&plane.places, || {
+                    handle(frame, &inbound.peer, caller, plane)
+                })
+            },
             // Replies are encoded with that limit, and everything else is short.
             |_| {},
         );
@@ -258,7 +264,12 @@ impl Serving {
     }
 }
 
-fn handle(frame: Frame, caller: &Arc<Caller>, plane: &DataPlane) -> Result<(), String> {
+fn handle(
+    frame: Frame,
+    peer: &NodeId,
+    caller: &Arc<Caller>,
+    plane: &DataPlane,
+) -> Result<(), String> {
     match frame.kind {
         kind::CALL => {
             let (header, message) = wire::split::<CallHeader>(&frame.body)?;
@@ -311,6 +322,11 @@ fn handle(frame: Frame, caller: &Arc<Caller>, plane: &DataPlane) -> Result<(), S
                 plane.count_dropped_cast(&caller.peer);
             }
         }
+        kind::KEYED => {
+            let (header, message) = wire::split::<KeyedHeader>(&frame.body)?;
+            take_keyed(header, message, caller, plane);
+        }
+        kind::TOKEN => plane.take_token(peer, frame.body),
         kind::CANCEL => {
             let (number, _) = wire::split::<u64>(&frame.body)?;
             caller.cancel(number);
@@ -326,4 +342,34 @@ fn handle(frame: Frame, caller: &Arc<Caller>, plane: &DataPlane) -> Result<(), S
         _ => {}
     }
     Ok(())
+}
+
+fn take_keyed(header: KeyedHeader, message: Bytes, caller: &Arc<Caller>, plane: &DataPlane) {
+    let KeyedHeader { call, is_cast, key } = header;
+    let counter = if is_cast {
+        &plane.counters.casts_received
+    } else {
+        &plane.counters.calls_received
+    };
+    counter.fetch_add(1, Ordering::Relaxed);
+    let reach = Reach::Remote {
+        caller: Arc::clone(caller),
+        number: call.number,
+    };
+    if key.len() > MAX_KEY_BYTES {
+        let cause = format!("a key has at most {MAX_KEY_BYTES} bytes");
+        return reach.refuse(Failure::NoState { cause });
+    }
+    let deadline = deadline::after(call.timeout());
+    let key = KeyBytes::from_canonical(key);
+    let letter = Letter::new(key, message, call.format, is_cast, deadline, reach);
+    let letter = std::cell::Cell::new(Some(letter));
+    // A letter that nobody takes says by itself that it has not run.
+    plane.with_local(call.sequence, |mailbox| {
+        match (mailbox.keyed(), letter.take()) {
+            (Some(keyed), Some(letter)) => keyed.deliver(letter),
+            (None, Some(letter)) => letter.refuse(Failure::Incompatible { theirs: 0 }),
+            (_, None) => {}
+        }
+    });
 }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use keydispatch_core::NodeName;
 
 use super::DataPlane;
+use super::parked::Parked;
 
 /// Counters of the data lane, from the node's start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -45,6 +46,16 @@ pub struct DataStats {
     pub max_waiting_bytes: usize,
     /// Messages that were refused, or dropped, because no more may wait.
     pub refused_for_want_of_room: u64,
+    /// Keys whose states are here.
+    pub keys: usize,
+    /// Handlers of keys that panicked.
+    pub key_panics: u64,
+    /// Messages that waited until the state of their key had come.
+    pub parked: u64,
+    /// What 99 of 100 of these did not wait longer than; to a quarter.
+    pub parked_p99: std::time::Duration,
+    /// The longest that one of them waited.
+    pub parked_longest: std::time::Duration,
     /// The nodes that calls are not sent to at the moment: silent, or their connection broke.
     pub suspended: Vec<NodeName>,
 }
@@ -60,6 +71,8 @@ pub(crate) struct Counters {
     pub(crate) too_large_for_peer: AtomicU64,
     pub(crate) undecodable: AtomicU64,
     pub(crate) connections_opened: AtomicU64,
+    pub(crate) key_panics: AtomicU64,
+    pub(crate) parked: Parked,
 }
 
 impl DataPlane {
@@ -80,8 +93,17 @@ impl DataPlane {
             waiting_bytes: self.backlog.waiting(),
             max_waiting_bytes: self.backlog.limit(),
             refused_for_want_of_room: self.backlog.refused(),
+            key_panics: counters.key_panics.load(Ordering::Relaxed),
+            parked: counters.parked.count(),
+            parked_p99: counters.parked.p99(),
+            parked_longest: counters.parked.longest(),
             ..DataStats::default()
         };
+        for (_, local) in &self.local.pin() {
+            if let Some(keyed) = local.mailbox.keyed() {
+                stats.keys += keyed.keys();
+            }
+        }
         for (name, peer) in &self.peers.pin() {
             for lane in &peer.lanes {
                 stats.connections_open += usize::from(lane.is_open());

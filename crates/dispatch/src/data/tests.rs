@@ -13,6 +13,7 @@ use keydispatch_core::{
 use super::aim::{Aim, To};
 use super::lane::Outcome::NotSent;
 use super::lane::{Outcome, PendingCall};
+use super::tokens::TokenInputs;
 use super::wire::{CallHeader, CastHeader, Format, kind};
 use super::*;
 use crate::protocol::Protocol;
@@ -287,6 +288,7 @@ impl Stage {
             topic_bytes: 1_000,
             waiting_bytes: 1 << 30,
             drain_timeout: SECOND,
+            tokens: TokenInputs::new().0,
         });
         plane.member_up(node("far"), address(), None);
         Stage { plane, fates }

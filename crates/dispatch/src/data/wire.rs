@@ -39,6 +39,10 @@ pub(crate) mod kind {
     /// From whoever calls: what came before is what was to be sent when that number was read.
     pub(crate) const FENCED: u8 = FIRST_DATA_KIND + 11;
 
+    /// A call or a cast for one key: minor version 2.
+    pub(crate) const KEYED: u8 = FIRST_DATA_KIND + 12;
+    /// A message about the states of keys: minor version 2.
+    pub(crate) const TOKEN: u8 = FIRST_DATA_KIND + 13;
     /// A call that its service may refuse by its load: minor version 3.
     pub(crate) const BOUNDED: u8 = FIRST_DATA_KIND + 14;
     /// A reply to one, with what waits there.
@@ -48,12 +52,12 @@ pub(crate) mod kind {
 
     /// True for what starts something on the other side.
     pub(crate) fn is_new(kind: u8) -> bool {
-        matches!(kind, CALL | CAST | BROADCAST | BOUNDED)
+        matches!(kind, CALL | CAST | BROADCAST | KEYED | TOKEN | BOUNDED)
     }
 
     /// True for what is answered, and begins with the header of a call.
     pub(crate) fn is_call(kind: u8) -> bool {
-        matches!(kind, CALL | BOUNDED)
+        matches!(kind, CALL | KEYED | BOUNDED)
     }
 }
 
@@ -101,6 +105,17 @@ pub(crate) struct BoundedHeader {
     pub(crate) call: CallHeader,
     /// The depth at which it may be refused; 0 where it is to be taken in any case.
     pub(crate) refuse_at: u8,
+}
+
+/// What comes before the message of a call or a cast for one key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct KeyedHeader {
+    /// First, so that it reads as that of a call.
+    pub(crate) call: CallHeader,
+    /// A cast is answered, too: once it was taken.
+    pub(crate) is_cast: bool,
+    /// The canonical bytes of the key.
+    pub(crate) key: Bytes,
 }
 
 /// What comes before the message of a cast.
@@ -210,6 +225,29 @@ pub(crate) fn encode<H: Serialize, M: Serialize + 'static>(
         }
         _ => encode_whole(kind, header, codec, message, limit).map(Outgoing::from),
     }
+}
+
+/// A header and the bytes of a message, on their way out.
+pub(crate) fn with_body<H: Serialize>(kind: u8, header: &H, message: &Bytes) -> Outgoing {
+    let head =
+        postcard::to_allocvec(header).expect("a header is plain data, which postcard can hold");
+    if message.len() > BORROWED_BYTES {
+        return Outgoing {
+            frame: Frame {
+                kind,
+                body: head.into(),
+            },
+            rest: message.clone(),
+            aim: None,
+        };
+    }
+    let mut body = BytesMut::with_capacity(head.len() + message.len());
+    body.extend_from_slice(&head);
+    body.extend_from_slice(message);
+    Outgoing::from(Frame {
+        kind,
+        body: body.freeze(),
+    })
 }
 
 /// A header and a message of at most `limit` bytes, as one frame. The header is in postcard, whatever the message is in.

@@ -13,31 +13,33 @@ use crate::data::aim::{Copies, To};
 use crate::protocol::Protocol;
 
 /// First and longest pause before the same instance is asked again.
-const RETRY_PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
+pub(super) const RETRY_PAUSE: (Duration, Duration) =
+    (Duration::from_millis(10), Duration::from_millis(500));
 
 /// First and longest pause before the view is looked at again, where a change is on its way: nothing is sent meanwhile.
-const LOOK_PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
+pub(super) const LOOK_PAUSE: (Duration, Duration) =
+    (Duration::from_millis(1), Duration::from_millis(50));
 
 /// How long a call waits for an owner where nobody is online but somebody drains: whoever takes over was there before the
 /// other began to drain, and news of the two may come here in either order.
-const HANDOVER: Duration = Duration::from_millis(500);
+pub(super) const HANDOVER: Duration = Duration::from_millis(500);
 
 /// Instances that may be asked one after the other without a pause.
 const ASKED_AT_ONCE: usize = 8;
 
 /// Pauses that grow.
-struct Pause {
+pub(super) struct Pause {
     next: Duration,
     longest: Duration,
 }
 
 impl Pause {
-    fn new((next, longest): (Duration, Duration)) -> Self {
+    pub(super) fn new((next, longest): (Duration, Duration)) -> Self {
         Pause { next, longest }
     }
 
     /// Waits; false where that would take until the deadline, or beyond.
-    async fn wait(&mut self, deadline: Deadline) -> bool {
+    pub(super) async fn wait(&mut self, deadline: Deadline) -> bool {
         // Callers that failed together do not come back together.
         let pause = self.next.mul_f64(rand::random_range(0.75..1.0));
         if Instant::now() + pause >= deadline.at {

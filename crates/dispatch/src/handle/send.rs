@@ -649,7 +649,7 @@ impl Deadline {
         }
     }
 
-    fn passed(self) -> CallError {
+    pub(super) fn passed(self) -> CallError {
         CallError::Timeout {
             after: self.timeout,
         }
@@ -677,7 +677,7 @@ fn unboxed<M: 'static>(back: Box<dyn Any + Send>) -> Option<M> {
     back.downcast::<M>().ok().map(|message| *message)
 }
 
-fn gone(info: &ServiceInfo) -> CallError {
+pub(super) fn gone(info: &ServiceInfo) -> CallError {
     CallError::Gone {
         node: info.node().clone(),
     }
@@ -685,6 +685,12 @@ fn gone(info: &ServiceInfo) -> CallError {
 
 fn check_version<P: Protocol>(info: &ServiceInfo) -> Result<(), CallError> {
     let accepts = info.accepts();
+    if accepts.is_some_and(|accepts| accepts.is_keyed()) {
+        return Err(CallError::WrongHandle {
+            service_type: P::NAME.to_owned(),
+            keyed: true,
+        });
+    }
     if accepts.is_some_and(|accepts| accepts.takes(P::VERSION, P::CODEC)) {
         return Ok(());
     }
@@ -701,7 +707,7 @@ fn is_another_type<P: Protocol>(info: &ServiceInfo) -> bool {
     info.protocol_version() != Some(P::VERSION)
 }
 
-fn decode_reply<P: Protocol>(bytes: &Bytes) -> Result<P::Reply, CallError> {
+pub(super) fn decode_reply<P: Protocol>(bytes: &Bytes) -> Result<P::Reply, CallError> {
     codec::decode(P::CODEC, bytes)
         .map_err(|DecodeError(cause)| CallError::Decode { cause, reply: true })
 }
@@ -717,7 +723,7 @@ fn encode_alone<P: Protocol, M: Message>(message: &M, limit: usize) -> Result<By
     .map_err(|error| encode_error(error, limit))
 }
 
-fn encode_error(error: EncodeError, limit: usize) -> CallError {
+pub(super) fn encode_error(error: EncodeError, limit: usize) -> CallError {
     match error {
         EncodeError::TooLarge => CallError::TooLarge {
             limit,

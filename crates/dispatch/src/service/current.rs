@@ -136,6 +136,18 @@ pub(super) fn turns<T>(
     })
 }
 
+/// The same of one of the keys of a service, whose end is not that of the service.
+pub(crate) fn turns_of<T>(
+    service: Current,
+    task: impl Future<Output = T> + Send,
+) -> impl Future<Output = T> + Send {
+    let mut task = Box::pin(task);
+    poll_fn(move |cx| {
+        let _turn = Turn::begin(service);
+        task.as_mut().poll(cx)
+    })
+}
+
 /// The fields are dropped in this order: where a runtime ends, its tasks are dropped as they are, and a handler that is
 /// dropped with its chance to reply has not chosen not to.
 struct Running<F> {

@@ -1,6 +1,8 @@
 //! How a service is started.
 
-use keydispatch_core::{InstanceName, Metadata, NewEntry, ServiceState, ServiceType, Weight, Zone};
+use keydispatch_core::{
+    Accepts, InstanceName, Metadata, NewEntry, ServiceState, ServiceType, Weight, Zone,
+};
 
 use crate::protocol::{self, Protocol};
 use crate::registry::RegistryError;
@@ -17,8 +19,8 @@ pub struct ServeOptions {
     zone: Option<String>,
     tags: std::collections::BTreeMap<Box<str>, Box<str>>,
     offline: bool,
-    pub(super) mailbox: Option<usize>,
-    pub(super) mailbox_bytes: Option<usize>,
+    pub(crate) mailbox: Option<usize>,
+    pub(crate) mailbox_bytes: Option<usize>,
 }
 
 impl ServeOptions {
@@ -82,6 +84,25 @@ impl ServeOptions {
         sequence: u64,
         default_zone: Option<&Zone>,
     ) -> Result<NewEntry, RegistryError> {
+        self.into_entry_with::<P>(sequence, default_zone, protocol::accepts_to_say::<P>())
+    }
+
+    /// The same of a service that has a state for each key.
+    pub(crate) fn into_keyed_entry<P: Protocol>(
+        self,
+        sequence: u64,
+        default_zone: Option<&Zone>,
+    ) -> Result<NewEntry, RegistryError> {
+        let accepts = protocol::accepts::<P>().keyed();
+        self.into_entry_with::<P>(sequence, default_zone, Some(accepts))
+    }
+
+    fn into_entry_with<P: Protocol>(
+        self,
+        sequence: u64,
+        default_zone: Option<&Zone>,
+        accepts: Option<Accepts>,
+    ) -> Result<NewEntry, RegistryError> {
         let zone = match self.zone {
             Some(zone) => Some(Zone::try_new(zone)?),
             None => default_zone.cloned(),
@@ -97,8 +118,7 @@ impl ServeOptions {
             },
             weight: self.weight.map_or(Ok(Weight::default()), Weight::try_new)?,
             protocol_version: Some(P::VERSION),
-            metadata: Metadata::try_new(zone, None, self.tags)?
-                .with_accepts(protocol::accepts_to_say::<P>()),
+            metadata: Metadata::try_new(zone, None, self.tags)?.with_accepts(accepts),
         })
     }
 }

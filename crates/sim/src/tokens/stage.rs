@@ -217,7 +217,7 @@ impl World {
             }
             ClusterEvent::Synced | ClusterEvent::LookedAround => Fact::Synced,
             ClusterEvent::Renewed { node } => Fact::Renewed(node.clone()),
-            ClusterEvent::Registry(_) => Fact::View,
+            ClusterEvent::Registry { .. } => Fact::View,
             _ => return,
         };
         if let Some(machine) = self.machine(process) {
