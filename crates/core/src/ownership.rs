@@ -324,14 +324,14 @@ pub struct TokenCounts {
 }
 
 /// See the module.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Ownership {
     hub: Hub,
     types: BTreeMap<ServiceType, Keyed>,
 }
 
 /// What all types share.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Hub {
     config: OwnershipConfig,
     rules: TokenRules,
@@ -363,7 +363,7 @@ struct Hub {
     counts: TokenCounts,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Peer {
     node: NodeId,
     /// It speaks a version of the protocol that knows of tokens.
@@ -371,7 +371,7 @@ struct Peer {
 }
 
 /// One type whose states move with their keys.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Keyed {
     service_type: ServiceType,
     ranks: Ranks,
@@ -381,7 +381,7 @@ struct Keyed {
 }
 
 /// One of this node's own instances. A slot is in one of `held`, `claims` and `frozen`, or away.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Instance {
     standing: Standing,
     /// What it is first for, by this node's view of that hash.
@@ -401,7 +401,7 @@ struct Instance {
     rounds: u64,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Extra {
     /// R5: the best claimant.
     wanted: Option<Wanted>,
@@ -419,14 +419,14 @@ impl Extra {
     }
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Wanted {
     place: Place,
     standing: Standing,
     round: u64,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Unsettled {
     giver: Place,
     transfer: u64,

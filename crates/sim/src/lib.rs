@@ -9,6 +9,7 @@ mod checks;
 mod coverage;
 mod data;
 mod drive;
+pub mod exhaustive;
 mod faults;
 pub mod history;
 mod judge;
@@ -56,6 +57,8 @@ enum Command {
     Tokens(tokens::TokenArgs),
     /// Routing: policies side by side over skew, callers, slow instances, hot keys and caches.
     Route(route::RouteArgs),
+    /// Every interleaving of the smallest cases of ownership.
+    Exhaustive(exhaustive::ExhaustiveArgs),
 }
 
 /// Runs the command; the tables of `scale` are told line by line.
@@ -64,6 +67,7 @@ pub fn run(args: &Args, say: fn(&str)) -> ExitCode {
         Some(Command::Scale(options)) => scale::run(*options, say),
         Some(Command::Tokens(args)) => tokens::run_command(args),
         Some(Command::Route(args)) => route::run_command(args, say),
+        Some(Command::Exhaustive(args)) => exhaustive::run_command(args, say),
         None => report::run(&args.histories),
     }
 }

@@ -24,7 +24,7 @@ const RUNS_OF_A_QUESTION: usize = 16_384;
 const NAMED_TO_ALL: usize = 4_096;
 
 /// A slot that is claimed.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Claiming {
     pub(crate) round: u64,
     /// R12: its states are here and in doubt; they are not served.
@@ -42,7 +42,7 @@ pub(crate) struct Claiming {
 }
 
 /// Somebody who is asked for a slot.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Open {
     peer: NodeId,
     /// R3: 0 before it was asked.
@@ -61,7 +61,7 @@ enum Heard {
 }
 
 /// The claims of one round, as far as they ask everybody.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Group {
     opened: bool,
     claims: usize,
@@ -70,7 +70,7 @@ pub(crate) struct Group {
     named: bool,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Asked {
     node: NodeId,
     question: u64,
@@ -287,7 +287,9 @@ impl Keyed {
             instance.end_claim(*slot);
             instance.held.remove(*slot);
             hub.drop_partials(&instance.standing.id, *slot, None);
-            // R2: the expected holder is asked first; it mostly holds, so that nobody else need be asked at all.
+            // R2: the expected holder is asked first; it mostly holds, so that nobody else need be asked at all. Asked together
+            // with the others it could give the slot to one that has said before that it is free, leave without an answer, and
+            // be asked no more: the slot would be begun anew while it lives.
             let expected = Some(()).filter(|()| hub.rules.expected_first && !copy);
             let expected = expected.and_then(|()| ranks.expected(*slot, &instance.standing.id));
             let expected = expected.and_then(|standing| hub.node_of(&standing.id.node));

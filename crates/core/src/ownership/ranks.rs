@@ -17,7 +17,7 @@ use crate::placement::{Candidate, draw, name_hash, prefer, salt};
 use crate::time::Instant;
 
 /// See the module.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Ranks {
     /// A slot here is so many of placement's, as a power of two.
     shift: u32,
@@ -28,7 +28,7 @@ pub(crate) struct Ranks {
     hash: u64,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Ranked {
     standing: Standing,
     hash: u64,

@@ -23,7 +23,7 @@ const PREPARES: std::time::Duration = std::time::Duration::from_millis(50);
 const KEPT_BACK: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// A slot whose states are on their way.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Frozen {
     pub(crate) to: Place,
     pub(crate) round: u64,
@@ -52,7 +52,7 @@ impl Frozen {
 }
 
 /// What has come of a slot so far.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Partial {
     service_type: ServiceType,
     pub(crate) to: ServiceId,
