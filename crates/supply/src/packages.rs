@@ -104,6 +104,9 @@ impl Packages {
                 "--format-version",
                 "1",
                 "--locked",
+                // The command as it is shipped, with all that can be in it.
+                "--features",
+                "keydispatch-cli/agent",
                 "--filter-platform",
                 PLATFORM,
             ])
