@@ -178,6 +178,14 @@ async fn a_node_that_expects_more_than_come_says_how_many_were_there() {
             } => assert_eq!((expected, present), (members, 2)),
             other => panic!("{other}"),
         }
+        // The next one would wait for the entries of one that has given up.
+        eventually("it is gone again", async || {
+            match a.members().iter().any(|member| member.is_up()) {
+                true => Err("still there".to_owned()),
+                false => Ok(()),
+            }
+        })
+        .await;
     }
     let file = Config::parse("[node]\nexpect = 2")
         .unwrap()

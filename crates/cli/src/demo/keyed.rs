@@ -1,10 +1,10 @@
 //! The demonstration with states by key: each file is the state of its name, kept once, and goes along when nodes are replaced.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use indicatif::HumanBytes;
@@ -20,12 +20,15 @@ use super::transfer::{Stored, bounded};
 use super::{Arguments, DemoError, PATIENCE, clock, node, story};
 use crate::output::say;
 
+/// How often it is looked whether every file is where it belongs.
+const LOOK: Duration = Duration::from_millis(50);
+
 pub(crate) struct Shelf;
 
 impl Protocol for Shelf {
     const NAME: &'static str = "shelf";
     type Call = Ask;
-    /// What is kept after the call.
+    /// What is kept; to [`Ask::Where`], the name of the node that answers.
     type Reply = Option<Bytes>;
     type Cast = ();
 }
@@ -34,6 +37,7 @@ impl Protocol for Shelf {
 pub(crate) enum Ask {
     Put(Bytes),
     Get,
+    Where,
 }
 
 /// Keeps each file as the state of its name.
@@ -52,13 +56,19 @@ impl Keyed for Keeper {
         file: &mut Option<Bytes>,
         ask: Ask,
         reply_to: ReplyTo<Option<Bytes>>,
-        _: &mut KeyContext<Self>,
+        context: &mut KeyContext<Self>,
     ) {
-        if let Ask::Put(content) = ask {
-            *file = Some(content);
-            return reply_to.reply(None);
+        match ask {
+            Ask::Put(content) => {
+                *file = Some(content);
+                reply_to.reply(None);
+            }
+            Ask::Get => reply_to.reply(file.clone()),
+            Ask::Where => {
+                let node = context.node().as_str().as_bytes();
+                reply_to.reply(Some(Bytes::copy_from_slice(node)));
+            }
         }
-        reply_to.reply(file.clone());
     }
 }
 
@@ -201,6 +211,30 @@ async fn read_back(
     lost
 }
 
+/// Who has which file, once each is where it belongs: a node that has just come back is still given some.
+async fn settled(
+    files: &KeyedHandle<Shelf>,
+    stored: &[Stored],
+) -> Result<BTreeMap<String, String>, DemoError> {
+    let began = Instant::now();
+    loop {
+        let mut holders = BTreeMap::new();
+        let mut at_home = true;
+        for file in stored {
+            let holder = files.call(file.name.as_str(), Ask::Where).await;
+            let holder = holder.map_err(DemoError::unexpected)?.unwrap_or_default();
+            let holder = String::from_utf8_lossy(&holder).into_owned();
+            let owner = files.find(file.name.as_str());
+            at_home &= owner.is_ok_and(|owner| owner.node().as_str() == holder);
+            holders.insert(file.name.clone(), holder);
+        }
+        if at_home || began.elapsed() > PATIENCE {
+            return Ok(holders);
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
 /// Kills the node that has most, and says what went with it.
 async fn kill(
     stage: &mut Stage,
@@ -208,18 +242,15 @@ async fn kill(
     stored: &[Stored],
     report: &mut Report,
 ) -> Result<(), DemoError> {
-    let owned_by = |node: &str| -> BTreeSet<String> {
-        let names = stored.iter().map(|file| file.name.clone());
-        let is_its = |name: &String| {
-            files
-                .find(name.as_str())
-                .is_ok_and(|owner| owner.node().as_str() == node)
-        };
-        names.filter(is_its).collect()
-    };
-    let victim = NODES.into_iter().max_by_key(|node| owned_by(node).len());
+    let holders = settled(files, stored).await?;
+    let had_by = |node: &str| holders.values().filter(|holder| *holder == node).count();
+    let victim = NODES.into_iter().max_by_key(|node| had_by(node));
     let victim = victim.unwrap_or(NODES[0]);
-    let had = owned_by(victim);
+    let had: BTreeSet<String> = holders
+        .iter()
+        .filter(|(_, holder)| *holder == victim)
+        .map(|(name, _)| name.clone())
+        .collect();
     stage.kill(victim).await?;
     let lost = read_back(files, stored, "reading back without it").await;
     report.killed = victim;
