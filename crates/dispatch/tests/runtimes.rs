@@ -249,6 +249,8 @@ async fn a_service_that_holds_a_thread_for_a_second_is_named_and_one_that_awaits
             .await
             .unwrap();
         call.await.unwrap().unwrap();
+        // It yields. Otherwise the next message may be there before it looks, and all of it is one time.
+        blockers.call("key", Block::Awaiting(1)).await.unwrap();
     }
     assert_eq!((said("seconds=1"), said("seconds=3")), (3, 0));
     drop(stop);
