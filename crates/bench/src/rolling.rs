@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use keydispatch::Node;
+use keydispatch::{Node, NodeBuilder};
 use serde::Serialize;
 use tokio::process::Command;
 
@@ -60,9 +60,27 @@ pub struct Options {
     /// With `--keyed`: calls a second, at most.
     #[arg(long, default_value_t = 20_000)]
     pub rate: u64,
+    /// How long a node may be silent before it is taken for dead, in milliseconds; the library's default unless this says
+    /// otherwise. Where a machine is so busy that a process does not run for longer than that, what is seen is not a planned
+    /// change any more: a node is taken for dead, and what it held is begun anew.
+    #[arg(long)]
+    pub down_period_ms: Option<u64>,
     /// Print a JSON object last.
     #[arg(long)]
     pub json: bool,
+}
+
+/// A node as [`describe`] has it, with what was asked for.
+fn configured(
+    described: NodeBuilder,
+    pool_size: usize,
+    down_period_ms: Option<u64>,
+) -> NodeBuilder {
+    let described = described.pool_size(pool_size);
+    match down_period_ms {
+        Some(period) => described.down_period(Duration::from_millis(period)),
+        None => described,
+    }
 }
 
 /// What became of the calls.
@@ -196,8 +214,8 @@ impl<'a> Stage<'a> {
         let mut certified: Vec<&str> = names.iter().map(String::as_str).collect();
         certified.push(STAYS);
         let certificates = Certificates::make(&certified)?;
-        let stays = describe(STAYS, "127.0.0.1:0", &[], certificates.path())
-            .pool_size(options.pool_size)
+        let stays = describe(STAYS, "127.0.0.1:0", &[], certificates.path());
+        let stays = configured(stays, options.pool_size, options.down_period_ms)
             .start()
             .await?;
         let mut stage = Stage {
@@ -235,6 +253,9 @@ impl<'a> Stage<'a> {
             ("--random", options.seed.wrapping_add(self.started << 32)),
         ] {
             command.args([key, &value.to_string()]);
+        }
+        if let Some(period) = options.down_period_ms {
+            command.args(["--down-period-ms", &period.to_string()]);
         }
         Process::run(command, name).await
     }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use keydispatch::{
-    BoxError, KeyBytes, KeyContext, Keyed, KeyedHandle, Node, Protocol, ReplyTo, ServiceUpdate,
+    BoxError, Key, KeyBytes, KeyContext, Keyed, KeyedHandle, Node, Protocol, ReplyTo, ServiceUpdate,
 };
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -17,7 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 
 use super::node::NodeOptions;
-use super::{By, LEAVE_PATIENCE, Options, STAYS};
+use super::{By, LEAVE_PATIENCE, Options, STAYS, configured};
 use crate::fleet::{Certificates, Error, PATIENCE, Process, describe};
 
 /// Lives of one key that are remembered, to know one that comes back.
@@ -120,15 +120,7 @@ struct Waited {
 /// Serves keys until it is told to leave, by a line or by SIGTERM.
 pub(super) async fn run_node(options: NodeOptions, say: impl Fn(&str)) -> Result<(), Error> {
     let mut terminated = signal(SignalKind::terminate())?;
-    let node = describe(
-        &options.name,
-        &options.bind,
-        &options.seeds,
-        &options.certificates,
-    )
-    .pool_size(options.pool_size)
-    .start()
-    .await?;
+    let node = options.describe().start().await?;
     let state_bytes = options.state_bytes;
     let served = node.serve_keyed(Counter { state_bytes }).await?;
     let mut entry = served.registration();
@@ -216,8 +208,8 @@ impl<'a> Stage<'a> {
         let mut certified: Vec<&str> = names.iter().map(String::as_str).collect();
         certified.push(STAYS);
         let certificates = Certificates::make(&certified)?;
-        let stays = describe(STAYS, "127.0.0.1:0", &[], certificates.path())
-            .pool_size(options.pool_size)
+        let stays = describe(STAYS, "127.0.0.1:0", &[], certificates.path());
+        let stays = configured(stays, options.pool_size, options.down_period_ms)
             .start()
             .await?;
         let mut stage = Stage {
@@ -252,6 +244,9 @@ impl<'a> Stage<'a> {
             ("--state-bytes", self.options.state_bytes),
         ] {
             command.args([key, &value.to_string()]);
+        }
+        if let Some(period) = self.options.down_period_ms {
+            command.args(["--down-period-ms", &period.to_string()]);
         }
         Process::run(command, name).await
     }
@@ -479,7 +474,16 @@ async fn call(
         made.fetch_add(1, Ordering::Relaxed);
         let known = known.entry(*key).or_default();
         match result {
-            Ok(answer) => known.check(answer, &mut outcome),
+            Ok(answer) => {
+                let (had, before) = (known.count, outcome.clone());
+                known.check(answer, &mut outcome);
+                if (before.lost, before.resurrected, before.twice)
+                    != (outcome.lost, outcome.resurrected, outcome.twice)
+                {
+                    let slot = Key::from(*key).slot().keyed_index();
+                    tracing::warn!(key, slot, had, ?answer, "not what was to come");
+                }
+            }
             Err(error) => {
                 known.unsure |= error.may_have_run();
                 outcome.failed += 1;

@@ -4,11 +4,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use keydispatch::NodeBuilder;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::counts::{self, Callers, Ran, Tallies};
-use super::keyed;
+use super::{configured, keyed};
 use crate::fleet::{Error, describe};
 
 /// What such a process is started with.
@@ -36,6 +37,15 @@ pub struct NodeOptions {
     pub(super) keyed: bool,
     #[arg(long, default_value_t = 0)]
     pub(super) state_bytes: usize,
+    #[arg(long)]
+    pub(super) down_period_ms: Option<u64>,
+}
+
+impl NodeOptions {
+    pub(super) fn describe(&self) -> NodeBuilder {
+        let described = describe(&self.name, &self.bind, &self.seeds, &self.certificates);
+        configured(described, self.pool_size, self.down_period_ms)
+    }
 }
 
 /// Serves and calls until it is told to leave, by a line or by SIGTERM; says last what it has seen.
@@ -44,15 +54,7 @@ pub async fn run(options: NodeOptions, say: impl Fn(&str)) -> Result<(), Error> 
         return keyed::run_node(options, say).await;
     }
     let mut terminated = signal(SignalKind::terminate())?;
-    let node = describe(
-        &options.name,
-        &options.bind,
-        &options.seeds,
-        &options.certificates,
-    )
-    .pool_size(options.pool_size)
-    .start()
-    .await?;
+    let node = options.describe().start().await?;
     let ran = Ran::new();
     let takes = Duration::from_millis(options.handler_ms);
     counts::serve(&node, &ran, options.instances, takes).await?;
