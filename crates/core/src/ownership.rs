@@ -15,7 +15,7 @@
 //! |---|---|
 //! | R1 | no claim before this node is synced, and none by one that knows nobody any more until it has looked for the others |
 //! | R2 | who is first by its view claims; the expected holder is asked first, then everybody |
-//! | R3 | an answer counts for the question that it answers |
+//! | R3 | an answer counts for the question that it answers; who goes down unanswered starts the questions of its round anew |
 //! | R4 | answers name members that the claimant may not know; these are asked, too |
 //! | R5 | a holder yields to whoever outranks it, and else says who it is; a claimant without states yields at once |
 //! | R6 | states are adopted by a claim of the round that they were sent for |
@@ -45,6 +45,7 @@ use crate::time::{Instant, earliest};
 mod answer;
 mod claim;
 pub mod message;
+mod outcomes;
 mod ranks;
 mod rules;
 mod slots;
@@ -60,6 +61,7 @@ use message::{
     Ack, Answer, Claim, MAX_BUNDLE, MAX_PIECE_BYTES, Offer, Outcome, Piece, Place, Standing,
     TokenMessage, Which,
 };
+use outcomes::Outcomes;
 use ranks::Ranks;
 use transfer::{Frozen, Partial};
 
@@ -157,16 +159,6 @@ impl OwnershipConfig {
     /// What a slot counts as whose states are not there yet: nobody knows how many bytes they are.
     fn preparing(&self) -> u32 {
         if self.by_bytes { PARTS / 8 } else { PARTS }
-    }
-
-    /// Outcomes that are remembered of each sender, so that what is sent again is answered as before: more than a sender has
-    /// transfers under way to one receiver. It begins no other before it knows the outcome of one of them.
-    fn outcomes(&self) -> usize {
-        if self.by_bytes {
-            2 * self.window as usize
-        } else {
-            4 * WINDOW as usize
-        }
     }
 
     /// Bytes of a piece of states: 1 to [`MAX_PIECE_BYTES`].
@@ -346,9 +338,8 @@ struct Hub {
     ready: bool,
     leaving: bool,
     questions: u64,
-    transfers: u64,
     partials: BTreeMap<(NodeId, u64), Partial>,
-    outcomes: BTreeMap<NodeId, VecDeque<(u64, Outcome)>>,
+    outcomes: Outcomes,
     claims: BTreeMap<NodeId, Vec<Claim>>,
     answers: BTreeMap<NodeId, Vec<Answer>>,
     offers: BTreeMap<NodeId, Vec<Offer>>,
@@ -449,9 +440,8 @@ impl Ownership {
             ready: false,
             leaving: false,
             questions: 0,
-            transfers: 0,
             partials: BTreeMap::new(),
-            outcomes: BTreeMap::new(),
+            outcomes: Outcomes::default(),
             claims: BTreeMap::new(),
             answers: BTreeMap::new(),
             offers: BTreeMap::new(),
@@ -673,6 +663,9 @@ impl Ownership {
                 hub.schedule(next + POINTER_LIVES);
             }
         }
+        if let Some(next) = self.hub.outcomes.expire(now) {
+            self.hub.schedule(next);
+        }
         self.review(now);
         self.settle(now);
     }
@@ -772,7 +765,7 @@ impl Ownership {
     }
 
     fn end_life(&mut self, now: Instant, node: &NodeId) {
-        self.hub.bury(node);
+        self.hub.bury(now, node);
         for keyed in self.types.values_mut() {
             keyed.end_life(&mut self.hub, now, node);
         }
@@ -932,7 +925,7 @@ impl Hub {
             .map(|peer| peer.node.clone())
     }
 
-    fn bury(&mut self, node: &NodeId) {
+    fn bury(&mut self, now: Instant, node: &NodeId) {
         if self
             .peers
             .get(&node.name)
@@ -946,7 +939,7 @@ impl Hub {
         self.gone.insert(node.clone());
         self.strangers.remove(node);
         self.partials.retain(|(from, _), _| from != node);
-        self.outcomes.remove(node);
+        self.keep_outcomes(now, node);
         self.claims.remove(node);
         self.answers.remove(node);
         self.offers.remove(node);
@@ -956,11 +949,6 @@ impl Hub {
     fn question(&mut self) -> u64 {
         self.questions += 1;
         self.questions
-    }
-
-    fn transfer(&mut self) -> u64 {
-        self.transfers += 1;
-        self.transfers
     }
 
     fn schedule(&mut self, at: Instant) {
@@ -1122,14 +1110,6 @@ impl Hub {
                 || before.is_some_and(|(sender, newer)| from != sender || *transfer >= newer)
         });
     }
-
-    fn settle_outcome(&mut self, from: &NodeId, transfer: u64, outcome: Outcome) {
-        let outcomes = self.outcomes.entry(from.clone()).or_default();
-        if outcomes.len() >= self.config.outcomes() {
-            outcomes.pop_front();
-        }
-        outcomes.push_back((transfer, outcome));
-    }
 }
 
 impl Instance {
@@ -1224,6 +1204,9 @@ impl Keyed {
                     }
                 });
                 hub.partials.retain(|_, partial| partial.to != *id);
+                for frozen in instance.frozen.values() {
+                    hub.outcomes.end(&frozen.to.node, frozen.transfer);
+                }
             }
             stays
         });

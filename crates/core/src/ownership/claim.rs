@@ -742,15 +742,25 @@ impl Keyed {
                 claim.begun = false;
             }
         }
-        for group in instance.groups.values_mut() {
-            if group
+        for (round, group) in &mut instance.groups {
+            let owed = group
                 .asked
                 .get(&node.name)
-                .is_some_and(|asked| asked.node == *node)
-            {
+                .filter(|asked| asked.node == *node)
+                .map(|asked| !asked.done);
+            if owed.is_some() {
                 group.asked.remove(&node.name);
             }
+            // R3, second half: what it held may have gone to one that has said before that it is free, or has come since, and
+            // it took the word of that with it. Who goes unanswered starts the questions of its round anew.
+            let unanswered = owed == Some(true) || rounds.contains(round);
+            if group.opened && unanswered && hub.rules.asks_anew {
+                group.opened = false;
+                group.asked.clear();
+                rounds.push(*round);
+            }
         }
+        rounds.sort_unstable();
         rounds.dedup();
         for round in rounds {
             self.open_group(hub, now, at, round);

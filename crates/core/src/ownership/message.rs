@@ -141,6 +141,8 @@ pub struct Piece {
     pub service_type: ServiceType,
     /// A number of the sending process, never reused.
     pub transfer: u64,
+    /// The first number that the sending process may send again to this node: what became of earlier ones is settled.
+    pub since: u64,
     /// Who gives.
     pub from: ServiceId,
     /// Who is to hold.

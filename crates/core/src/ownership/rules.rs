@@ -12,10 +12,12 @@ pub struct TokenRules {
     pub still_synced: bool,
     /// R2: who is first claims, and does not serve by its view alone.
     pub claims: bool,
-    /// R2: the expected holder is asked before all others. For cost alone.
+    /// R2: the expected holder is asked before all others. For cost; and for safety where `asks_anew` does not hold.
     pub expected_first: bool,
     /// R3: an answer counts for the question that it answers, and for no earlier or later one.
     pub questions: bool,
+    /// R3: who goes down before it has answered starts the questions of that round anew.
+    pub asks_anew: bool,
     /// R4: answers name the members that the claimant may not know, and these are asked.
     pub closure: bool,
     /// R5: a holder yields only to whoever outranks it.
@@ -62,6 +64,7 @@ impl Default for TokenRules {
             claims: true,
             expected_first: true,
             questions: true,
+            asks_anew: true,
             closure: true,
             ranks: true,
             rounds: true,

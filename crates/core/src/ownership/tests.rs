@@ -7,6 +7,8 @@ use super::*;
 use crate::entry::{Record, ServiceState, Weight};
 use crate::id::{Generation, InstanceName};
 
+mod outcomes;
+
 const MILLI: Duration = Duration::from_millis(1);
 const DOWN: Duration = Duration::from_millis(1_500);
 const SLOTS_HERE: u32 = 32;
@@ -1042,6 +1044,7 @@ mod messages {
             TokenMessage::Piece(Piece {
                 service_type: rooms(),
                 transfer: 1,
+                since: 1,
                 from: entry(1, 1, 1, ServiceState::Online).id().clone(),
                 to: entry(2, 1, 1, ServiceState::Online).id().clone(),
                 round: 1,

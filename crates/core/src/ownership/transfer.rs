@@ -7,6 +7,7 @@ use bytes::{Bytes, BytesMut};
 use super::message::{
     Ack, MAX_PIECES, Outcome, Piece, Place, Settled, TokenMessage, join_states, split_states,
 };
+use super::outcomes::{Outcomes, Remembered};
 use super::slots::SlotSet;
 use super::{Adoption, Hub, Keyed, OwnershipConfig, TokenEvent, Unsettled};
 use crate::id::{NodeId, ServiceId, ServiceType};
@@ -122,7 +123,7 @@ impl Keyed {
                     continue;
                 };
                 *in_flight.entry(wanted.place.node.clone()).or_default() += hub.config.preparing();
-                let transfer = hub.transfer();
+                let transfer = hub.outcomes.begin(&wanted.place.node);
                 let frozen = Frozen {
                     to: wanted.place,
                     round: wanted.round,
@@ -179,6 +180,7 @@ impl Keyed {
                 slot,
                 frozen,
                 frozen.sent,
+                &hub.outcomes,
             );
             frozen.sent += 1;
             *on_way += piece
@@ -257,23 +259,29 @@ impl Keyed {
         from: &NodeId,
         piece: Piece,
     ) {
-        let known = hub.outcomes.get(from).and_then(|outcomes| {
-            let known = outcomes
-                .iter()
-                .find(|(transfer, _)| *transfer == piece.transfer);
-            known.map(|(_, outcome)| *outcome)
-        });
-        if let Some(outcome) = known {
-            return hub.ack(from, &piece, outcome);
+        if piece.from.node != from.name {
+            return hub.ack(from, &piece, Outcome::Refused);
         }
         let slot = piece.slot;
-        let at = self
-            .at(&piece.to)
-            .filter(|_| slot < hub.config.slots && piece.from.node == from.name);
+        let at = self.at(&piece.to).filter(|_| slot < hub.config.slots);
+        match hub.recall(from, &piece) {
+            Remembered::Open => {}
+            Remembered::Ended(outcome) => return hub.ack(from, &piece, outcome),
+            Remembered::Stale => return,
+        }
         let Some(at) = at else {
             return hub.ack(from, &piece, Outcome::Refused);
         };
         let instance = &mut self.instances[at];
+        let unsettled = instance.extras.get(&slot).map(|extra| &extra.unsettled);
+        let was_adopted = unsettled.is_some_and(|unsettled| {
+            let mut unsettled = unsettled.iter();
+            unsettled.any(|one| one.giver.id == piece.from && one.transfer == piece.transfer)
+        });
+        if was_adopted {
+            // Too much has ended since for its outcome to be remembered, and its giver does not know.
+            return hub.ack(from, &piece, Outcome::Adopted);
+        }
         let (holds, claim) = (instance.held.contains(slot), instance.claims.get_mut(&slot));
         // R6: states are adopted by a claim of the round that they were sent for alone; where the slot is held, they are
         // another copy, to be merged (R11). Whoever was disabled meanwhile would hold without wanting to.
@@ -283,14 +291,14 @@ impl Keyed {
         };
         if !is_wanted {
             hub.partials.remove(&(from.clone(), piece.transfer));
-            hub.settle_outcome(from, piece.transfer, Outcome::Refused);
+            hub.remember(&piece, Outcome::Refused);
             return hub.ack(from, &piece, Outcome::Refused);
         }
         // Rule: what has come in part is bounded. A member that begins with many slots and ends none would fill the memory.
         let arriving: usize = hub.partials.values().map(|partial| partial.bytes).sum();
         if piece.of > 1 && arriving + piece.bytes.len() > hub.config.arriving_bytes {
             hub.partials.remove(&(from.clone(), piece.transfer));
-            hub.settle_outcome(from, piece.transfer, Outcome::Refused);
+            hub.remember(&piece, Outcome::Refused);
             return hub.ack(from, &piece, Outcome::Refused);
         }
         let begins = claim.is_some_and(|claim| !std::mem::replace(&mut claim.begun, true));
@@ -333,7 +341,7 @@ impl Keyed {
         }
         hub.partials.remove(&(from.clone(), piece.transfer));
         let Some(states) = split_states(&whole.freeze()) else {
-            hub.settle_outcome(from, piece.transfer, Outcome::Refused);
+            hub.remember(&piece, Outcome::Refused);
             return hub.ack(from, &piece, Outcome::Refused);
         };
         self.adopt(hub, now, at, from, &piece, states);
@@ -379,7 +387,7 @@ impl Keyed {
             .unsettled
             .push(unsettled);
         hub.schedule(now + RESEND);
-        hub.settle_outcome(from, piece.transfer, Outcome::Adopted);
+        hub.remember(piece, Outcome::Adopted);
         hub.events.push_back(TokenEvent::Adopted {
             service_type: self.service_type.clone(),
             instance: id.clone(),
@@ -426,6 +434,7 @@ impl Keyed {
             Outcome::Adopted => {
                 let to = frozen.to.clone();
                 instance.frozen.remove(&ack.slot);
+                hub.outcomes.end(&to.node, ack.transfer);
                 let id = instance.standing.id.clone();
                 self.pointers.insert(ack.slot, (to.clone(), now));
                 hub.schedule(now + super::POINTER_LIVES);
@@ -445,9 +454,10 @@ impl Keyed {
     /// R8: what was given was not adopted, as far as can be known: it is served here again.
     pub(crate) fn take_back(&mut self, hub: &mut Hub, now: Instant, at: usize, slot: u32) {
         let instance = &mut self.instances[at];
-        if instance.frozen.remove(&slot).is_none() {
+        let Some(frozen) = instance.frozen.remove(&slot) else {
             return;
-        }
+        };
+        hub.outcomes.end(&frozen.to.node, frozen.transfer);
         let id = instance.standing.id.clone();
         if !hub.rules.keeps {
             hub.events.push_back(TokenEvent::Lost {
@@ -512,6 +522,7 @@ impl Keyed {
                         *slot,
                         frozen,
                         number,
+                        &hub.outcomes,
                     ) {
                         hub.send(&frozen.to.node, TokenMessage::Piece(piece));
                     }
@@ -559,11 +570,13 @@ fn piece(
     slot: u32,
     frozen: &Frozen,
     number: usize,
+    outcomes: &Outcomes,
 ) -> Option<Piece> {
     let pieces = frozen.pieces.as_ref()?;
     Some(Piece {
         service_type: service_type.clone(),
         transfer: frozen.transfer,
+        since: outcomes.oldest(&frozen.to.node, frozen.transfer),
         from: from.clone(),
         to: frozen.to.id.clone(),
         round: frozen.round,

@@ -19,7 +19,7 @@ macro_rules! without {
 }
 
 without! {
-    synced, still_synced, claims, expected_first, questions, closure, ranks, rounds, pointers, freezes, keeps, settles, window,
+    synced, still_synced, claims, expected_first, questions, asks_anew, closure, ranks, rounds, pointers, freezes, keeps, settles, window,
     dead_are_silent, own_lives, parks, moves_while_coming, moved, offers, doubts, repeats, patience, drains
 }
 
