@@ -2,6 +2,7 @@
 
 mod peer;
 mod script;
+mod tokens;
 
 use std::fs;
 use std::io;
@@ -13,7 +14,8 @@ use keydispatch_core::links::{LinkId, Origin, Output};
 use keydispatch_core::message::{
     ControlMessage, Frame, OwnerVersion, Request, Resume, SnapshotChunk, Unavailable, kind,
 };
-use keydispatch_core::{Cluster, EntryUpdate, Instant, Weight};
+use keydispatch_core::ownership::message::TokenMessage;
+use keydispatch_core::{Cluster, EntryUpdate, Instant, ServiceState, Weight};
 
 fn main() -> io::Result<()> {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
@@ -52,6 +54,27 @@ fn main() -> io::Result<()> {
         &[1, 2, 0x88, 0x27, 1, 5, b'h', b'e', b'l', b'l', b'o'],
     )?;
     write("data_frame", "seed-topic", b"\x04chathello")?;
+    write(
+        "data_frame",
+        "seed-bounded",
+        &[1, 2, 0x88, 0x27, 1, 4, 5, b'h', b'e', b'l', b'l', b'o'],
+    )?;
+    write(
+        "data_frame",
+        "seed-keyed",
+        &[
+            1, 2, 0x88, 0x27, 1, 0, 4, 3, b'k', b'e', b'y', 2, b'h', b'i',
+        ],
+    )?;
+    let (script, messages) = record_tokens();
+    write("tokens", "seed-join-and-leave", &script)?;
+    for (name, bytes) in &messages {
+        let mut script = Vec::new();
+        script::push(&mut script, 0, length(bytes), bytes);
+        script::push(&mut script, script::WAIT, 2_000, &[]);
+        write("tokens", &format!("seed-{name}"), &script)?;
+        write("data_frame", &format!("seed-{name}"), bytes)?;
+    }
     write("data_frame", "seed-failure", &[1, 4, 3, b'w', b'h', b'y'])?;
     write("config", "seed-full", CONFIG.as_bytes())?;
     write("names", "seed-seed", b"[fe80::1]:7400")?;
@@ -198,4 +221,68 @@ fn record() -> (Vec<u8>, Vec<Frame>) {
         }
     }
     (script, frames)
+}
+
+/// What the peer says while it takes its slots, and gives them back; and one message of each kind.
+fn record_tokens() -> (Vec<u8>, std::collections::BTreeMap<&'static str, Vec<u8>>) {
+    let mut now = Instant::ZERO;
+    let mut sides = [tokens::machine(0), tokens::machine(1)];
+    let (mut script, mut kinds) = (Vec::new(), std::collections::BTreeMap::new());
+    let views = [
+        (ServiceState::Online, ServiceState::Online),
+        (ServiceState::Online, ServiceState::Offline),
+        (ServiceState::Offline, ServiceState::Online),
+        (ServiceState::Online, ServiceState::Online),
+    ];
+    for side in &mut sides {
+        side.handle_synced(now);
+    }
+    for (version, (ours, theirs)) in (1..).zip(views) {
+        let view = [
+            tokens::entry(0, version, ours),
+            tokens::entry(1, version, theirs),
+        ];
+        for side in &mut sides {
+            side.handle_view(now, &tokens::rooms(), &view);
+        }
+        for _ in 0..40 {
+            let mut busy = true;
+            while busy {
+                busy = false;
+                for from in [1, 0] {
+                    while let Some(event) = sides[from].poll_event() {
+                        tokens::answer(&mut sides[from], now, &event);
+                    }
+                    while let Some((_, message)) = sides[from].poll_transmit() {
+                        busy = true;
+                        let bytes = message.encode();
+                        kinds
+                            .entry(kind_of(&message))
+                            .or_insert_with(|| bytes.to_vec());
+                        if from == 1 {
+                            script::push(&mut script, 0, length(&bytes), &bytes);
+                        }
+                        sides[1 - from].handle_message(now, &tokens::node(from as u64), message);
+                    }
+                }
+            }
+            now = now + Duration::from_millis(25);
+            script::push(&mut script, script::WAIT, 25, &[]);
+            for side in &mut sides {
+                side.handle_timeout(now);
+            }
+        }
+    }
+    (script, kinds)
+}
+
+fn kind_of(message: &TokenMessage) -> &'static str {
+    match message {
+        TokenMessage::Claims(_) => "claims",
+        TokenMessage::Answers(_) => "answers",
+        TokenMessage::Offers(_) => "offers",
+        TokenMessage::Piece(_) => "piece",
+        TokenMessage::Ack(_) => "ack",
+        TokenMessage::Settled(_) => "settled",
+    }
 }

@@ -303,6 +303,8 @@ pub struct TokenCounts {
     pub acks: u64,
     /// "Settled".
     pub settled: u64,
+    /// R13: questions, pieces and acknowledgements that were said again, since no answer had come.
+    pub repeated: u64,
     /// Pieces that nobody wanted.
     pub refused: u64,
     /// Times that patience ended.

@@ -4,13 +4,14 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
-use keydispatch_core::{Codec, Topic};
+use keydispatch_core::ownership::message::TokenMessage;
+use keydispatch_core::{Codec, KEYED_SLOTS, KeyBytes, Topic};
 use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::call::Failure;
 use crate::codec;
-use crate::data::wire::{self, CallHeader, CastHeader};
+use crate::data::wire::{self, BoundedHeader, CallHeader, CastHeader, KeyedHeader};
 use crate::discovery::Seed;
 use crate::transport::framing::Framed;
 
@@ -29,6 +30,23 @@ pub fn data_frame(body: &[u8]) {
     let _ = wire::split::<CallHeader>(&body);
     let _ = wire::split::<CastHeader>(&body);
     let _ = wire::split::<Topic>(&body);
+    let bounded = wire::split::<BoundedHeader>(&body);
+    let keyed = wire::split::<KeyedHeader>(&body);
+    // Whoever cancels or refuses a call knows its number, whatever kind of call it is.
+    let call = wire::split::<CallHeader>(&body).ok().map(|(call, _)| call);
+    if let Ok((header, _)) = bounded {
+        assert_eq!(call, Some(header.call));
+    }
+    if let Ok((header, _)) = keyed {
+        assert_eq!(call, Some(header.call));
+        let key = KeyBytes::from_canonical(header.key);
+        assert!(key.key().slot().keyed_index() < KEYED_SLOTS as u32);
+        // It goes into logs.
+        assert!(!format!("{key}").chars().any(char::is_control));
+    }
+    if let Ok(message) = TokenMessage::decode(&body) {
+        assert_eq!(TokenMessage::decode(&message.encode()), Ok(message));
+    }
     if let Ok((_, rest)) = wire::split::<u64>(&body) {
         let _ = postcard::from_bytes::<Failure>(&rest);
     }

@@ -365,6 +365,7 @@ impl Keyed {
                     let next = fresh.entry((open.peer.clone(), claim.round));
                     open.question = *next.or_insert_with(|| hub.question());
                 }
+                hub.counts.repeated += u64::from(open.tries > 0 && open.last == Heard::Nothing);
                 open.tries += 1;
                 open.next = now + open.pause();
                 hub.schedule(open.next);
@@ -395,6 +396,7 @@ impl Keyed {
                 if asked.tries > 0 && !asked.waits && !hub.rules.repeats {
                     continue;
                 }
+                hub.counts.repeated += u64::from(asked.tries > 0 && !asked.waits);
                 if asked.question == 0 || asked.waits {
                     asked.question = hub.question();
                 }

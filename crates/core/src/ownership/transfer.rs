@@ -498,6 +498,7 @@ impl Keyed {
     pub(crate) fn resend(&mut self, hub: &mut Hub, now: Instant, at: usize) {
         let patience = hub.config.patience;
         let instance = &mut self.instances[at];
+        let before = hub.counts.repeated;
         let mut silent = Vec::new();
         for (slot, frozen) in &mut instance.frozen {
             if frozen.pieces.is_none() {
@@ -524,6 +525,7 @@ impl Keyed {
                         number,
                         &hub.outcomes,
                     ) {
+                        hub.counts.repeated += 1;
                         hub.send(&frozen.to.node, TokenMessage::Piece(piece));
                     }
                 }
@@ -549,6 +551,7 @@ impl Keyed {
                         piece: 0,
                         outcome: Outcome::Adopted,
                     };
+                    hub.counts.repeated += 1;
                     hub.send(&unsettled.giver.node, TokenMessage::Ack(ack));
                 }
                 if hub.rules.repeats {
@@ -557,6 +560,10 @@ impl Keyed {
             }
         }
         let id = instance.standing.id.clone();
+        let again = hub.counts.repeated - before;
+        if again > 0 {
+            tracing::debug!(instance = %id, again, "what was sent of states was not answered, and is sent again");
+        }
         for (slot, peer) in silent {
             hub.lose_patience(&self.service_type, &id, peer, SlotSet::one(slot));
             self.take_back(hub, now, at, slot);

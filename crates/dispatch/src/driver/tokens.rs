@@ -346,3 +346,11 @@ impl Tokens {
         left
     }
 }
+
+impl Drop for Tokens {
+    fn drop(&mut self) {
+        if !self.kept.is_empty() {
+            tracing::debug!(counts = ?self.ownership.counts(), "what was said of states");
+        }
+    }
+}
