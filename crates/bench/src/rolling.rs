@@ -15,7 +15,7 @@ mod keyed;
 mod node;
 
 use counts::{Callers, Counts, Tallies};
-pub use keyed::{KeyedOutcome, roll as roll_keyed};
+pub use keyed::{FaultOutcome, Frozen, KeyedOutcome, Killed, roll as roll_keyed};
 pub use node::{NodeOptions, run as run_node};
 
 /// The node of the callers that stay.
@@ -33,7 +33,7 @@ pub struct Options {
     /// Callers on a node that stays; each of the others has an eighth as many.
     #[arg(long, default_value_t = 64)]
     pub callers: usize,
-    /// At least so many calls.
+    /// At least so many calls; with 0 of them and `--keyed`, no planned change is made.
     #[arg(long, default_value_t = 500_000)]
     pub calls: u64,
     /// How long a handler takes, in milliseconds.
@@ -51,6 +51,9 @@ pub struct Options {
     /// One keyed service on each node, whose states move: every key is counted up, and nothing may be lost.
     #[arg(long)]
     pub keyed: bool,
+    /// With `--keyed`: kill a node afterwards, and let one stand still for four times `down_period`, too.
+    #[arg(long, requires = "keyed")]
+    pub faults: bool,
     /// With `--keyed`: keys.
     #[arg(long, default_value_t = 10_000)]
     pub keys: usize,
@@ -140,10 +143,16 @@ pub async fn run(program: &Path, options: &Options, say: fn(&str)) -> Result<(),
         } else {
             say(&format!("{outcome:#?}"));
         }
-        return if outcome.is_flawless() {
-            Ok(())
-        } else {
+        let faults = outcome.faults.as_ref();
+        return if !outcome.is_flawless() {
             Err("a call failed or ran twice, or a state was lost or came back".into())
+        } else if faults.is_some_and(|faults| !faults.is_as_promised()) {
+            Err(
+                "a fault cost more than what the dead held, or left a key with two histories"
+                    .into(),
+            )
+        } else {
+            Ok(())
         };
     }
     let outcome = roll(program, options, say).await?;

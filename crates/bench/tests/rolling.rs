@@ -54,4 +54,22 @@ async fn states_of_keys_survive_every_planned_change_of_real_processes() {
     assert!(outcome.is_flawless(), "{outcome:#?}");
     assert!(outcome.changes >= 3 * 8, "{outcome:#?}");
     assert!(outcome.calls > 500, "{outcome:#?}");
+    // Nobody ever has a state that another one has.
+    assert_eq!(outcome.merged, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_dies_takes_its_own_states_along_and_whoever_stood_still_has_them_merged() {
+    let program = Path::new(env!("CARGO_BIN_EXE_keydispatch-bench"));
+    let arguments = "rolling --keyed --faults --nodes 3 --callers 16 --keys 300 --rate 2000 --calls 0 --down-period-ms 3000";
+    let options = Arguments::try_parse_from(arguments.split(' ')).unwrap();
+    let outcome = rolling::roll_keyed(program, &options.options, |_| {})
+        .await
+        .unwrap();
+    let faults = outcome.faults.unwrap();
+    assert!(faults.is_as_promised(), "{faults:#?}");
+    assert!(
+        faults.killed.held > 0 && faults.frozen.held > 0,
+        "{faults:#?}"
+    );
 }
