@@ -13,7 +13,7 @@ use crate::fleet::{self, Certificates, Error};
 use keydispatch_measure::{Output, Target, cells, exponent, figure, median};
 
 mod control;
-mod echo;
+pub(crate) mod echo;
 mod far;
 mod load;
 mod overhead;
@@ -22,7 +22,7 @@ mod subject;
 
 pub use far::run_far;
 pub use load::{Load, Pace, load};
-pub use subject::{Echo, Echoes, Subject};
+pub use subject::{Echo, Echoes, KeyedEcho, KeyedEchoes, Subject};
 use subject::{Tally, Trio};
 
 /// Tasks that call at once.

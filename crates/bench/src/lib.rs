@@ -8,5 +8,6 @@ pub mod net;
 pub mod register;
 pub mod rolling;
 pub mod soak;
+pub mod states;
 
 pub use follower::Follower;

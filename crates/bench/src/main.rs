@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use keydispatch_bench::{call, fleet, lookup, net, register, rolling, soak};
+use keydispatch_bench::{call, fleet, lookup, net, register, rolling, soak, states};
 use keydispatch_measure::allocations;
 
 #[global_allocator]
@@ -34,6 +34,11 @@ enum Command {
         #[arg(long)]
         certificates: PathBuf,
     },
+    /// What states by key cost: a keyed call beside a plain one, a quiet key's memory, and a gigabyte that moves.
+    States(states::Options),
+    /// The process that `states` calls.
+    #[command(hide = true)]
+    StatesFar(states::FarOptions),
     /// Runs simulated clusters: many histories, each determined by its seed, or the stated scale.
     Sim(keydispatch_sim::Args),
     /// Simulates routing: policies side by side over skew, callers, slow instances, hot keys and caches.
@@ -116,6 +121,8 @@ fn run(command: Command) -> Result<(), fleet::Error> {
         Command::Sim(_) | Command::Route(_) => Ok(()),
         Command::Lookup(options) => lookup::run(options, say),
         Command::Call(options) => call::run(options, say),
+        Command::States(options) => states::run(options, say),
+        Command::StatesFar(options) => states::run_far(options, say),
         Command::Rolling(options) => {
             log();
             let program = std::env::current_exe()?;

@@ -39,7 +39,7 @@ pub struct Client {
 }
 
 impl Client {
-    pub(super) async fn connect(address: &str, certificates: &Certificates) -> Result<Self, Error> {
+    pub(crate) async fn connect(address: &str, certificates: &Certificates) -> Result<Self, Error> {
         let stream = connect(address, certificates).await?;
         let (mut reader, mut writer) = tokio::io::split(stream);
         let (calls, mut receiver) = mpsc::channel::<Call>(1_024);
@@ -144,7 +144,7 @@ async fn connect(
 }
 
 /// Echoes to whoever connects.
-pub(super) async fn serve(
+pub(crate) async fn serve(
     listener: TcpListener,
     certificates: &Path,
     name: &str,

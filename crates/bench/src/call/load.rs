@@ -36,21 +36,21 @@ impl Load {
         self.calls_per_second
     }
 
-    pub(super) fn p50(&self) -> f64 {
+    pub(crate) fn p50(&self) -> f64 {
         self.p50_micros
     }
 
-    pub(super) fn p99(&self) -> f64 {
+    pub(crate) fn p99(&self) -> f64 {
         self.p99_micros
     }
 
     /// Microseconds that both processes computed for each call.
-    pub(super) fn busy(&self) -> f64 {
+    pub(crate) fn busy(&self) -> f64 {
         self.busy_micros
     }
 
     /// Those of this process.
-    pub(super) fn busy_here(&self) -> f64 {
+    pub(crate) fn busy_here(&self) -> f64 {
         self.busy_here_micros
     }
 }

@@ -1,7 +1,13 @@
 //! What is called.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use bytes::Bytes;
-use keydispatch::{Context, Protocol, ReplyTo, Service, ServiceHandle};
+use keydispatch::{
+    BoxError, Context, KeyBytes, KeyContext, Keyed, KeyedHandle, Protocol, ReplyTo, Service,
+    ServiceHandle,
+};
 use tokio::sync::{mpsc, oneshot};
 
 use super::echo;
@@ -24,6 +30,38 @@ impl Service for Echo {
     type Protocol = Echoes;
 
     async fn handle_call(&mut self, call: Bytes, reply_to: ReplyTo<Bytes>, _: &mut Context<Self>) {
+        reply_to.reply(call);
+    }
+}
+
+/// Bytes that come back, for each key.
+pub struct KeyedEchoes;
+
+impl Protocol for KeyedEchoes {
+    const NAME: &'static str = "keyed echo";
+    type Call = Bytes;
+    type Reply = Bytes;
+    type Cast = ();
+}
+
+/// Answers each key with what it is sent.
+pub struct KeyedEcho;
+
+impl Keyed for KeyedEcho {
+    type Protocol = KeyedEchoes;
+    type State = ();
+
+    async fn open(&self, _: &KeyBytes) -> Result<(), BoxError> {
+        Ok(())
+    }
+
+    async fn handle_call(
+        &self,
+        (): &mut (),
+        call: Bytes,
+        reply_to: ReplyTo<Bytes>,
+        _: &mut KeyContext<Self>,
+    ) {
         reply_to.reply(call);
     }
 }
@@ -110,11 +148,16 @@ pub enum Subject {
     Cast(ServiceHandle<Tally>),
     /// A task behind a channel.
     Bare(Bare),
+    /// A key with a state, another one each time.
+    Keyed(KeyedHandle<KeyedEchoes>, Arc<AtomicU64>),
 }
+
+/// Keys that are called in turn.
+const KEYS: u64 = 4_096;
 
 impl Subject {
     /// One call.
-    pub(super) async fn call(&self, message: &Bytes) -> Result<(), Error> {
+    pub(crate) async fn call(&self, message: &Bytes) -> Result<(), Error> {
         const KEY: u64 = 7;
         let message = message.clone();
         match self {
@@ -136,6 +179,10 @@ impl Subject {
                         .map_err(|refused| refused.error)?;
                 }
                 handle.call(KEY, ()).await?;
+            }
+            Subject::Keyed(handle, next) => {
+                let key = next.fetch_add(1, Ordering::Relaxed) % KEYS;
+                handle.call(key, message).await?;
             }
             Subject::Bare(bare) => {
                 let (reply, answer) = oneshot::channel();

@@ -68,7 +68,8 @@ pub async fn roll(program: &Path, options: &Options, say: fn(&str)) -> Result<Ke
     let mut stage = Stage::start(program, options).await?;
     let callers = Callers::start(&stage.stays.keyed(), options, false);
     let began = Instant::now();
-    while options.calls > 0 {
+    // One round at least, where there is to be any.
+    while callers.made() < options.calls || (stage.changes == 0 && options.calls > 0) {
         stage.round(&callers).await?;
         if !options.json {
             let (calls, seconds) = (callers.made(), began.elapsed().as_secs_f64());
@@ -76,9 +77,6 @@ pub async fn roll(program: &Path, options: &Options, say: fn(&str)) -> Result<Ke
                 "{} changes: {calls} calls in {seconds:.0} s",
                 stage.changes
             ));
-        }
-        if callers.made() >= options.calls {
-            break;
         }
     }
     let seconds = began.elapsed().as_secs_f64();
