@@ -389,8 +389,19 @@ impl World {
             .cells_of(process, id, slot)
             .map(|(_, cell)| (cell.lineage, cell.count))
             .collect();
+        // What was merged into them goes with them.
+        let merged: Vec<u64> = self
+            .cells_of(process, id, slot)
+            .flat_map(|(_, cell)| cell.merged.iter().copied())
+            .collect();
         if let Some(machine) = self.machine(process) {
             machine.states.remove(&(id.clone(), slot));
+        }
+        for lineage in merged {
+            let lives = self.lineage_lives(lineage, None);
+            if let Some(tokens) = self.tokens.as_mut().filter(|_| !lives) {
+                tokens.books.lost.insert(lineage);
+            }
         }
         for (lineage, count) in cells {
             if self.lineage_lives(lineage, None) {
