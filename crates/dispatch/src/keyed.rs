@@ -15,6 +15,7 @@ mod options;
 mod serve;
 mod store;
 mod work;
+mod workers;
 
 pub use context::KeyContext;
 pub use events::{KeyedEvent, KeyedEvents};

@@ -420,6 +420,41 @@ async fn keys_run_side_by_side_and_one_that_waits_holds_up_no_other_nor_its_move
     drop((a, b, stays));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_key_whose_handler_blocks_its_thread_holds_up_no_other() {
+    let network = MemoryNetwork::new();
+    let [caller, a] = start_all(&network, ["s", "a"], |node| node).await;
+    let served = serve(&a).await;
+    let gate = on_a_gate(&served);
+    let rooms = caller.keyed::<RoomsOf>().timeout(PATIENCE);
+    rooms.wait_online(1).await.unwrap();
+    // Some before it and many behind it, all of them at once; and then again, while others still block.
+    for round in 1..=2_u64 {
+        let blocked = {
+            let rooms = rooms.clone();
+            tokio::spawn(async move { rooms.call(("blocks", round), Ask::Block).await })
+        };
+        let others = (0..200_u64).map(|key| {
+            let rooms = rooms.clone();
+            tokio::spawn(async move { rooms.call(key, Ask::Count).await })
+        });
+        for call in others.collect::<Vec<_>>() {
+            assert_eq!(call.await.unwrap(), Ok(Told::Count(round)));
+        }
+        eventually("it blocks", async || match gate.waiting() {
+            waiting if waiting == round as usize => Ok(()),
+            other => Err(other.to_string()),
+        })
+        .await;
+        assert!(!blocked.is_finished());
+        if round == 2 {
+            gate.open(2);
+            assert_eq!(blocked.await.unwrap(), Ok(Told::Count(1)));
+        }
+    }
+    drop((a, caller));
+}
+
 fn on_a_gate(served: &ServedKeyed<Rooms>) -> keyed_support::Gate {
     keyed_support::gate_of(served.id())
 }

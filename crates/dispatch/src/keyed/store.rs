@@ -11,13 +11,13 @@ use bytes::Bytes;
 use keydispatch_core::ownership::{Adoption, Gate, SlotSet};
 use keydispatch_core::{Escaped, KeyBytes, NodeId, ServiceId};
 use tokio::sync::oneshot;
-use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::cells::{Cell, put};
 use super::events::{KeyedEvent, Teller};
 use super::options::KeyedOptions;
 use super::work::Job;
+use super::workers::{Ready, Workers};
 use super::{Closed, Keyed};
 use crate::backlog::Share;
 use crate::call::Failure;
@@ -52,6 +52,9 @@ pub(super) struct Inner<S> {
     parked: HashMap<u32, Vec<(Letter, Instant)>>,
     /// Keys at work.
     pub(super) working: usize,
+    /// Those of them that nobody has begun with yet.
+    pub(super) ready: VecDeque<Ready<S>>,
+    pub(super) workers: Workers,
     /// Nothing is taken any more.
     closed: bool,
     marks: Vec<oneshot::Sender<()>>,
@@ -97,7 +100,6 @@ impl<S> Slot<S> {
 #[derive(Default)]
 pub(super) struct Work {
     pub(super) queue: VecDeque<Letter>,
-    pub(super) task: Option<AbortHandle>,
     /// Other states of it that have come meanwhile.
     pub(super) met: Vec<(Bytes, Adoption)>,
 }
@@ -140,6 +142,8 @@ impl<K: Keyed> Store<K> {
                 slots: HashMap::new(),
                 parked: HashMap::new(),
                 working: 0,
+                ready: VecDeque::new(),
+                workers: Workers::default(),
                 closed: false,
                 marks: Vec::new(),
             }),
@@ -210,10 +214,14 @@ impl<K: Keyed> Store<K> {
             None => (key.to_bytes(), None),
         };
         let key = KeyBytes::from_canonical(stored.clone());
-        let work = here.work.entry(stored).or_default();
-        let task = super::work::run(Arc::clone(self), slot, key, cell, job);
-        // It begins once the lock is let go, at the earliest.
-        work.task = Some(self.data.spawn_service(task));
+        here.work.entry(stored).or_default();
+        inner.ready.push_back(Ready {
+            slot,
+            key,
+            cell,
+            job,
+        });
+        self.call_worker(inner);
     }
 
     /// Sees to what waits for a slot, after what becomes of its messages has changed.
@@ -475,19 +483,33 @@ impl<K: Keyed> Store<K> {
         drop((parked, marks));
     }
 
-    /// Ends what is at work, as it is.
+    /// Ends what is at work, as it is; what nobody has begun with stays as it was.
     pub(super) fn abort(&self) {
         self.close();
-        let mut inner = self.lock();
-        for work in inner
-            .slots
-            .values_mut()
-            .flat_map(|here| here.work.values_mut())
-        {
-            if let Some(task) = &work.task {
-                task.abort();
+        let (workers, unread) = {
+            let mut inner = self.lock();
+            let ready = std::mem::take(&mut inner.ready);
+            let mut unread = Vec::new();
+            for one in ready {
+                inner.working = inner.working.saturating_sub(1);
+                if let Some(here) = inner.slots.get_mut(&one.slot) {
+                    unread.extend(here.work.remove(one.key.as_bytes()).map(|work| work.queue));
+                    if let Some(cell) = one.cell {
+                        here.keys.insert(one.key.to_bytes(), cell);
+                    }
+                }
+                unread.push(match one.job {
+                    Job::Letter(letter) => VecDeque::from([letter]),
+                    Job::Idle => VecDeque::new(),
+                });
             }
+            (inner.workers.all(), unread)
+        };
+        for worker in workers {
+            worker.abort();
         }
+        // Unopened: they go elsewhere.
+        drop(unread);
     }
 
     /// The states that are left, once nothing is at work.

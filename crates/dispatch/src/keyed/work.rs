@@ -1,4 +1,4 @@
-//! A key at work: its state is with one task, which handles what waits for the key, and puts the state back.
+//! A key at work: its state is with one worker, which handles what waits for the key, and puts the state back.
 
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
@@ -16,6 +16,7 @@ use super::cells::{Cell, Form, Unreadable};
 use super::context::KeyContext;
 use super::events::KeyedEvent;
 use super::store::{Inner, Store};
+use super::workers::Ready;
 use super::{Closed, Idle, Keyed};
 use crate::call::Failure;
 use crate::codec::{self, DecodeError, EncodeError};
@@ -49,7 +50,7 @@ pub(super) enum Job {
     Idle,
 }
 
-/// What the task of a key has of it.
+/// What a worker has of a key.
 enum Have<S> {
     Nothing,
     State(S),
@@ -57,7 +58,7 @@ enum Have<S> {
     Unread(Unreadable<S>),
 }
 
-/// Rule: however the task of a key ends, also by a panic or an abort, the key is not at work any more. What waited for it is
+/// Rule: however the work on a key ends, also by a panic or an abort, the key is not at work any more. What waited for it is
 /// told that it has not run.
 struct AtWork<K: Keyed> {
     store: Arc<Store<K>>,
@@ -85,11 +86,14 @@ impl<K: Keyed> Drop for AtWork<K> {
 /// Runs until nothing waits for the key.
 pub(super) fn run<K: Keyed>(
     store: Arc<Store<K>>,
-    slot: u32,
-    key: KeyBytes,
-    cell: Option<Cell<K::State>>,
-    job: Job,
+    ready: Ready<K::State>,
 ) -> impl Future<Output = ()> + Send {
+    let Ready {
+        slot,
+        key,
+        cell,
+        job,
+    } = ready;
     let current = Current::of(&store.id);
     let at_work = (K::Protocol::NAME, key.key());
     let guard = AtWork {

@@ -31,6 +31,8 @@ pub(crate) enum Ask {
     Panic,
     /// Count up once the gate was opened.
     Wait,
+    /// The same, with the thread held meanwhile.
+    Block,
     /// Count that room up, and answer its count.
     Other(u64),
 }
@@ -165,6 +167,19 @@ impl Keyed for Rooms {
                 gate.waiting.fetch_add(1, Ordering::SeqCst);
                 if let Ok(permit) = gate.permits.acquire().await {
                     permit.forget();
+                }
+                room.count += 1;
+                Told::Count(room.count)
+            }
+            Ask::Block => {
+                let gate = gate_of(cx.id());
+                gate.waiting.fetch_add(1, Ordering::SeqCst);
+                loop {
+                    if let Ok(permit) = gate.permits.try_acquire() {
+                        permit.forget();
+                        break;
+                    }
+                    std::thread::sleep(std::time::Duration::from_millis(1));
                 }
                 room.count += 1;
                 Told::Count(room.count)
