@@ -275,12 +275,9 @@ impl TokenMessage {
 
 /// The states of a slot by key, as they travel.
 pub(crate) fn join_states(states: &[(Bytes, Bytes)]) -> Bytes {
-    let states: Vec<(&[u8], &[u8])> = states
-        .iter()
-        .map(|(key, state)| (&**key, &**state))
-        .collect();
+    // As bytes, which are copied whole; a slice of numbers would be written number by number, to the same.
     let bytes =
-        postcard::to_allocvec(&states).expect("bytes are plain data, which postcard can hold");
+        postcard::to_allocvec(states).expect("bytes are plain data, which postcard can hold");
     bytes.into()
 }
 

@@ -143,6 +143,9 @@ pub(super) async fn pump(
                 }
             }
             if connection.buffered() < WRITE_AHEAD_BYTES && !closed {
+                // Rule: it does not wait before the outbox was asked and had nothing. After what was left of an earlier take
+                // it was not: whatever came meanwhile woke nobody, and would lie there until a timer looks.
+                busy |= !taken.next_last.is_empty();
                 if taken.next_last.is_empty()
                     && let Poll::Ready(end) = outbox.poll_take(cx, &mut taken.next_last)
                 {
@@ -265,6 +268,48 @@ mod tests {
         let ended = tokio::time::timeout(Duration::from_secs(20), both).await;
         assert_eq!(ended.ok(), Some(Ok(())));
         assert_eq!(replied, FRAMES);
+    }
+
+    #[tokio::test]
+    async fn what_comes_after_more_than_is_written_ahead_is_sent_at_once() {
+        let transport = TcpTransport::plaintext("127.0.0.1:0").unwrap();
+        let address: Address = transport.local_address();
+        let (near, far) = tokio::join!(transport.dial(&address), transport.accept());
+        let (mut near, mut far) = (near.unwrap(), far.unwrap());
+        far.set_frame_limit(1 << 20);
+        let (calls, heard) = (outbox(), Heard::default());
+        let call = |bytes: usize| {
+            let body = vec![7; bytes].into();
+            calls.push(Frame { kind: 64, body }).unwrap();
+        };
+        // One of them is left when as much as is written ahead was taken.
+        for _ in 0..4 {
+            call(400 * 1024);
+        }
+        let calling = pump(
+            &mut *near,
+            &calls,
+            &heard,
+            terms(Reading::Always),
+            |_| Ok(()),
+            |_| {},
+        );
+        let reading = async {
+            for number in 0..8 {
+                let frame = poll_fn(|cx| far.poll_frame(cx)).await;
+                assert!(frame.is_some_and(|frame| frame.is_ok()));
+                if number >= 3 {
+                    // It has sent all that it has, and waits.
+                    tokio::task::yield_now().await;
+                    call(10);
+                }
+            }
+        };
+        let both = async {
+            tokio::select! { () = reading => true, _ = calling => false }
+        };
+        let all = tokio::time::timeout(Duration::from_secs(20), both).await;
+        assert_eq!(all.ok(), Some(true));
     }
 
     #[tokio::test]
