@@ -3,6 +3,7 @@
 pub mod call;
 pub mod fleet;
 mod follower;
+pub mod load;
 pub mod lookup;
 pub mod net;
 pub mod register;

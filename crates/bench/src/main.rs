@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use keydispatch_bench::{call, fleet, lookup, net, register, rolling, soak, states};
+use keydispatch_bench::{call, fleet, load, lookup, net, register, rolling, soak, states};
 use keydispatch_measure::allocations;
 
 #[global_allocator]
@@ -72,6 +72,14 @@ enum Command {
     /// One of the processes of `rolling`.
     #[command(hide = true)]
     RollingNode(rolling::NodeOptions),
+    /// Routing among real processes: skewed keys, one slow instance, by owner and bounded.
+    Load(load::Options),
+    /// One of the processes of `load` that serve.
+    #[command(hide = true)]
+    LoadWorker(load::WorkerOptions),
+    /// One of those that call.
+    #[command(hide = true)]
+    LoadCaller(load::CallerOptions),
     /// Five nodes in network namespaces of their own, on networks that go wrong; needs root.
     Net {
         /// Only this one.
@@ -136,6 +144,22 @@ fn run(command: Command) -> Result<(), fleet::Error> {
             // Whoever reads the standard input is not waited for.
             runtime.shutdown_background();
             outcome
+        }
+        Command::Load(options) => {
+            log();
+            let program = std::env::current_exe()?;
+            let runtime = tokio::runtime::Runtime::new()?;
+            runtime.block_on(load::run(&program, &options, say))
+        }
+        Command::LoadWorker(options) => {
+            log();
+            let runtime = tokio::runtime::Runtime::new()?;
+            runtime.block_on(load::run_worker(options, say))
+        }
+        Command::LoadCaller(options) => {
+            log();
+            let runtime = tokio::runtime::Runtime::new()?;
+            runtime.block_on(load::run_caller(options, say))
         }
         Command::Register(options) => {
             log();
