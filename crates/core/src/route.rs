@@ -12,6 +12,7 @@
 //! | at most [`MAX_REFUSALS`] refusals a call, each inside the retry budget; then the least loaded that was told takes it in any case | under load beyond all of them, messages would multiply with the owners |
 //! | a hint counts for [`HINT_LASTS`] alone | what was told a second ago is of another queue: all callers would flee from whoever was busy once |
 //! | a key whose owners leave more than half of its calls unplaced has twice as many ([`HotKeys`]) | the last of a few owners would take all that the others refuse, without a bound |
+//! | a key whose owners told that twice as many wait as they take has twice as many owners at once ([`is_crowded`]) | until its owners double, the calls that nobody may refuse pile up: in a second, for a second |
 //! | a young instance refuses earlier ([`limit_at`]); its weight stays | a cold process takes its full share at once; a ramp of weights would move keys again and again |
 //! | whoever cannot be reached counts as having refused, and nobody is left out for the errors of its handlers | these are the user's, and true of its key wherever it is asked |
 //!
@@ -173,6 +174,28 @@ pub fn next(routing: Routing, candidates: &[Candidate], ask: Ask) -> Option<Choi
     let first = open.iter().copied().find(has_room);
     let least = || last.min_by_key(|at| told(*at).unwrap_or(0));
     first.or_else(least).map(forced)
+}
+
+/// Whether far more calls wait for the owners of a key than these take: two of them told so of late, twice the depth or more,
+/// and none of them otherwise.
+///
+/// An owner takes more than its depth only where nobody may refuse a call any more, so its queue tells in one word of what
+/// became of the calls of all callers.
+pub fn is_crowded(routing: Routing, candidates: &[Candidate], now: Instant) -> bool {
+    let Routing::Bounded { depth, .. } = routing else {
+        return false;
+    };
+    let many = depth.max(1).saturating_mul(2);
+    let candidates = &candidates[..candidates.len().min(MAX_OWNERS)];
+    let reached = candidates
+        .iter()
+        .filter(|one| one.standing != Standing::Out);
+    let (mut told, mut crowded) = (0, 0);
+    for depth in reached.filter_map(|one| one.hint.depth_at(now)) {
+        told += 1;
+        crowded += usize::from(depth >= many);
+    }
+    told >= 2 && crowded == told
 }
 
 type Places = SmallVec<[usize; MAX_OWNERS]>;

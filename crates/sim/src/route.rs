@@ -7,6 +7,7 @@ mod caller;
 mod instance;
 mod plan;
 mod scenes;
+mod seeds;
 #[cfg(test)]
 mod tests;
 mod world;
@@ -23,6 +24,9 @@ pub struct RouteArgs {
     /// Of everything that happens by chance.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
+    /// How many seeds each row is run with, from that one on: the median and the worst are printed.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=100))]
+    pub seeds: u64,
     /// Calls of each row and policy.
     #[arg(long, default_value_t = 300_000, value_parser = clap::value_parser!(u32).range(1_000..))]
     pub calls: u32,
@@ -124,9 +128,10 @@ pub fn run_command(args: &RouteArgs, say: fn(&str)) -> std::process::ExitCode {
         say,
         json: args.json,
     };
+    let seeds = args.seed..args.seed.saturating_add(args.seeds);
     let all_met = match args.own() {
-        Some((plan, routing)) => scenes::own(&output, &plan, routing),
-        None => scenes::all(&output, args.seed, args.calls),
+        Some((plan, routing)) => scenes::own(&output, &plan, routing, seeds),
+        None => scenes::all(&output, seeds, args.calls),
     };
     match all_met {
         Ok(true) => std::process::ExitCode::SUCCESS,

@@ -8,6 +8,12 @@ use crate::time::Instant;
 /// Over how long calls are counted.
 const WINDOW: Duration = Duration::from_secs(1);
 
+/// How long after a key has more owners it may have more again at once: until then its calls have found those it has got.
+const SETTLES: Duration = Duration::from_millis(100);
+
+/// Most calm windows after which the owners of a key that had to have more again are halved.
+const MOST_PATIENT: u8 = 31;
+
 /// Calls of a window that might be refused, below which it says nothing of a key.
 const FEW_CALLS: u32 = 2;
 
@@ -19,11 +25,15 @@ const PLACES: usize = 512;
 const WAYS: usize = 4;
 
 /// Which keys have more owners than the routing says: those of which more than half of the calls of the last second were left
-/// unplaced, refused by everybody they were sent to while they might be refused.
+/// unplaced, refused by everybody they were sent to while they might be refused; and those whose owners told that far more wait
+/// for them than they take ([`is_crowded`](super::is_crowded)).
 ///
-/// Rule: the owners of such a key double, second by second, up to [`MAX_OWNERS`]; once less than a quarter of its calls are
-/// left unplaced, or nobody calls it any more, they are halved again. Between the two it stays as it is, or a key would go back
-/// and forth each second.
+/// Rule: the owners of such a key double, second by second, up to [`MAX_OWNERS`]; where they are crowded, at once. Calls that
+/// nobody may refuse pile up there, and a second of them waits for a second.
+/// Rule: once less than a quarter of its calls are left unplaced, or nobody calls it any more, they are halved again. Between
+/// the two it stays as it is, or a key would go back and forth each second.
+/// Rule: a key that had to have more owners again after they were halved waits for twice as many calm seconds until they are
+/// the next time. Sixteen owners of which hardly one refuses say nothing of whether eight are enough.
 #[derive(Clone, Debug)]
 pub struct HotKeys {
     keys: Vec<HotKey>,
@@ -39,6 +49,12 @@ struct HotKey {
     asked: u32,
     unplaced: u32,
     doublings: u8,
+    /// When the owners were doubled last.
+    doubled: Option<Instant>,
+    /// Calm windows in a row, and how many of them are waited for until the owners are halved.
+    calm: u8,
+    patience: u8,
+    halved: bool,
 }
 
 impl Default for HotKeys {
@@ -76,8 +92,32 @@ impl HotKeys {
         if let Some(key) = self.find(key_hash) {
             key.turn(now);
             key.unplaced = key.unplaced.saturating_add(1);
-            return;
+        } else {
+            self.insert(key_hash, now);
         }
+    }
+
+    /// A call for a key found its owners crowded. Returns how many owners it may go to now.
+    pub fn crowded(&mut self, routing: Routing, key_hash: u64, now: Instant) -> usize {
+        if self.find(key_hash).is_none() {
+            self.insert(key_hash, now);
+        }
+        let owners = routing.owners();
+        let Some(key) = self.find(key_hash) else {
+            return owners;
+        };
+        key.turn(now);
+        let is_settled = key.doubled.is_none_or(|at| now.since(at) >= SETTLES);
+        if is_settled && owners << key.doublings < MAX_OWNERS {
+            key.double(now);
+            // What was counted is of fewer owners.
+            (key.asked, key.unplaced, key.since) = (0, 0, now);
+        }
+        (owners << key.doublings).min(owners.max(MAX_OWNERS))
+    }
+
+    /// A key of which a call was left unplaced for the first time.
+    fn insert(&mut self, key_hash: u64, now: Instant) {
         let ways = &mut self.keys[ways(key_hash)];
         for key in &mut *ways {
             key.turn(now);
@@ -93,7 +133,7 @@ impl HotKeys {
                 calls: 1,
                 asked: 1,
                 unplaced: 1,
-                doublings: 0,
+                ..HotKey::default()
             };
         }
     }
@@ -113,7 +153,23 @@ fn ways(key_hash: u64) -> std::ops::Range<usize> {
 
 impl HotKey {
     fn is_free(&self) -> bool {
-        self.unplaced == 0 && self.doublings == 0 && self.calls == 0
+        self.unplaced == 0 && self.doublings == 0 && self.calls == 0 && self.patience == 0
+    }
+
+    fn double(&mut self, now: Instant) {
+        // The owners are never more than sixteen: four doublings of one.
+        self.doublings = (self.doublings + 1).min(4);
+        self.doubled = Some(now);
+        self.calm = 0;
+        if std::mem::take(&mut self.halved) {
+            self.patience = (self.patience * 2 + 1).min(MOST_PATIENT);
+        }
+    }
+
+    fn halve(&mut self, times: u8) {
+        self.halved |= self.doublings > 0 && times > 0;
+        self.doublings = self.doublings.saturating_sub(times);
+        self.calm = 0;
     }
 
     /// Ends the window where its time is over.
@@ -124,16 +180,22 @@ impl HotKey {
         }
         if self.asked >= FEW_CALLS {
             if 2 * self.unplaced > self.asked {
-                // The owners are never more than sixteen: four doublings of one.
-                self.doublings = (self.doublings + 1).min(4);
-            } else if 4 * self.unplaced < self.asked {
-                self.doublings = self.doublings.saturating_sub(1);
+                self.double(now);
+            } else if 4 * self.unplaced >= self.asked {
+                self.calm = 0;
+            } else if self.calm < self.patience {
+                self.calm += 1;
+            } else {
+                self.halve(1);
             }
         }
         windows -= u128::from(self.calls > 0);
         // Windows in which nobody called.
         let quiet = u8::try_from(windows).unwrap_or(u8::MAX);
-        self.doublings = self.doublings.saturating_sub(quiet);
+        if quiet > 0 {
+            self.halve(quiet);
+            (self.halved, self.patience) = (false, 0);
+        }
         (self.calls, self.asked, self.unplaced, self.since) = (0, 0, 0, now);
     }
 }
@@ -206,6 +268,37 @@ mod tests {
             hot.unplaced(other, Instant::from_micros(2_000_000));
         }
         assert_eq!(second(&mut hot, 7, 2, 1, |_| false), 16);
+    }
+
+    #[test]
+    fn the_owners_of_a_key_double_at_once_where_they_are_crowded_and_then_have_a_moment() {
+        let mut hot = HotKeys::default();
+        let at = |millis: u64| Instant::from_micros(5_000_000 + millis * 1_000);
+        let crowded = |hot: &mut HotKeys, millis| hot.crowded(Routing::bounded(), 7, at(millis));
+        assert_eq!(crowded(&mut hot, 0), 8);
+        assert_eq!(crowded(&mut hot, 99), 8);
+        assert_eq!(crowded(&mut hot, 100), 16);
+        assert_eq!(crowded(&mut hot, 300), 16);
+        assert_eq!(hot.owners(Routing::bounded(), 7, at(301)), 16);
+        assert_eq!(hot.owners(Routing::bounded(), 8, at(301)), 4);
+    }
+
+    #[test]
+    fn a_key_that_needs_its_owners_again_keeps_them_longer_each_time() {
+        let mut hot = HotKeys::default();
+        second(&mut hot, 7, 0, 100, |_| true);
+        // Eight owners are enough, and four are not.
+        let mut halvings = Vec::new();
+        for at in 1..60 {
+            let owners = hot.owners(Routing::bounded(), 7, Instant::from_micros(at * 1_000_000));
+            if owners == 4 {
+                halvings.push(at);
+            }
+            second(&mut hot, 7, at, 100, |_| owners == 4);
+        }
+        let pauses: Vec<u64> = halvings.windows(2).map(|two| two[1] - two[0]).collect();
+        assert!(pauses.is_sorted() && pauses[0] < pauses[3], "{pauses:?}");
+        assert!(halvings.len() < 8, "{halvings:?}");
     }
 
     #[test]

@@ -302,3 +302,25 @@ fn a_hedge_goes_to_the_next_owner_that_is_not_full_and_to_nobody_where_there_is_
     assert_eq!(hedge(Routing::bounded(), &candidates[..2], NOW), None);
     assert_eq!(hedge(Routing::Owner, &[], NOW), None);
 }
+
+#[test]
+fn owners_are_crowded_where_all_that_told_of_late_told_of_twice_the_depth() {
+    let told = |depth, standing| Candidate {
+        hint: Hint::told(depth, NOW),
+        standing,
+        near: false,
+    };
+    let unknown = Candidate::default();
+    let (full, crowded) = (told(15, Standing::Refused), told(16, Standing::Refused));
+    let is = |candidates: &[Candidate]| is_crowded(Routing::bounded(), candidates, NOW);
+    assert!(is(&[crowded, crowded, unknown, unknown]));
+    assert!(is(&[crowded, told(200, Standing::Open)]));
+    // One alone may be slow; one that has room is enough; and whoever cannot be reached is not asked.
+    assert!(!is(&[crowded, unknown, unknown]));
+    assert!(!is(&[crowded, full, crowded]));
+    assert!(!is(&[crowded, told(16, Standing::Out)]));
+    assert!(!is(&[]));
+    let later = NOW + HINT_LASTS;
+    assert!(!is_crowded(Routing::bounded(), &[crowded, crowded], later));
+    assert!(!is_crowded(Routing::Owner, &[crowded, crowded], NOW));
+}

@@ -137,12 +137,11 @@ impl<P: Protocol> ServiceHandle<P> {
     ) -> Result<Answer<P::Reply>, Failed<P::Call>> {
         let routing = self.routing();
         let (percent, per_second) = self.options.retry_budget;
-        let owners = self.candidates(key);
-        let owned = match routing {
-            Routing::Owner => &owners[..owners.len().min(1)],
-            Routing::Bounded { .. } => &owners[..],
-        };
-        let (mut message, mut refusals) = (message, 0);
+        let mut owned = self.candidates(key);
+        if routing == Routing::Owner {
+            owned.truncate(1);
+        }
+        let (mut message, mut refusals, mut asked_for) = (message, 0, owned.len());
         loop {
             let has = refusals < MAX_REFUSALS && self.budget.has(percent, per_second);
             let ask = Ask {
@@ -151,7 +150,18 @@ impl<P: Protocol> ServiceHandle<P> {
                 now: self.channel.data.hint_clock(),
                 draw: rand::random(),
             };
-            let choice = route::next(routing, &self.known(owned, asked), ask);
+            let known = self.known(&owned, asked);
+            let choice = route::next(routing, &known, ask);
+            let is_forced = choice.is_some_and(|choice| choice.refuse_at.is_none());
+            if is_forced && route::is_crowded(routing, &known, ask.now) {
+                let hot = |hot: &mut HotKeys| hot.crowded(routing, key.hash(), ask.now);
+                let owners = self.learnt.hot(hot).min(MAX_OWNERS);
+                if owners > asked_for {
+                    asked_for = owners;
+                    owned = self.owners(key, owners);
+                    continue;
+                }
+            }
             let Some(Choice { at, refuse_at }) = choice else {
                 return Err(self.unowned(match message {
                     Parcel::Own(message) => Some(message),

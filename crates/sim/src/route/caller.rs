@@ -66,12 +66,12 @@ impl Caller {
         owners.iter().enumerate().map(candidate).collect()
     }
 
-    /// Whom a call goes to next.
+    /// Whom a call goes to next, of the first so many owners of its key: more where these are crowded.
     pub(super) fn next(
         &mut self,
         ours: &Ours,
         key_hash: u64,
-        owners: &[u16],
+        (owners, count): (&[u16], &mut u8),
         standings: &Standings,
         now: Instant,
         draw: u64,
@@ -86,7 +86,17 @@ impl Caller {
             now,
             draw,
         };
-        let choice = route::next(ours.routing, &self.candidates(ours, owners, standings), ask)?;
+        let first = |count: u8| &owners[..owners.len().min(usize::from(count))];
+        let mut known = self.candidates(ours, first(*count), standings);
+        let mut choice = route::next(ours.routing, &known, ask)?;
+        if choice.refuse_at.is_none() && route::is_crowded(ours.routing, &known, now) {
+            let more = self.hot.crowded(ours.routing, key_hash, now) as u8;
+            if more > *count {
+                *count = more;
+                known = self.candidates(ours, first(more), standings);
+                choice = route::next(ours.routing, &known, ask)?;
+            }
+        }
         match choice.refuse_at {
             Some(_) if refusals == 0 => self.hot.asked(key_hash, now),
             None if refusals > 0 => self.hot.unplaced(key_hash, now),

@@ -315,12 +315,12 @@ impl<'a> World<'a> {
     /// Sends a call to whom the library's routing says.
     fn ask(&mut self, number: u32, ours: &Ours, now: Instant) {
         let draw = self.draws.random();
-        let call = &self.calls[number as usize];
+        let call = &mut self.calls[number as usize];
         let owners = owners_of(&self.owners, call);
-        let candidates = &owners[..owners.len().min(usize::from(call.owners))];
         let caller = &mut self.callers[usize::from(call.caller)];
         let hash = self.hashes[call.key as usize];
-        let choice = caller.next(ours, hash, candidates, &call.standings, now, draw);
+        let owners = (owners, &mut call.owners);
+        let choice = caller.next(ours, hash, owners, &call.standings, now, draw);
         if let Some(Choice { at, refuse_at }) = choice {
             self.send(number, at, refuse_at, now);
         }
