@@ -176,26 +176,33 @@ pub fn next(routing: Routing, candidates: &[Candidate], ask: Ask) -> Option<Choi
     first.or_else(least).map(forced)
 }
 
-/// Whether far more calls wait for the owners of a key than these take: two of them told so of late, twice the depth or more,
-/// and none of them otherwise.
+/// Whether far more calls wait for the first so many owners of a key than these take, and there is room beyond them: two of the
+/// first ones told so of late, twice the depth or more, and none of them otherwise; and one of the next ones told of less than
+/// the depth within the last second.
 ///
 /// An owner takes more than its depth only where nobody may refuse a call any more, so its queue tells in one word of what
 /// became of the calls of all callers.
-pub fn is_crowded(routing: Routing, candidates: &[Candidate], now: Instant) -> bool {
+///
+/// Rule: where nobody is known to have room, a key has no more owners for that. It would be cold at each of them, and all would
+/// be slower for it: instances whose caches are cold at first would never get warm.
+pub fn is_crowded(routing: Routing, candidates: &[Candidate], owners: usize, now: Instant) -> bool {
     let Routing::Bounded { depth, .. } = routing else {
         return false;
     };
-    let many = depth.max(1).saturating_mul(2);
+    let depth = depth.max(1);
     let candidates = &candidates[..candidates.len().min(MAX_OWNERS)];
-    let reached = candidates
-        .iter()
-        .filter(|one| one.standing != Standing::Out);
+    let (first, beyond) = candidates.split_at(owners.min(candidates.len()));
     let (mut told, mut crowded) = (0, 0);
-    for depth in reached.filter_map(|one| one.hint.depth_at(now)) {
+    let reached = first.iter().filter(|one| one.standing != Standing::Out);
+    for waiting in reached.filter_map(|one| one.hint.depth_at(now)) {
         told += 1;
-        crowded += usize::from(depth >= many);
+        crowded += usize::from(waiting >= depth.saturating_mul(2));
     }
-    told >= 2 && crowded == told
+    let has_room = |one: &Candidate| {
+        let told = one.hint.depth_within(now, LAST_TOLD);
+        one.standing == Standing::Open && told.is_some_and(|told| told < depth)
+    };
+    told >= 2 && crowded == told && beyond.iter().any(has_room)
 }
 
 type Places = SmallVec<[usize; MAX_OWNERS]>;

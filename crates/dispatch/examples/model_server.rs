@@ -42,11 +42,11 @@ const ANSWER: Duration = Duration::from_millis(4);
 const BLOCK: Duration = Duration::from_micros(400);
 
 /// What is asked for, as a share of what the replicas could do if all beginnings were in their caches.
-const LOAD: f64 = 0.6;
+const LOAD: f64 = 0.5;
 
 /// How long prompts come in each way, and how much of that is not counted, as caches are cold.
-const SECONDS: f64 = 12.0;
-const WARM_UP: f64 = 4.0;
+const SECONDS: f64 = 15.0;
+const WARM_UP: f64 = 6.0;
 
 /// The calls and casts of the replicas.
 struct Models;

@@ -32,8 +32,8 @@ const WAYS: usize = 4;
 /// nobody may refuse pile up there, and a second of them waits for a second.
 /// Rule: once less than a quarter of its calls are left unplaced, or nobody calls it any more, they are halved again. Between
 /// the two it stays as it is, or a key would go back and forth each second.
-/// Rule: a key that had to have more owners again after they were halved waits for twice as many calm seconds until they are
-/// the next time. Sixteen owners of which hardly one refuses say nothing of whether eight are enough.
+/// Rule: a key whose owners were crowded again after they were halved waits for twice as many calm seconds until they are the next
+/// time. Sixteen owners of which hardly one refuses say nothing of whether eight are enough.
 #[derive(Clone, Debug)]
 pub struct HotKeys {
     keys: Vec<HotKey>,
@@ -109,7 +109,11 @@ impl HotKeys {
         key.turn(now);
         let is_settled = key.doubled.is_none_or(|at| now.since(at) >= SETTLES);
         if is_settled && owners << key.doublings < MAX_OWNERS {
-            key.double(now);
+            key.double();
+            key.doubled = Some(now);
+            if std::mem::take(&mut key.halved) {
+                key.patience = (key.patience * 2 + 1).min(MOST_PATIENT);
+            }
             // What was counted is of fewer owners.
             (key.asked, key.unplaced, key.since) = (0, 0, now);
         }
@@ -156,14 +160,10 @@ impl HotKey {
         self.unplaced == 0 && self.doublings == 0 && self.calls == 0 && self.patience == 0
     }
 
-    fn double(&mut self, now: Instant) {
+    fn double(&mut self) {
         // The owners are never more than sixteen: four doublings of one.
         self.doublings = (self.doublings + 1).min(4);
-        self.doubled = Some(now);
         self.calm = 0;
-        if std::mem::take(&mut self.halved) {
-            self.patience = (self.patience * 2 + 1).min(MOST_PATIENT);
-        }
     }
 
     fn halve(&mut self, times: u8) {
@@ -180,7 +180,7 @@ impl HotKey {
         }
         if self.asked >= FEW_CALLS {
             if 2 * self.unplaced > self.asked {
-                self.double(now);
+                self.double();
             } else if 4 * self.unplaced >= self.asked {
                 self.calm = 0;
             } else if self.calm < self.patience {
@@ -286,15 +286,15 @@ mod tests {
     #[test]
     fn a_key_that_needs_its_owners_again_keeps_them_longer_each_time() {
         let mut hot = HotKeys::default();
-        second(&mut hot, 7, 0, 100, |_| true);
         // Eight owners are enough, and four are not.
         let mut halvings = Vec::new();
-        for at in 1..60 {
-            let owners = hot.owners(Routing::bounded(), 7, Instant::from_micros(at * 1_000_000));
-            if owners == 4 {
+        for at in 0..60 {
+            let now = Instant::from_micros(at * 1_000_000);
+            if hot.owners(Routing::bounded(), 7, now) == 4 {
                 halvings.push(at);
+                assert_eq!(hot.crowded(Routing::bounded(), 7, now), 8);
             }
-            second(&mut hot, 7, at, 100, |_| owners == 4);
+            second(&mut hot, 7, at, 100, |_| false);
         }
         let pauses: Vec<u64> = halvings.windows(2).map(|two| two[1] - two[0]).collect();
         assert!(pauses.is_sorted() && pauses[0] < pauses[3], "{pauses:?}");

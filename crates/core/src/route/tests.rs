@@ -304,7 +304,7 @@ fn a_hedge_goes_to_the_next_owner_that_is_not_full_and_to_nobody_where_there_is_
 }
 
 #[test]
-fn owners_are_crowded_where_all_that_told_of_late_told_of_twice_the_depth() {
+fn owners_are_crowded_where_all_that_told_of_late_told_of_twice_the_depth_and_others_have_room() {
     let told = |depth, standing| Candidate {
         hint: Hint::told(depth, NOW),
         standing,
@@ -312,15 +312,23 @@ fn owners_are_crowded_where_all_that_told_of_late_told_of_twice_the_depth() {
     };
     let unknown = Candidate::default();
     let (full, crowded) = (told(15, Standing::Refused), told(16, Standing::Refused));
-    let is = |candidates: &[Candidate]| is_crowded(Routing::bounded(), candidates, NOW);
-    assert!(is(&[crowded, crowded, unknown, unknown]));
-    assert!(is(&[crowded, told(200, Standing::Open)]));
+    let is = |candidates: &[Candidate]| is_crowded(Routing::bounded(), candidates, 3, NOW);
+    let room = told(7, Standing::Open);
+    assert!(is(&[crowded, crowded, unknown, room]));
+    assert!(is(&[crowded, told(200, Standing::Open), unknown, room]));
     // One alone may be slow; one that has room is enough; and whoever cannot be reached is not asked.
-    assert!(!is(&[crowded, unknown, unknown]));
-    assert!(!is(&[crowded, full, crowded]));
-    assert!(!is(&[crowded, told(16, Standing::Out)]));
+    assert!(!is(&[crowded, unknown, unknown, room]));
+    assert!(!is(&[crowded, full, crowded, room]));
+    assert!(!is(&[crowded, told(16, Standing::Out), unknown, room]));
+    // Nobody beyond them has room, or can be reached, or is there.
+    assert!(!is(&[crowded, crowded, crowded, full]));
+    assert!(!is(&[crowded, crowded, crowded, unknown]));
+    assert!(!is(&[crowded, crowded, crowded, told(0, Standing::Out)]));
+    assert!(!is(&[crowded, crowded, crowded]));
     assert!(!is(&[]));
-    let later = NOW + HINT_LASTS;
-    assert!(!is_crowded(Routing::bounded(), &[crowded, crowded], later));
-    assert!(!is_crowded(Routing::Owner, &[crowded, crowded], NOW));
+    let all = [crowded, crowded, room];
+    assert!(is_crowded(Routing::bounded(), &all, 2, NOW));
+    assert!(!is_crowded(Routing::Owner, &all, 2, NOW));
+    // What was told long ago is of other queues.
+    assert!(!is_crowded(Routing::bounded(), &all, 2, NOW + HINT_LASTS));
 }

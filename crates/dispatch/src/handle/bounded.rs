@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use keydispatch_core::route::{
     self, Ask, Candidate, Choice, HotKeys, Latencies, MAX_OWNERS, MAX_REFUSALS, Standing,
 };
-use keydispatch_core::{Key, Routing, ServiceInfo};
+use keydispatch_core::{Instant as Since, Key, Routing, ServiceInfo};
 use tokio::time::Instant;
 
 use super::send::{Bound, Deadline, Failed, Tried};
@@ -141,7 +141,7 @@ impl<P: Protocol> ServiceHandle<P> {
         if routing == Routing::Owner {
             owned.truncate(1);
         }
-        let (mut message, mut refusals, mut asked_for) = (message, 0, owned.len());
+        let (mut message, mut refusals) = (message, 0);
         loop {
             let has = refusals < MAX_REFUSALS && self.budget.has(percent, per_second);
             let ask = Ask {
@@ -153,14 +153,8 @@ impl<P: Protocol> ServiceHandle<P> {
             let known = self.known(&owned, asked);
             let choice = route::next(routing, &known, ask);
             let is_forced = choice.is_some_and(|choice| choice.refuse_at.is_none());
-            if is_forced && route::is_crowded(routing, &known, ask.now) {
-                let hot = |hot: &mut HotKeys| hot.crowded(routing, key.hash(), ask.now);
-                let owners = self.learnt.hot(hot).min(MAX_OWNERS);
-                if owners > asked_for {
-                    asked_for = owners;
-                    owned = self.owners(key, owners);
-                    continue;
-                }
+            if is_forced && self.has_more(key, &mut owned, asked, ask.now) {
+                continue;
             }
             let Some(Choice { at, refuse_at }) = choice else {
                 return Err(self.unowned(match message {
@@ -211,6 +205,30 @@ impl<P: Protocol> ServiceHandle<P> {
                 refusals += 1;
             }
         }
+    }
+
+    /// Gives a call that nobody may refuse more owners, where those it has are crowded: true where there are.
+    fn has_more(
+        &self,
+        key: Key,
+        owned: &mut Vec<Arc<ServiceInfo>>,
+        asked: &Asked,
+        now: Since,
+    ) -> bool {
+        let (routing, few) = (self.routing(), owned.len());
+        if routing == Routing::Owner || few >= MAX_OWNERS {
+            return false;
+        }
+        let more = self.owners(key, MAX_OWNERS.min(few * 2));
+        if !route::is_crowded(routing, &self.known(&more, asked), few, now) {
+            return false;
+        }
+        let hot = |hot: &mut HotKeys| hot.crowded(routing, key.hash(), now);
+        let owners = self.learnt.hot(hot);
+        if owners > few {
+            *owned = self.owners(key, owners.min(MAX_OWNERS));
+        }
+        owned.len() > few
     }
 
     /// Hands the message to one instance, and gives it back where it is still there.

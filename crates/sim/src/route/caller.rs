@@ -2,7 +2,7 @@
 
 use keydispatch_core::Instant;
 use keydispatch_core::route::{
-    self, Ask, Candidate, Choice, Hint, HotKeys, Latencies, RetryBudget, Standing,
+    self, Ask, Candidate, Choice, Hint, HotKeys, Latencies, MAX_OWNERS, RetryBudget, Standing,
 };
 use smallvec::SmallVec;
 
@@ -87,15 +87,19 @@ impl Caller {
             draw,
         };
         let first = |count: u8| &owners[..owners.len().min(usize::from(count))];
-        let mut known = self.candidates(ours, first(*count), standings);
-        let mut choice = route::next(ours.routing, &known, ask)?;
-        if choice.refuse_at.is_none() && route::is_crowded(ours.routing, &known, now) {
-            let more = self.hot.crowded(ours.routing, key_hash, now) as u8;
-            if more > *count {
-                *count = more;
-                known = self.candidates(ours, first(more), standings);
-                choice = route::next(ours.routing, &known, ask)?;
-            }
+        let known = |count| self.candidates(ours, first(count), standings);
+        let mut choice = route::next(ours.routing, &known(*count), ask)?;
+        let few = first(*count).len();
+        if choice.refuse_at.is_none()
+            && few < MAX_OWNERS
+            && route::is_crowded(ours.routing, &known(2 * few as u8), few, now)
+        {
+            *count = (*count).max(self.hot.crowded(ours.routing, key_hash, now) as u8);
+            choice = route::next(
+                ours.routing,
+                &self.candidates(ours, first(*count), standings),
+                ask,
+            )?;
         }
         match choice.refuse_at {
             Some(_) if refusals == 0 => self.hot.asked(key_hash, now),
