@@ -1,5 +1,4 @@
 //! Real processes over TLS that are called by skewed keys, one of which is slower than the others. The long run is the command.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::path::Path;
 
