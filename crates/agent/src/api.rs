@@ -265,6 +265,9 @@ fn find(method: &Method, path: &str) -> Result<Found, Problem> {
             return Ok((*operation, parts, template, *role));
         }
         others.push(*of);
+        if *of == "GET" {
+            others.push("HEAD");
+        }
     }
     if others.is_empty() {
         return Err(Problem::not_found(
@@ -379,7 +382,10 @@ mod tests {
         ] {
             assert_eq!(of("GET", path).unwrap_err().kind, Kind::NotFound, "{path}");
         }
-        assert_eq!(of("POST", "/v1/node").unwrap_err().kind, Kind::Method);
+        let response = of("POST", "/v1/endpoints/a").unwrap_err().into_response();
+        assert_eq!(response.status(), StatusCode::METHOD_NOT_ALLOWED);
+        // Rule of RFC 9110: who answers 405 says what the path takes.
+        assert_eq!(response.headers()["allow"], "PUT, GET, HEAD, DELETE");
         assert_eq!(
             of("GET", "/v1/types/%ff").unwrap_err().kind,
             Kind::BadRequest

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, UNIX_EPOCH};
 
 use hyper::body::Incoming;
+use hyper::header::{ALLOW, HeaderValue};
 use hyper::{Method, Request, StatusCode};
 use keydispatch::MemberState;
 
@@ -24,10 +25,14 @@ const OTHER: &str = "_other";
 
 pub(crate) async fn handle(app: Arc<App>, request: Request<Incoming>) -> Response {
     if request.method() != Method::GET && request.method() != Method::HEAD {
-        return text(
+        let mut response = text(
             StatusCode::METHOD_NOT_ALLOWED,
             "this is read only\n".to_owned(),
         );
+        response
+            .headers_mut()
+            .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        return response;
     }
     match request.uri().path() {
         "/metrics" => http::typed(

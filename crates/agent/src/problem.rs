@@ -119,6 +119,13 @@ impl Problem {
         if let Some(after) = self.extra.get("retry_after_ms").and_then(Value::as_u64) {
             headers.insert(header::RETRY_AFTER, after.div_ceil(1_000).into());
         }
+        if let Some(Ok(allow)) = self
+            .extra
+            .get("allow")
+            .map(|methods| header::HeaderValue::from_str(methods.as_str().unwrap_or_default()))
+        {
+            headers.insert(header::ALLOW, allow);
+        }
         if self.kind == Kind::NoToken {
             headers.insert(
                 header::WWW_AUTHENTICATE,
