@@ -418,6 +418,16 @@ impl Hub {
         (found, upto, seq + 1 < first)
     }
 
+    /// The last event of a kind that was of a node, where it is kept still.
+    pub(crate) fn last_of(&self, kind: &str, node: &str) -> Option<Arc<Event>> {
+        lock(&self.ring)
+            .events
+            .iter()
+            .rev()
+            .find(|event| event.kind == kind && event.node.as_deref() == Some(node))
+            .cloned()
+    }
+
     /// When a key got the owner that it has in a view, and why; none where that is longer ago than events are kept.
     pub(crate) fn last_move(&self, view: &View, key: Key) -> Option<Value> {
         let events: Vec<Arc<Event>> = {

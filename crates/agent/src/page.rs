@@ -2,6 +2,7 @@
 //! nothing from anywhere else; it is computed when somebody asks for it and at no other time.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use hyper::StatusCode;
 use hyper::header::HeaderValue;
@@ -19,7 +20,7 @@ use crate::shapes;
 mod troubles;
 
 /// Rule: the page runs no script, loads nothing from elsewhere, and stands in nobody's frame.
-const CSP: &str = "default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
+const CSP: &str = "default-src 'none'; style-src 'self'; img-src data:; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
 
 const STYLE: &str = include_str!("page/style.css");
 
@@ -54,7 +55,7 @@ pub(crate) async fn answer(
         let mut response = http::typed(
             StatusCode::OK,
             "text/html; charset=utf-8",
-            frame(app, title, body).into_string(),
+            frame(app, path, title, body).into_string(),
         );
         let headers = response.headers_mut();
         headers.insert("content-security-policy", HeaderValue::from_static(CSP));
@@ -65,7 +66,14 @@ pub(crate) async fn answer(
 
 type Shown = Result<(&'static str, Markup), Problem>;
 
-fn frame(app: &App, title: &str, body: Markup) -> Markup {
+/// The views that need nothing to be said, by path.
+const VIEWS: [(&str, &str); 3] = [
+    ("/", "Now"),
+    ("/page/members", "Who sees whom"),
+    ("/page/events", "Events"),
+];
+
+fn frame(app: &App, path: &str, title: &str, body: Markup) -> Markup {
     html! {
         (DOCTYPE)
         html lang="en" {
@@ -75,16 +83,39 @@ fn frame(app: &App, title: &str, body: Markup) -> Markup {
                 meta name="color-scheme" content="light dark";
                 title { (title) " \u{b7} " (app.node.cluster()) }
                 link rel="stylesheet" href="/page/style.css";
+                // Browsers ask for one of their own otherwise.
+                link rel="icon" href="data:,";
             }
             body {
+                a.skip href="#main" { "To the content" }
                 header {
-                    strong { (app.node.cluster()) } " as seen by " (app.node.name())
+                    p { strong { (app.node.cluster()) } " as seen by " (app.node.name()) " at " (clock_time()) }
                     nav aria-label="Views" {
-                        a href="/" { "Now" } a href="/page/members" { "Who sees whom" }
-                        a href="/page/events" { "Events" }
+                        @for (of, name) in VIEWS {
+                            a href=(of) aria-current=[(of == path).then_some("page")] { (name) }
+                        }
                     }
                 }
-                main { h1 { (title) } (body) }
+                main #main tabindex="-1" { h1 { (title) } (body) }
+            }
+        }
+    }
+}
+
+/// When the page was made: it does not change by itself.
+fn clock_time() -> Markup {
+    let now = crate::clock::rfc3339(SystemTime::now());
+    html! { time datetime=(now) { (now) } }
+}
+
+/// A table that scrolls by itself where it is too wide, by keyboard, too.
+fn table(name: &str, headings: &[&str], rows: Markup) -> Markup {
+    html! {
+        div.wide role="region" aria-label=(name) tabindex="0" {
+            table {
+                caption { (name) }
+                thead { tr { @for heading in headings { th scope="col" { (heading) } } } }
+                tbody { (rows) }
             }
         }
     }
@@ -110,16 +141,20 @@ async fn now(app: &Arc<App>) -> Shown {
         html! {
             p.sentence role="status" { (sentence) }
             @if !troubles.is_empty() {
-                ul.troubles {
-                    @for trouble in &troubles {
+                h2 #wrong { "What is wrong" }
+                ul.troubles aria-labelledby="wrong" {
+                    @for trouble in troubles.iter().take(troubles::SHOWN) {
                         li { strong { (trouble.what) } " " (trouble.todo) }
+                    }
+                    @if troubles.len() > troubles::SHOWN {
+                        li { "And " (troubles.len() - troubles::SHOWN) " more." }
                     }
                 }
             }
-            h2 { "Types" }
-            table {
-                thead { tr { th scope="col" { "Type" } th scope="col" { "Online" } th scope="col" { "Draining" } th scope="col" { "Offline" } } }
-                tbody {
+            @if types.is_empty() {
+                p { "Nothing is registered. " code { "dispatch register" } " and " code { "PUT /v1/endpoints/ID" } " do it." }
+            } @else {
+                (table("Types", &["Type", "Online", "Draining", "Offline"], html! {
                     @for view in &types {
                         @let (online, draining, offline) = shapes::counts(view);
                         tr {
@@ -127,7 +162,7 @@ async fn now(app: &Arc<App>) -> Shown {
                             td { (online) } td { (draining) } td { (offline) }
                         }
                     }
-                }
+                }))
             }
         },
     ))
@@ -135,40 +170,55 @@ async fn now(app: &Arc<App>) -> Shown {
 
 async fn members(app: &Arc<App>) -> Shown {
     let told = peer::ask_all(app, &Ask::Members).await;
-    let names: Vec<String> = peer::members(app)
+    let own = peer::members(app).await;
+    let all: Vec<&str> = own
         .iter()
-        .filter_map(|member| member["name"].as_str().map(str::to_owned))
-        .take(MATRIX)
+        .filter_map(|member| member["name"].as_str())
         .collect();
-    let state = |by: &str, of: &str| -> String {
-        match told.get(by) {
-            Some(Ok(value)) => value["members"]
-                .as_array()
-                .and_then(|members| members.iter().find(|member| member["name"] == of))
-                .and_then(|member| member["state"].as_str())
-                .unwrap_or("unknown")
-                .to_owned(),
-            _ => "no answer".to_owned(),
+    let names = &all[..all.len().min(MATRIX)];
+    // Its class, and what is shown.
+    let state = |by: &str, of: &str| -> (&'static str, String) {
+        if by == of {
+            return ("itself", "itself".to_owned());
+        }
+        let Some(Ok(value)) = told.get(by) else {
+            return ("no-answer", "no answer".to_owned());
+        };
+        let seen = value["members"]
+            .as_array()
+            .and_then(|members| members.iter().find(|member| member["name"] == of));
+        match seen.and_then(|seen| seen["state"].as_str()) {
+            Some("up") => match seen.map(|seen| (&seen["linked"], seen["behind"].as_u64())) {
+                Some((Value::Bool(false), _)) => ("no-link", "up, no link".to_owned()),
+                Some((_, Some(behind @ 1..))) => ("behind", format!("up, {behind} behind")),
+                _ => ("up", "up".to_owned()),
+            },
+            Some("suspected") => ("suspected", "suspected".to_owned()),
+            Some("down") => ("down", "down".to_owned()),
+            Some("left") => ("left", "left".to_owned()),
+            _ => ("unknown", "unknown".to_owned()),
+        }
+    };
+    let headings: Vec<&str> = std::iter::once("Node")
+        .chain(names.iter().copied())
+        .collect();
+    let rows = html! {
+        @for by in names {
+            tr {
+                th scope="row" { (by) }
+                @for of in names {
+                    @let (class, seen) = state(by, of);
+                    td.(class) { (seen) }
+                }
+            }
         }
     };
     Ok((
         "Who sees whom",
         html! {
-            p { "Each row is how that node sees the others." }
-            table {
-                thead { tr { th scope="col" { "" } @for name in &names { th scope="col" { (name) } } } }
-                tbody {
-                    @for by in &names {
-                        tr {
-                            th scope="row" { (by) }
-                            @for of in &names {
-                                @let seen = if by == of { "itself".to_owned() } else { state(by, of) };
-                                td.(seen.replace(' ', "-")) { (seen) }
-                            }
-                        }
-                    }
-                }
-            }
+            p { "Each row is how that node sees the others: a way that is cut in one direction shows in one row, and not in the other." }
+            @if all.len() > names.len() { p { "The first " (names.len()) " of " (all.len()) " nodes." } }
+            (table("Nodes by nodes", &headings, rows))
         },
     ))
 }
@@ -208,30 +258,27 @@ async fn one_type(app: &Arc<App>, query: &Query) -> Shown {
                 label { "Who owns the key " input name="key" required; }
                 button { "Look up" }
             }
-            table {
-                thead { tr { @for heading in ["Name", "Node", "State", "Share", "By weight", "Since", "Why", ""] { th scope="col" { (heading) } } } }
-                tbody {
-                    @for info in view.services() {
-                        @let slots = shares.iter().find(|(of, _)| of.id() == info.id()).map_or(0, |(_, slots)| *slots);
-                        tr {
-                            th scope="row" { (info.name()) }
-                            td { (info.node()) }
-                            td.(info.state().to_string()) { @if view.is_standby(info) { "standby" } @else { (info.state()) } }
-                            td { (percent(slots)) }
-                            td { @if info.is_online() { (format!("{:.1} %", f64::from(info.weight().value()) * 100.0 / f64::from(weights.max(1)))) } }
-                            td { (shapes::since(info).unwrap_or_default()) }
-                            td { (info.tag(shapes::REASON).unwrap_or_default()) }
-                            td {
-                                form action="/page/what-if" {
-                                    input type="hidden" name="type" value=(name);
-                                    input type="hidden" name="remove" value=(info.name());
-                                    button { "What if it goes" }
-                                }
+            (table("Instances", &["Name", "Node", "State", "Share", "By weight", "Since", "Why", "If it went"], html! {
+                @for info in view.services() {
+                    @let slots = shares.iter().find(|(of, _)| of.id() == info.id()).map_or(0, |(_, slots)| *slots);
+                    tr {
+                        th scope="row" { (info.name()) }
+                        td { (info.node()) }
+                        td.(info.state().to_string()) { @if view.is_standby(info) { "standby" } @else { (info.state()) } }
+                        td { (percent(slots)) }
+                        td { @if info.is_online() { (format!("{:.1} %", f64::from(info.weight().value()) * 100.0 / f64::from(weights.max(1)))) } }
+                        td { (shapes::since(info).unwrap_or_default()) }
+                        td { (info.tag(shapes::REASON).unwrap_or_default()) }
+                        td {
+                            form action="/page/what-if" {
+                                input type="hidden" name="type" value=(name);
+                                input type="hidden" name="remove" value=(info.name());
+                                button aria-label=(format!("What if {} goes", info.name())) { "What if" }
                             }
                         }
                     }
                 }
-            }
+            }))
         },
     ))
 }
@@ -294,19 +341,16 @@ fn events(app: &App) -> Shown {
     Ok((
         "Events",
         html! {
-            table {
-                thead { tr { @for heading in ["At", "What", "Type", "Node", "Why"] { th scope="col" { (heading) } } } }
-                tbody {
-                    @for event in found.iter().rev().take(EVENTS) {
-                        tr {
-                            td { (crate::clock::rfc3339(event.at)) } td { (event.kind) }
-                            td { (event.service_type.as_deref().unwrap_or_default()) }
-                            td { (event.node.as_deref().unwrap_or_default()) }
-                            td { (event.because.as_deref().unwrap_or_default()) }
-                        }
+            (table("The last events, newest first", &["At", "What", "Type", "Node", "Why"], html! {
+                @for event in found.iter().rev().take(EVENTS) {
+                    tr {
+                        td { (crate::clock::rfc3339(event.at)) } td { (event.kind) }
+                        td { (event.service_type.as_deref().unwrap_or_default()) }
+                        td { (event.node.as_deref().unwrap_or_default()) }
+                        td { (event.because.as_deref().unwrap_or_default()) }
                     }
                 }
-            }
+            }))
         },
     ))
 }

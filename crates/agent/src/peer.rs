@@ -131,7 +131,7 @@ pub(crate) async fn answer(app: &Arc<App>, ask: Ask) -> Result<Value, Problem> {
         }
         Ask::Digest => Ok(json!({ "hashes": digest(app) })),
         Ask::Entries { buckets } => Ok(entries(app, &buckets)),
-        Ask::Members => Ok(json!({ "members": members(app) })),
+        Ask::Members => Ok(json!({ "members": members(app).await })),
         Ask::Node => Ok(node(app).await),
         Ask::Endpoint { id } => match app.endpoints.one(app, &id).await {
             Some((value, _)) => Ok(value),
@@ -245,7 +245,9 @@ pub(crate) async fn ask_all(
     all
 }
 
-pub(crate) fn members(app: &App) -> Vec<Value> {
+/// The members as this node sees them, itself among them: whether they live, whether there is a link to them, and how much of
+/// what they hold is here.
+pub(crate) async fn members(app: &App) -> Vec<Value> {
     let mut members: Vec<Value> = app.node.members().iter().map(shapes::member).collect();
     members.push(json!({
         "name": app.node.name().as_str(),
@@ -254,6 +256,26 @@ pub(crate) fn members(app: &App) -> Vec<Value> {
         "state": "up",
     }));
     members.sort_by(|a, b| a["name"].as_str().cmp(&b["name"].as_str()));
+    let Some(stats) = app.node.stats().await else {
+        return members;
+    };
+    for member in &mut members {
+        let owner = stats
+            .cluster
+            .owners
+            .iter()
+            .find(|owner| member["name"] == owner.node.name.as_str());
+        if let Some(owner) = owner {
+            let version = owner.version.unwrap_or(0);
+            member["entries"] = json!(owner.entries);
+            member["behind"] = json!(
+                owner
+                    .behind
+                    .map_or(0, |behind| behind.saturating_sub(version))
+            );
+            member["linked"] = json!(owner.linked);
+        }
+    }
     members
 }
 

@@ -50,7 +50,8 @@ async fn every_view_says_what_there_is_and_escapes_what_others_wrote() {
     cluster.online("chat", 2).await;
     let now = text("/").await;
     assert!(
-        now.contains("chat-2 of chat is offline: &lt;img src=x&gt;."),
+        now.contains("chat has 2 of 3 instances online: chat-2 is offline for ")
+            && now.contains("s: &lt;img src=x&gt;."),
         "{now}"
     );
     assert!(
@@ -59,7 +60,7 @@ async fn every_view_says_what_there_is_and_escapes_what_others_wrote() {
     );
     let one = text("/page/type?type=chat").await;
     assert!(
-        one.contains("2 online of 3") && one.contains("What if it goes"),
+        one.contains("2 online of 3") && one.contains("aria-label=\"What if chat-1 goes\""),
         "{one}"
     );
     let odd = text("/page/type?type=%3Cb%3E%26%22%27").await;

@@ -45,29 +45,6 @@ pub(super) async fn members(call: Call) -> Result<Response, Problem> {
         .unwrap_or(call.app.node.name().as_str());
     let mut value = peer::ask(&call.app, by, Ask::Members, None).await?;
     value["seen_by"] = json!(by);
-    let stats = call.app.node.stats().await;
-    if let (Some(stats), true) = (stats, by == call.app.node.name().as_str())
-        && let Some(members) = value["members"].as_array_mut()
-    {
-        for member in members {
-            let name = member["name"].as_str().unwrap_or_default().to_owned();
-            if let Some(owner) = stats
-                .cluster
-                .owners
-                .iter()
-                .find(|owner| owner.node.name.as_str() == name)
-            {
-                let version = owner.version.unwrap_or(0);
-                member["entries"] = json!(owner.entries);
-                member["behind"] = json!(
-                    owner
-                        .behind
-                        .map_or(0, |behind| behind.saturating_sub(version))
-                );
-                member["linked"] = json!(owner.linked);
-            }
-        }
-    }
     Ok(ok(&value))
 }
 
