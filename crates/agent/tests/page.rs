@@ -76,7 +76,7 @@ async fn every_view_says_what_there_is_and_escapes_what_others_wrote() {
     assert!(
         text("/page/members")
             .await
-            .contains("Each row is how that node sees the others.")
+            .contains("Each row is how that node sees the others")
     );
     assert!(
         text("/page/events")

@@ -32,8 +32,8 @@ pub(super) struct Trouble {
 /// What all agents say, and what this one sees.
 #[derive(Default)]
 struct Facts {
-    /// What each agent says of its node; none where it did not answer.
-    nodes: BTreeMap<String, Option<Value>>,
+    /// What each agent says of its node, or why it does not answer.
+    nodes: BTreeMap<String, Result<Value, String>>,
     /// The members as each agent that answered sees them.
     seen: BTreeMap<String, Vec<Value>>,
     /// Members that are not up here: the name, the state, for how long where that is known, and why.
@@ -133,7 +133,7 @@ async fn gather(app: &Arc<App>) -> Facts {
     Facts {
         nodes: nodes
             .into_iter()
-            .map(|(name, told)| (name, told.ok()))
+            .map(|(name, told)| (name, told.map_err(|problem| problem.detail)))
             .collect(),
         seen: seen
             .into_iter()
@@ -202,12 +202,12 @@ fn away(facts: &Facts, note: &mut Note<'_>) {
 }
 
 fn disagree(facts: &Facts, note: &mut Note<'_>) {
-    let hash = |name: &str| facts.nodes.get(name)?.as_ref()?["registry_hash"].as_str();
+    let hash = |name: &str| facts.nodes.get(name)?.as_ref().ok()?["registry_hash"].as_str();
     let own = hash(&facts.own);
     let others: Vec<&str> = facts
         .nodes
         .iter()
-        .filter(|(name, told)| told.is_some() && hash(name) != own)
+        .filter(|(name, told)| told.is_ok() && hash(name) != own)
         .map(|(name, _)| name.as_str())
         .collect();
     if !others.is_empty() {
@@ -271,18 +271,20 @@ fn cut(facts: &Facts, note: &mut Note<'_>) {
     }
 }
 
+/// Its link to this node stands, or it would not be up; what this node sends it gets nowhere.
 fn silent(facts: &Facts, note: &mut Note<'_>) {
-    let silent: Vec<&str> = facts
-        .nodes
-        .iter()
-        .filter(|(_, told)| told.is_none())
-        .map(|(name, _)| name.as_str())
-        .collect();
-    if !silent.is_empty() {
-        note(
-            format!("{} not answer when asked.", has(&silent, "does", "do")),
-            "What is shown lacks what it would say. Look at its log and load.",
-        );
+    for (name, told) in &facts.nodes {
+        if let Err(why) = told {
+            note(
+                format!(
+                    "{name} is up, and does not answer {}: {}.",
+                    facts.own,
+                    why.trim_end_matches('.')
+                ),
+                "The way from here to it is cut, or it has no time. Look at the address that it advertises, at firewalls, and at \
+                 its load. Calls to it fail; what it would say is not shown here.",
+            );
+        }
     }
 }
 
@@ -384,7 +386,7 @@ fn told(facts: &Facts) -> impl Iterator<Item = (&str, &Value)> {
     facts
         .nodes
         .iter()
-        .filter_map(|(name, told)| Some((name.as_str(), told.as_ref()?)))
+        .filter_map(|(name, told)| Some((name.as_str(), told.as_ref().ok()?)))
 }
 
 /// Instances by name, with their state, since when, and why.

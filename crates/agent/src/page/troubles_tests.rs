@@ -18,7 +18,7 @@ fn well() -> Facts {
     Facts {
         nodes: names
             .iter()
-            .map(|name| ((*name).to_owned(), Some(node(name))))
+            .map(|name| ((*name).to_owned(), Ok(node(name))))
             .collect(),
         seen: names
             .iter()
@@ -148,9 +148,10 @@ fn each_trouble_has_a_sentence_of_its_own() {
     assert_eq!(differ, "2 of 3 nodes agree: b lists other entries than a.");
     assert_eq!(
         says(|facts| {
-            facts.nodes.insert("b".to_owned(), None);
+            let why = "not sent: no connection".to_owned();
+            facts.nodes.insert("b".to_owned(), Err(why));
         }),
-        "b does not answer when asked."
+        "b is up, and does not answer a: not sent: no connection."
     );
 }
 

@@ -273,9 +273,11 @@ test('ways that are cut, and a node that is killed, are named on top and in the 
     const row = page.getByRole('table', { name: 'Nodes by nodes' }).getByRole('row', { name: new RegExp(`^${by} `) })
     return row.innerText()
   }
-  await t.test('one direction', async () => {
+  await t.test('a way that carries in one direction only', async () => {
+    // What a sends to c is lost; c reaches a, and so is up.
     ways.cut.there = true
-    await says(page, /c/)
+    await says(page, /^c is up, and does not answer a: /)
+    await eventually('the matrix shows it', async () => assert.match(await row('c'), /no answer/))
   })
   await t.test('a node is killed', async () => {
     await cluster.kill('c')
