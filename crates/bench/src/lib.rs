@@ -1,5 +1,6 @@
 //! Node processes for tests and benchmarks, and what the commands of `keydispatch-bench` share.
 
+pub mod agent;
 pub mod call;
 pub mod fleet;
 mod follower;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use keydispatch_bench::{call, fleet, load, lookup, net, register, rolling, soak, states};
+use keydispatch_bench::{agent, call, fleet, load, lookup, net, register, rolling, soak, states};
 use keydispatch_measure::allocations;
 
 #[global_allocator]
@@ -23,6 +23,11 @@ enum Command {
     Lookup(lookup::Options),
     /// What calling a service in another process costs, beside a plain TLS echo and beside other crates.
     Call(call::Options),
+    /// What asking an agent costs, beside a static answer of the same server; what it costs when nobody asks.
+    Agent(agent::Options),
+    /// The agents that `agent` asks.
+    #[command(hide = true)]
+    AgentFar(agent::Far),
     /// What it costs to add services, to see those of others, and to lose a node.
     Register(register::Options),
     /// The processes that see what `register` adds.
@@ -161,6 +166,8 @@ fn run(command: Command) -> Result<(), fleet::Error> {
             let runtime = tokio::runtime::Runtime::new()?;
             runtime.block_on(load::run_caller(options, say))
         }
+        Command::Agent(options) => agent::run(options, say),
+        Command::AgentFar(far) => agent::run_far(far, say),
         Command::Register(options) => {
             log();
             register::run(options, say)
