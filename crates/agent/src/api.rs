@@ -117,6 +117,7 @@ routes! {
     DeleteEndpoint "DELETE" "/v1/endpoints/{id}" Register;
     EndpointState "POST" "/v1/endpoints/{id}/state" Register;
     Events "GET" "/v1/events" Read;
+    Status "GET" "/v1/status" Read;
     Verify "GET" "/v1/verify" Read;
     Route "*" "/v1/route" Read;
     SdPrometheus "GET" "/v1/sd/prometheus" Read;
@@ -236,6 +237,7 @@ async fn run(operation: Operation, call: Call) -> Result<Response, Problem> {
         Operation::DeleteEndpoint => endpoints::delete(call).await,
         Operation::EndpointState => endpoints::state(call).await,
         Operation::Events => watch::events(call).await,
+        Operation::Status => read::status(call).await,
         Operation::Verify => read::verify(call).await,
         Operation::Route => route::route(call),
         Operation::SdPrometheus => read::sd_prometheus(call),

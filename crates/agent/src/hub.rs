@@ -25,6 +25,9 @@ const MANY_TYPES: usize = 1_024;
 /// Nodes of which it is remembered how they went, before all of that is forgotten.
 const MANY_NODES: usize = 1_024;
 
+/// The kinds of events that are of a node itself.
+const MEMBER_KINDS: [&str; 3] = ["member_up", "member_down", "member_left"];
+
 /// Where a watcher of one type stands: everything up to the view of that version, and of the change that led to the next
 /// one the first `nth` events. It is the id of an event, and the ETag of a type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -416,6 +419,17 @@ impl Hub {
             ring.next - 1
         };
         (found, upto, seq + 1 < first)
+    }
+
+    /// Since when nodes have been what they are, and why, where that is kept still.
+    pub(crate) fn members(&self) -> HashMap<String, Arc<Event>> {
+        let mut last = HashMap::new();
+        for event in &lock(&self.ring).events {
+            if let (true, Some(node)) = (MEMBER_KINDS.contains(&event.kind), &event.node) {
+                last.insert(node.clone(), Arc::clone(event));
+            }
+        }
+        last
     }
 
     /// The last event of a kind that was of a node, where it is kept still.

@@ -31,6 +31,7 @@ mod page;
 mod peer;
 mod problem;
 mod shapes;
+mod troubles;
 
 pub use agent::{Agent, AgentError, Listening, SYSTEM_SOCKET, agent_service_type, usual_sockets};
 pub use auth::{Role, make_token};

@@ -16,8 +16,7 @@ use crate::http::{self, Response};
 use crate::peer::{self, Ask};
 use crate::problem::Problem;
 use crate::shapes;
-
-mod troubles;
+use crate::troubles;
 
 /// Rule: the page runs no script, loads nothing from elsewhere, and stands in nobody's frame.
 const CSP: &str = "default-src 'none'; style-src 'self'; img-src data:; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";

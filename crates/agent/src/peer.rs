@@ -256,6 +256,14 @@ pub(crate) async fn members(app: &App) -> Vec<Value> {
         "state": "up",
     }));
     members.sort_by(|a, b| a["name"].as_str().cmp(&b["name"].as_str()));
+    let events = app.hub.members();
+    for member in &mut members {
+        let Some(event) = member["name"].as_str().and_then(|name| events.get(name)) else {
+            continue;
+        };
+        member["since"] = json!(crate::clock::rfc3339(event.at));
+        member["because"] = json!(event.because);
+    }
     let Some(stats) = app.node.stats().await else {
         return members;
     };

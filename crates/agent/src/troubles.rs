@@ -20,13 +20,13 @@ const DAY_S: u64 = 86_400;
 /// Instances that are named of one type; the rest is counted.
 const NAMED: usize = 3;
 /// Troubles that one view shows; the rest is counted.
-pub(super) const SHOWN: usize = 50;
+pub(crate) const SHOWN: usize = 50;
 
 /// Something that is wrong.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Trouble {
-    pub(super) what: String,
-    pub(super) todo: String,
+pub(crate) struct Trouble {
+    pub(crate) what: String,
+    pub(crate) todo: String,
 }
 
 /// What all agents say, and what this one sees.
@@ -64,7 +64,7 @@ struct Other {
 }
 
 /// One sentence, and all that is wrong.
-pub(super) async fn now(app: &Arc<App>) -> (String, Vec<Trouble>) {
+pub(crate) async fn now(app: &Arc<App>) -> (String, Vec<Trouble>) {
     let facts = gather(app).await;
     let troubles = judge(&facts);
     (sentence(&troubles, facts.nodes.len()), troubles)

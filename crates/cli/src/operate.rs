@@ -9,6 +9,7 @@ mod doctor;
 mod notify;
 mod run;
 mod show;
+mod status;
 mod table;
 
 use std::process::ExitCode;
@@ -30,6 +31,8 @@ pub(crate) enum Command {
     Plan(show::Plan),
     Mint(show::Mint),
     Events(show::Events),
+    Status(status::Status),
+    Top(status::Top),
     Verify(show::Verify),
     Endpoints(show::Endpoints),
     Register(change::Register),
@@ -78,6 +81,8 @@ pub(crate) fn run(command: Command) -> ExitCode {
             Command::Plan(arguments) => show::plan(&arguments).await,
             Command::Mint(arguments) => show::mint(&arguments).await,
             Command::Events(arguments) => show::events(&arguments).await,
+            Command::Status(arguments) => status::status(&arguments).await,
+            Command::Top(arguments) => status::top(&arguments).await,
             Command::Verify(arguments) => show::verify(&arguments).await,
             Command::Endpoints(arguments) => show::endpoints(&arguments).await,
             Command::Register(arguments) => change::register(&arguments).await,

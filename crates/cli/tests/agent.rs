@@ -331,6 +331,13 @@ fn the_command_says_by_its_exit_code_how_it_went() {
         "chat-1\nchat-2\n"
     );
     assert!(prints(&one.socket, &["verify"]).contains("1 nodes agree"));
+    let status = prints(&one.socket, &["status"]);
+    assert_eq!(status, "All is well: one node, and no other is known.\n");
+    let top = prints(&one.socket, &["top", "-n", "1"]);
+    assert!(
+        top.starts_with(&status) && top.contains("\nNODE  STATE") && top.contains("\nchat  2"),
+        "{top}"
+    );
     assert!(
         prints(&one.socket, &["events", "--type", "chat"]).contains("chat-1 was registered on a")
     );
@@ -338,6 +345,14 @@ fn the_command_says_by_its_exit_code_how_it_went() {
         prints(&one.socket, &["drain", "--self", "--reason", "deploy"])
             .starts_with("draining 2 endpoints of a")
     );
+    let drained = run(&one.socket, &["status"]);
+    let said = String::from_utf8(drained.stdout).unwrap();
+    assert!(
+        said.starts_with("Nobody serves chat: chat-1 is draining for ")
+            && said.contains(": deploy"),
+        "{said}"
+    );
+    assert_eq!(drained.status.code(), Some(1));
     assert_eq!(code(&["deregister", "chat-1"]), Some(0));
     assert_eq!(code(&["deregister", "chat-1"]), Some(3));
     assert_eq!(code(&["services", "none"]), Some(3));

@@ -16,6 +16,7 @@ use crate::key::ApiKey;
 use crate::peer::{self, Ask};
 use crate::problem::{Kind, Problem};
 use crate::shapes;
+use crate::troubles;
 
 /// Keys that are looked up at once.
 const MAX_KEYS: usize = 10_000;
@@ -46,6 +47,23 @@ pub(super) async fn members(call: Call) -> Result<Response, Problem> {
     let mut value = peer::ask(&call.app, by, Ask::Members, None).await?;
     value["seen_by"] = json!(by);
     Ok(ok(&value))
+}
+
+/// What is wrong, worst first, as the page says it.
+pub(super) async fn status(call: Call) -> Result<Response, Problem> {
+    call.query.only(&[])?;
+    let (summary, troubles) = troubles::now(&call.app).await;
+    let listed: Vec<Value> = troubles
+        .iter()
+        .take(troubles::SHOWN)
+        .map(|trouble| json!({ "what": trouble.what, "todo": trouble.todo }))
+        .collect();
+    Ok(ok(&json!({
+        "well": troubles.is_empty(),
+        "summary": summary,
+        "troubles": listed,
+        "more": troubles.len() - listed.len(),
+    })))
 }
 
 pub(super) fn types(call: Call) -> Result<Response, Problem> {

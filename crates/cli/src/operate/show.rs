@@ -34,28 +34,37 @@ pub(crate) async fn members(arguments: &Members) -> Result<ExitCode, Failure> {
                 .map(|member| shown(&member["name"]))
                 .collect()
         },
-        |body| {
-            let rows = list(body, "members").iter().map(|member| {
-                [
-                    shown(&member["name"]),
-                    shown(&member["state"]),
-                    shown(&member["address"]),
-                    shown(&member["entries"]),
-                    shown(&member["behind"]),
-                    match member["linked"].as_bool() {
-                        Some(true) => "ok".to_owned(),
-                        Some(false) => "none".to_owned(),
-                        None => "\u{2013}".to_owned(),
-                    },
-                ]
-            });
-            table(
-                ["NODE", "STATE", "ADDRESS", "ENTRIES", "BEHIND", "LINK"],
-                rows,
-            )
-        },
+        members_table,
     )?;
     Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn members_table(body: &Value) -> Vec<String> {
+    let rows = list(body, "members").iter().map(|member| {
+        [
+            shown(&member["name"]),
+            shown(&member["state"]),
+            shown(&member["since"]),
+            shown(&member["address"]),
+            shown(&member["entries"]),
+            shown(&member["behind"]),
+            match member["linked"].as_bool() {
+                Some(true) => "ok".to_owned(),
+                Some(false) => "none".to_owned(),
+                None => "\u{2013}".to_owned(),
+            },
+            match member["state"].as_str() {
+                Some("up") => String::new(),
+                _ => shown(&member["because"]),
+            },
+        ]
+    });
+    table(
+        [
+            "NODE", "STATE", "SINCE", "ADDRESS", "ENTRIES", "BEHIND", "LINK", "WHY",
+        ],
+        rows,
+    )
 }
 
 /// Lists the types of services
@@ -81,14 +90,16 @@ pub(crate) async fn types(arguments: &Types) -> Result<ExitCode, Failure> {
                 .map(|of| shown(&of["type"]))
                 .collect()
         },
-        |body| {
-            let rows = list(body, "types")
-                .iter()
-                .map(|of| ["type", "online", "draining", "offline"].map(|name| shown(&of[name])));
-            table(["TYPE", "ONLINE", "DRAINING", "OFFLINE"], rows)
-        },
+        types_table,
     )?;
     Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn types_table(body: &Value) -> Vec<String> {
+    let rows = list(body, "types")
+        .iter()
+        .map(|of| ["type", "online", "draining", "offline"].map(|name| shown(&of[name])));
+    table(["TYPE", "ONLINE", "DRAINING", "OFFLINE"], rows)
 }
 
 /// Lists the instances of a type
