@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -279,7 +279,9 @@ where
     F: Future<Output = Response> + Send + 'static,
 {
     let service = service_fn(|request| {
-        let answered = handler(peer.clone(), request);
+        // Boxed, and gone with the answer: hyper keeps the place of it as long as the connection, and most of those are watchers,
+        // which wait for news with nothing being answered.
+        let answered = Box::pin(handler(peer.clone(), request));
         async move { Ok::<_, Infallible>(answered.await) }
     });
     let connection = http1::Builder::new()
@@ -287,7 +289,7 @@ where
         .header_read_timeout(HEADER_TIMEOUT)
         .max_buf_size(MAX_HEADER_BYTES)
         .serve_connection(TokioIo::new(stream), service);
-    let mut connection = pin!(connection);
+    let mut connection = Box::pin(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
         () = stopped(&mut stop) => {
