@@ -111,6 +111,13 @@ pub(crate) fn json(status: StatusCode, value: &serde_json::Value) -> Response {
     typed(status, "application/json", value.to_string())
 }
 
+/// A good JSON answer that is written as it is.
+pub(crate) fn serialized(value: &impl serde::Serialize) -> Result<Response, Problem> {
+    let text = serde_json::to_string(value)
+        .map_err(|error| Problem::new(Kind::Internal, error.to_string()))?;
+    Ok(typed(StatusCode::OK, "application/json", text))
+}
+
 /// An answer of that media type.
 pub(crate) fn typed(
     status: StatusCode,

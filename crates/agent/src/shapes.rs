@@ -3,6 +3,7 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use keydispatch::{Member, MemberState, ServiceInfo, ServiceState, View};
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::clock::rfc3339;
@@ -49,16 +50,32 @@ pub(crate) fn instance(info: &ServiceInfo, view: Option<&View>) -> Value {
     })
 }
 
-/// What a caller needs of an owner.
+/// What a caller needs of an owner. Written as it is, without a tree of values before it: it is what is asked for most.
+#[derive(Serialize)]
+pub(crate) struct Owner<'a> {
+    name: &'a str,
+    node: &'a str,
+    id: String,
+    address: Option<&'a str>,
+    zone: Option<&'a str>,
+    weight: u16,
+}
+
+impl<'a> Owner<'a> {
+    pub(crate) fn of(info: &'a ServiceInfo) -> Self {
+        Owner {
+            name: info.name().as_str(),
+            node: info.node().as_str(),
+            id: info.id().to_string(),
+            address: info.address(),
+            zone: info.zone(),
+            weight: info.weight().value(),
+        }
+    }
+}
+
 pub(crate) fn owner(info: &ServiceInfo) -> Value {
-    json!({
-        "name": info.name().as_str(),
-        "node": info.node().as_str(),
-        "id": info.id().to_string(),
-        "address": info.address(),
-        "zone": info.zone(),
-        "weight": info.weight().value(),
-    })
+    json!(Owner::of(info))
 }
 
 pub(crate) fn member_state(state: MemberState) -> &'static str {

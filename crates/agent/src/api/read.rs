@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use hyper::StatusCode;
 use keydispatch::{Escaped, Spread, View};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{Call, MAX_KEYS_BODY, Query, ok};
@@ -126,20 +126,30 @@ pub(super) fn owner(call: Call) -> Result<Response, Problem> {
     let n = call.query.number("n")?.unwrap_or(1).clamp(1, MAX_OWNERS);
     let spread = spread(&call.query)?;
     let view = view(&call)?;
-    let owners: Vec<Value> = view
+    let owners: Vec<shapes::Owner<'_>> = view
         .owners_spread(key.key(), n, spread)
         .into_iter()
-        .map(|info| shapes::owner(info))
+        .map(|info| shapes::Owner::of(info))
         .collect();
     let Some(first) = owners.first() else {
         return Err(nobody(call.part(0)));
     };
-    Ok(ok(&json!({
-        "type": call.part(0),
-        "key": key.shown(),
-        "owner": first,
-        "owners": owners,
-    })))
+    http::serialized(&Found {
+        service_type: call.part(0),
+        key: key.shown(),
+        owner: first,
+        owners: &owners,
+    })
+}
+
+/// Who owns a key, and who comes behind.
+#[derive(Serialize)]
+struct Found<'a> {
+    #[serde(rename = "type")]
+    service_type: &'a str,
+    key: &'a Value,
+    owner: &'a shapes::Owner<'a>,
+    owners: &'a [shapes::Owner<'a>],
 }
 
 #[derive(Deserialize)]
