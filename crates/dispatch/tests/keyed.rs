@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::task::Poll;
 use std::time::Duration;
 
 use keydispatch::testkit::MemoryNetwork;
@@ -453,6 +454,98 @@ async fn a_key_whose_handler_blocks_its_thread_holds_up_no_other() {
         }
     }
     drop((a, caller));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn whoever_holds_its_thread_after_a_message_to_a_key_holds_up_no_key() {
+    let network = MemoryNetwork::new();
+    let [caller, a] = start_all(&network, ["s", "a"], |node| node).await;
+    let _served = serve(&a).await;
+    let rooms = caller.keyed::<RoomsOf>().timeout(PATIENCE);
+    rooms.wait_online(1).await.unwrap();
+    let release = Arc::new(AtomicBool::new(false));
+    for round in 1..=2_u64 {
+        let (local, held) = (a.keyed::<RoomsOf>(), Arc::clone(&release));
+        let sent = Arc::new(AtomicBool::new(false));
+        let said = Arc::clone(&sent);
+        let holding = tokio::spawn(async move {
+            // A call that was sent, as one of several that are made at once is.
+            let mut call = Box::pin(local.call(("holds", round), Ask::Count));
+            let at_once = std::future::poll_fn(|cx| Poll::Ready(call.as_mut().poll(cx))).await;
+            said.store(true, Ordering::SeqCst);
+            while !held.load(Ordering::SeqCst) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            let told = match at_once {
+                Poll::Ready(told) => told,
+                Poll::Pending => call.await,
+            };
+            assert_eq!(told, Ok(Told::Count(1)));
+        });
+        eventually("it holds its thread", async || {
+            let sent = sent.load(Ordering::SeqCst);
+            sent.then_some(()).ok_or_else(|| "not yet".to_owned())
+        })
+        .await;
+        for key in 0..200_u64 {
+            assert_eq!(rooms.call(key, Ask::Count).await, Ok(Told::Count(round)));
+        }
+        assert!(!holding.is_finished());
+        if round == 2 {
+            release.store(true, Ordering::SeqCst);
+            holding.await.unwrap();
+        }
+    }
+    drop((a, caller));
+}
+
+/// What a runtime that ends is given to run is dropped at once, on the thread that gives it.
+#[test]
+fn a_runtime_that_ends_while_keys_are_at_work_ends() {
+    for round in 0..40 {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(4)
+            .enable_all()
+            .build()
+            .unwrap();
+        let network = MemoryNetwork::new();
+        let made = Arc::new(AtomicU64::new(0));
+        let (node, served) = runtime.block_on(async {
+            let [node] = start_all(&network, ["a"], |node| node).await;
+            let served = serve(&node).await;
+            let rooms = node.keyed::<RoomsOf>();
+            rooms.wait_online(1).await.unwrap();
+            for caller in 0..16_u64 {
+                let (rooms, made) = (rooms.clone(), Arc::clone(&made));
+                tokio::spawn(async move {
+                    for key in (0..).map(|number| caller * 1_000 + number % 50) {
+                        if rooms.call(key, Ask::Count).await.is_err() {
+                            break;
+                        }
+                        made.fetch_add(1, Ordering::Relaxed);
+                    }
+                });
+            }
+            eventually("calls are made", async || {
+                let made = made.load(Ordering::Relaxed);
+                if made > 200 {
+                    Ok(())
+                } else {
+                    Err(made.to_string())
+                }
+            })
+            .await;
+            (node, served)
+        });
+        let (ended, ends) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            drop(runtime);
+            let _ = ended.send(());
+        });
+        let ended = ends.recv_timeout(PATIENCE);
+        assert_eq!(ended, Ok(()), "round {round}");
+        drop((node, served));
+    }
 }
 
 fn on_a_gate(served: &ServedKeyed<Rooms>) -> keyed_support::Gate {

@@ -1,10 +1,11 @@
 //! The keys of one instance: their states, what waits for them, and whether their slots are served here.
 //!
-//! The driver says what becomes of each slot; handlers run in tasks of their own, one for each key that is at work. Whatever
+//! The driver says what becomes of each slot; workers run the handlers, each of one key at a time. Whatever
 //! both look at is behind one lock, which nobody holds for longer than it takes to look a key up.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -42,7 +43,47 @@ pub(super) struct Store<K: Keyed> {
     room: Arc<Room>,
     share: Arc<Share>,
     started: Instant,
+    /// Itself, for the workers that it calls.
+    me: Weak<Store<K>>,
     inner: Mutex<Inner<K::State>>,
+}
+
+/// What is behind the lock, while it is held.
+///
+/// Rule: workers that were called meanwhile begin once it is let go. A runtime that has ended drops what is spawned at once, on
+/// this thread, and whoever is dropped takes the lock.
+pub(super) struct Locked<'a, K: Keyed> {
+    store: &'a Store<K>,
+    /// None once it is let go.
+    inner: Option<MutexGuard<'a, Inner<K::State>>>,
+}
+
+impl<K: Keyed> Deref for Locked<'_, K> {
+    type Target = Inner<K::State>;
+
+    fn deref(&self) -> &Self::Target {
+        self.inner
+            .as_ref()
+            .expect("it is let go when this is dropped")
+    }
+}
+
+impl<K: Keyed> DerefMut for Locked<'_, K> {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        self.inner
+            .as_mut()
+            .expect("it is let go when this is dropped")
+    }
+}
+
+impl<K: Keyed> Drop for Locked<'_, K> {
+    fn drop(&mut self) {
+        let called = self.workers.take_called();
+        self.inner = None;
+        for number in called {
+            self.store.start_worker(number);
+        }
+    }
 }
 
 pub(super) struct Inner<S> {
@@ -127,7 +168,7 @@ impl<K: Keyed> Store<K> {
         room: Arc<Room>,
     ) -> Arc<Self> {
         let share = data.own_share();
-        Arc::new(Store {
+        Arc::new_cyclic(|me| Store {
             service,
             id,
             data,
@@ -137,6 +178,7 @@ impl<K: Keyed> Store<K> {
             room,
             share,
             started: Instant::now(),
+            me: Weak::clone(me),
             inner: Mutex::new(Inner {
                 gates: HashMap::new(),
                 slots: HashMap::new(),
@@ -150,8 +192,17 @@ impl<K: Keyed> Store<K> {
         })
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, Inner<K::State>> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn lock(&self) -> Locked<'_, K> {
+        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        Locked {
+            store: self,
+            inner: Some(inner),
+        }
+    }
+
+    /// Itself; none while it is dropped.
+    pub(super) fn me(&self) -> Option<Arc<Self>> {
+        self.me.upgrade()
     }
 
     /// The store's clock.
@@ -221,7 +272,7 @@ impl<K: Keyed> Store<K> {
             cell,
             job,
         });
-        self.call_worker(inner);
+        inner.call_worker();
     }
 
     /// Sees to what waits for a slot, after what becomes of its messages has changed.
@@ -503,7 +554,7 @@ impl<K: Keyed> Store<K> {
                     Job::Idle => VecDeque::new(),
                 });
             }
-            (inner.workers.all(), unread)
+            (inner.workers.end(), unread)
         };
         for worker in workers {
             worker.abort();

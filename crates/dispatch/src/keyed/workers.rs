@@ -32,13 +32,24 @@ pub(super) struct Workers {
     /// Those that have not taken anything yet.
     coming: usize,
     last: u64,
-    tasks: HashMap<u64, AbortHandle>,
+    /// Those that were called while the lock was held, and are still to begin.
+    called: Vec<u64>,
+    /// None where a task has yet to begin.
+    tasks: HashMap<u64, Option<AbortHandle>>,
+    /// They are ended, and nobody comes any more.
+    ended: bool,
 }
 
 impl Workers {
-    /// All, to be ended.
-    pub(super) fn all(&self) -> Vec<AbortHandle> {
-        self.tasks.values().cloned().collect()
+    /// Those that are to begin now.
+    pub(super) fn take_called(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.called)
+    }
+
+    /// All of them, to be ended.
+    pub(super) fn end(&mut self) -> Vec<AbortHandle> {
+        self.ended = true;
+        self.tasks.values().flatten().cloned().collect()
     }
 }
 
@@ -48,43 +59,59 @@ struct Seat<K: Keyed> {
     number: u64,
     /// It has not taken anything yet.
     coming: bool,
+    /// Its task has begun.
+    ran: bool,
+}
+
+impl<S> Inner<S> {
+    /// Follows the rule of the module. The worker begins once the lock is let go.
+    pub(super) fn call_worker(&mut self) {
+        if self.ready.is_empty() || self.workers.coming > 0 || self.workers.ended {
+            return;
+        }
+        let workers = &mut self.workers;
+        workers.coming += 1;
+        workers.last += 1;
+        workers.called.push(workers.last);
+        workers.tasks.insert(workers.last, None);
+    }
 }
 
 impl<K: Keyed> Store<K> {
-    /// Follows the rule of the module; true where a worker was called.
-    pub(super) fn call_worker(self: &Arc<Self>, inner: &mut Inner<K::State>) -> bool {
-        if inner.ready.is_empty() || inner.workers.coming > 0 {
-            return false;
-        }
-        let workers = &mut inner.workers;
-        workers.coming += 1;
-        workers.last += 1;
-        let seat = Seat {
-            store: Arc::clone(self),
-            number: workers.last,
-            coming: true,
+    /// Lets a worker begin that was called, without the lock.
+    pub(super) fn start_worker(&self, number: u64) {
+        let Some(store) = self.me() else {
+            return;
         };
-        // It begins once the lock is let go, at the earliest.
+        let seat = Seat {
+            store,
+            number,
+            coming: true,
+            ran: false,
+        };
         let task = self.data.spawn_service(handle(seat));
-        workers.tasks.insert(workers.last, task);
-        true
+        // Rule: whoever is called can be taken by another thread. What a task spawns last is next on its own thread, and no other
+        // one takes it: where that thread is held next, by a handler that begins or by one that has just sent this, nobody
+        // would come, and nobody else would be called. A task that does nothing takes that place.
+        self.data.spawn_service(std::future::ready(()));
+        let mut inner = self.lock();
+        if inner.workers.ended {
+            task.abort();
+        } else if let Some(place) = inner.workers.tasks.get_mut(&number) {
+            *place = Some(task);
+        }
     }
 }
 
 impl<K: Keyed> Seat<K> {
     fn take(&mut self) -> Option<Ready<K::State>> {
-        let store = &self.store;
-        let mut inner = store.lock();
+        self.ran = true;
+        let mut inner = self.store.lock();
         let ready = inner.ready.pop_front()?;
         if std::mem::take(&mut self.coming) {
             inner.workers.coming -= 1;
         }
-        if store.call_worker(&mut inner) {
-            // Rule: whoever is called can be taken by another thread. What a task spawns last is next on its own thread, and
-            // no other one takes it: where the handler that comes now blocks, nobody would come. A task that does nothing
-            // takes that place.
-            store.data.spawn_service(std::future::ready(()));
-        }
+        inner.call_worker();
         Some(ready)
     }
 }
@@ -93,10 +120,12 @@ impl<K: Keyed> Drop for Seat<K> {
     fn drop(&mut self) {
         let mut inner = self.store.lock();
         inner.workers.tasks.remove(&self.number);
+        // Where a task is dropped before it has begun, its runtime has ended, and the next one would be dropped like it.
+        inner.workers.ended |= !self.ran;
         if self.coming {
             inner.workers.coming -= 1;
             // Something may have become ready since it looked, and nobody was called for it.
-            self.store.call_worker(&mut inner);
+            inner.call_worker();
         }
     }
 }

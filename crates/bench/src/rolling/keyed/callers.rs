@@ -94,10 +94,10 @@ pub(super) struct Known {
 }
 
 impl Known {
-    /// Of a key that others may have called before.
-    pub(super) fn late() -> Self {
+    /// Of a key that others may have called before, where it comes late.
+    pub(super) fn new(came_late: bool) -> Self {
         Known {
-            came_late: true,
+            came_late,
             ..Known::default()
         }
     }
@@ -151,10 +151,7 @@ async fn call(
         outcome.slowest_ms = outcome.slowest_ms.max(took);
         outcome.calls += 1;
         made.fetch_add(1, Ordering::Relaxed);
-        let known = known.entry(*key).or_insert_with(|| Known {
-            came_late: late,
-            ..Known::default()
-        });
+        let known = known.entry(*key).or_insert_with(|| Known::new(late));
         match result {
             Ok(answer) => {
                 let (had, before) = (known.count, outcome.clone());
