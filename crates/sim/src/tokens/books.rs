@@ -389,7 +389,7 @@ impl World {
             .cells_of(process, id, slot)
             .map(|(_, cell)| (cell.lineage, cell.count))
             .collect();
-        // What was merged into them goes with them.
+        // What was merged into them goes with them, unless whoever has them now has it in them, too.
         let merged: Vec<u64> = self
             .cells_of(process, id, slot)
             .flat_map(|(_, cell)| cell.merged.iter().copied())
@@ -397,8 +397,13 @@ impl World {
         if let Some(machine) = self.machine(process) {
             machine.states.remove(&(id.clone(), slot));
         }
+        let elsewhere = if merged.is_empty() {
+            BTreeSet::new()
+        } else {
+            self.merged()
+        };
         for lineage in merged {
-            let lives = self.lineage_lives(lineage, None);
+            let lives = elsewhere.contains(&lineage) || self.lineage_lives(lineage, None);
             if let Some(tokens) = self.tokens.as_mut().filter(|_| !lives) {
                 tokens.books.lost.insert(lineage);
             }
