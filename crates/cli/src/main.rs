@@ -30,8 +30,21 @@ enum Command {
     Operate(operate::Command),
 }
 
+/// What a build without the agent says of a command that it does not know: most of those that the README names are the agent's.
+#[cfg(not(feature = "agent"))]
+const WITHOUT_AGENT: &str =
+    "this build has neither `agent` nor what asks one: build it with `--features agent`";
+
 fn main() -> ExitCode {
-    match Arguments::parse().command {
+    let arguments = Arguments::try_parse().unwrap_or_else(|error| {
+        #[cfg(not(feature = "agent"))]
+        if error.kind() == clap::error::ErrorKind::InvalidSubcommand {
+            output::complain(format_args!("{error}\n{WITHOUT_AGENT}"));
+            std::process::exit(2);
+        }
+        error.exit()
+    });
+    match arguments.command {
         Command::Cert(arguments) => output::exit(cert::run(&arguments)),
         Command::Demo(arguments) => output::exit(demo::run(&arguments)),
         Command::DemoNode(arguments) => demo::node::run(&arguments),
