@@ -28,7 +28,8 @@ pub const PROTOCOL_MAJOR: u16 = 1;
 /// | 2 | [`ControlMessage::Tokens`], and their like on data connections: states that move with their keys | is not asked for any, and sees services with such states as ones that take no messages of its own |
 /// | 1 | [`ControlMessage::AwaitVersion`], and its like on data connections: a node that goes away waits for its peers' word | is not asked, and waited for for a moment only |
 /// | 3 | calls that their service may refuse by its load, and replies that tell of it, on data connections | takes such calls as any other |
-pub const PROTOCOL_MINOR: u16 = 3;
+/// | 4 | the span that a call belongs to, in a frame before it | is not told |
+pub const PROTOCOL_MINOR: u16 = 4;
 
 /// Where a node is reached, as it says itself: `host:port` for TCP, anything for another transport.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -313,6 +313,31 @@ fn incompatible(ours: u32, theirs: u32) -> String {
 }
 
 impl CallError {
+    /// The name of the variant, as metrics and spans have it: `no_service`.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            CallError::NoService { .. } => "no_service",
+            CallError::NoInstance { .. } => "no_instance",
+            CallError::CallsItself { .. } => "calls_itself",
+            CallError::NodeStopped => "node_stopped",
+            CallError::NotSent { .. } => "not_sent",
+            CallError::Overloaded { .. } => "overloaded",
+            CallError::Disconnected { .. } => "disconnected",
+            CallError::Timeout { .. } => "timeout",
+            CallError::Stopped => "stopped",
+            CallError::Gone { .. } => "gone",
+            CallError::Moved { .. } => "moved",
+            CallError::NoState { .. } => "no_state",
+            CallError::WrongHandle { .. } => "wrong_handle",
+            CallError::NoReply => "no_reply",
+            CallError::Incompatible { .. } => "incompatible",
+            CallError::Decode { .. } => "decode",
+            CallError::Encode { .. } => "encode",
+            CallError::TooLarge { .. } => "too_large",
+        }
+    }
+
     /// Whether the request may have run. False says that it has not, and will not.
     pub fn may_have_run(&self) -> bool {
         match self {

@@ -17,6 +17,7 @@ use keydispatch_core::{
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
+use tracing::Instrument as _;
 
 use crate::claim::{Claim, Life};
 use crate::control::{self, Outgoing};
@@ -28,6 +29,7 @@ use crate::journal::Journal;
 use crate::members::{Member, MemberChange, MemberWatchers};
 use crate::reach::OutOfReach;
 use crate::runtime::logged;
+use crate::trace;
 use crate::transport::{Connection, DialError, Transport};
 
 mod tokens;
@@ -247,6 +249,8 @@ struct Link {
     outgoing: mpsc::UnboundedSender<Frame>,
     queued: Arc<AtomicUsize>,
     congested: bool,
+    /// Its span, until its peer has said who it is.
+    unnamed: Option<tracing::Span>,
 }
 
 /// Everything that the driver is started with.
@@ -686,6 +690,10 @@ impl Driver {
                 self.cluster.handle_frame(now, link, &frame);
                 if let Some(peer) = self.cluster.peer(link) {
                     self.data.heard(peer);
+                    let open = self.links.open.get_mut(&link);
+                    if let Some(span) = open.and_then(|open| open.unnamed.take()) {
+                        span.record("keydispatch.peer", tracing::field::display(&peer.name));
+                    }
                 }
             }
             Input::Drained { link } => {
@@ -725,13 +733,17 @@ impl Driver {
             let _report = report;
             serving.await;
         };
-        self.links.tasks.spawn(logged(task));
+        let span = trace::link(link.0);
+        self.links
+            .tasks
+            .spawn(logged(task.instrument(span.clone())));
         self.links.open.insert(
             link,
             Link {
                 outgoing,
                 queued,
                 congested: false,
+                unnamed: Some(span),
             },
         );
         link

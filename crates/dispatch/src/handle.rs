@@ -9,6 +9,7 @@ use crate::data::DataPlane;
 use crate::events::Subscription;
 use crate::protocol::Protocol;
 use crate::registry::{NoService, Registry, RegistryError};
+use crate::trace;
 
 mod bounded;
 mod budget;
@@ -135,7 +136,15 @@ impl<P: Protocol> ServiceHandle<P> {
     ///
     /// Dropping the future cancels the call: if it was not started yet, it will not be.
     pub async fn call(&self, key: impl Into<Key>, message: P::Call) -> Result<P::Reply, CallError> {
-        let (key, deadline) = (key.into(), self.deadline());
+        let key = key.into();
+        match trace::call(P::NAME, "call", Some(key.slot())) {
+            None => self.call_owner(key, message).await,
+            Some(span) => Box::pin(trace::within(span, self.call_owner(key, message))).await,
+        }
+    }
+
+    async fn call_owner(&self, key: Key, message: P::Call) -> Result<P::Reply, CallError> {
+        let deadline = self.deadline();
         if self.is_learning() {
             return Ok(Box::pin(self.call_learning(key, message, deadline))
                 .await?
@@ -177,7 +186,21 @@ impl<P: Protocol> ServiceHandle<P> {
         key: impl Into<Key>,
         message: P::Call,
     ) -> Result<Answer<P::Reply>, CallError> {
-        let (key, deadline) = (key.into(), self.deadline());
+        let key = key.into();
+        match trace::call(P::NAME, "call", Some(key.slot())) {
+            None => self.call_owner_answered(key, message).await,
+            Some(span) => {
+                Box::pin(trace::within(span, self.call_owner_answered(key, message))).await
+            }
+        }
+    }
+
+    async fn call_owner_answered(
+        &self,
+        key: Key,
+        message: P::Call,
+    ) -> Result<Answer<P::Reply>, CallError> {
+        let deadline = self.deadline();
         if self.is_learning() {
             return Box::pin(self.call_learning(key, message, deadline)).await;
         }
@@ -212,8 +235,16 @@ impl<P: Protocol> ServiceHandle<P> {
         n: usize,
         message: P::Call,
     ) -> Vec<(Arc<ServiceInfo>, Result<P::Reply, CallError>)> {
-        self.call_many(key.into(), n, &message, self.deadline())
-            .await
+        let (key, deadline) = (key.into(), self.deadline());
+        match trace::call(P::NAME, "multi_call", Some(key.slot())) {
+            None => self.call_many(key, n, &message, deadline).await,
+            Some(span) => {
+                let calls = async { Ok(self.call_many(key, n, &message, deadline).await) };
+                Box::pin(trace::within(span, calls))
+                    .await
+                    .unwrap_or_default()
+            }
+        }
     }
 
     /// One particular instance, whatever it owns.

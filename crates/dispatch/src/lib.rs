@@ -43,6 +43,8 @@
 //! [`NodeBuilder::log_level`]): at `error` what stops the node, at `warn` what an operator should look at, at `info`
 //! members that come and go (fields `node`, `peer`, `address`), at `debug` services that do. Other targets under
 //! `keydispatch` carry what connections say: at `warn` peers that are refused and why, at `debug` connections that end.
+//!
+//! Calls, handlers, links and nodes have spans, at `debug`; [`trace`] lists them, and says how a trace crosses nodes.
 
 #[cfg(any(test, feature = "testkit-certificates"))]
 mod authority;
@@ -81,6 +83,7 @@ mod service;
 mod settings;
 mod supervise;
 pub mod tls;
+pub mod trace;
 mod transport;
 
 pub use builder::{DEFAULT_START_TIMEOUT, NodeBuilder, StartError};

@@ -17,6 +17,7 @@ use crate::data::inbound::Caller;
 use crate::data::wire::{Format, max_frame_bytes};
 use crate::protocol::{self, Message, Protocol};
 use crate::service::StopReason;
+use crate::trace::Parent;
 
 pub(crate) mod letter;
 pub(crate) mod queue;
@@ -80,6 +81,19 @@ impl<R> Route<R> {
         }
     }
 
+    /// Whose child the span of its handler is; `here` is the span of a call of this node.
+    pub(crate) fn parent(&self, here: Option<Box<tracing::Span>>) -> Parent {
+        match self {
+            Route::Local(_) | Route::Here(_) => Parent::Here(here),
+            Route::Remote { caller, number } | Route::Bounded { caller, number, .. } => {
+                Parent::Elsewhere {
+                    caller: caller.peer().clone(),
+                    parent: caller.trace_of(*number),
+                }
+            }
+        }
+    }
+
     /// Fails an encoded call, whose caller knows its version and where it sent it.
     fn refuse(self, failure: Failure) {
         match self {
@@ -123,6 +137,8 @@ pub(crate) struct WaitingCall<P: Protocol> {
     pub(crate) deadline: Instant,
     /// The version that the message is of.
     pub(crate) version: u32,
+    /// The span of the call, where it is of this node and somebody listens.
+    span: Option<Box<tracing::Span>>,
 }
 
 impl<P: Protocol> WaitingCall<P> {
@@ -136,7 +152,19 @@ impl<P: Protocol> WaitingCall<P> {
             call: Some((message, route)),
             deadline,
             version,
+            span: None,
         }
+    }
+
+    /// The same, of a call of this node that has that span.
+    pub(crate) fn traced(mut self, span: Option<Box<tracing::Span>>) -> Self {
+        self.span = span;
+        self
+    }
+
+    /// The span of the call, once.
+    pub(crate) fn take_span(&mut self) -> Option<Box<tracing::Span>> {
+        self.span.take()
     }
 
     /// True where nobody waits for the reply any more.

@@ -11,6 +11,7 @@ use keydispatch_core::{Cluster, ClusterConfig, ClusterName, ClusterStats, NodeNa
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use crate::builder::{Checked, Network, NodeBuilder, StartError};
 use crate::control;
@@ -33,6 +34,7 @@ use crate::runtime::{Kept, Runtimes};
 use crate::service::{ServeError, ServeOptions, Served, Service, blocking};
 use crate::supervise::{SuperviseOptions, Supervised};
 use crate::tls::{self, Tls};
+use crate::trace;
 use crate::transport::Transport;
 use crate::transport::tcp::TcpTransport;
 
@@ -238,6 +240,7 @@ impl Node {
                 driver.run().await;
                 drop(kept);
             }
+            .instrument(trace::node(&checked.name, &checked.cluster))
         });
         let pubsub = PubSub::new(Arc::clone(&data), checked.name.clone());
         let node = Node {

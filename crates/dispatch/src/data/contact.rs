@@ -37,6 +37,8 @@ pub(super) struct Contact {
     replaces: AtomicBool,
     /// The peer knows of calls that may be refused by load.
     bounds: AtomicBool,
+    /// The peer knows of the spans that calls belong to.
+    traces: AtomicBool,
     /// On the control connection.
     heard: Heard,
     /// Told of everything that is heard there.
@@ -51,6 +53,7 @@ impl Default for Contact {
             max_payload_bytes: AtomicU64::new(u64::MAX),
             replaces: AtomicBool::new(false),
             bounds: AtomicBool::new(false),
+            traces: AtomicBool::new(false),
             heard: Heard::default(),
             hearing: Notify::new(),
             undialled: Undialled::default(),
@@ -72,12 +75,18 @@ impl Contact {
         self.offers(offers);
         self.replaces.store(minor >= 1, Ordering::Relaxed);
         self.bounds.store(minor >= 3, Ordering::Relaxed);
+        self.traces.store(minor >= 4, Ordering::Relaxed);
     }
 
     /// True where a call may be one that its service refuses. False until a data connection has said so: what is not known
     /// may be a node to which such a call is nothing.
     pub(super) fn knows_bounds(&self) -> bool {
         self.bounds.load(Ordering::Relaxed)
+    }
+
+    /// True where it may be told whose child the span of a call is.
+    pub(super) fn knows_traces(&self) -> bool {
+        self.traces.load(Ordering::Relaxed)
     }
 
     /// The longest payload that both this node, whose setting is given, and the peer take; in bytes.

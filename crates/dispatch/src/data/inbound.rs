@@ -1,6 +1,6 @@
 //! The answering side of one data connection.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU8;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,6 +22,7 @@ use crate::call::Failure;
 use crate::codec::EncodeError;
 use crate::deadline;
 use crate::mailbox::letter::{Letter, Reach};
+use crate::trace::{self, TraceParent};
 use crate::transport::Connection;
 
 /// Replies that a peer may leave unread before its connection is closed.
@@ -31,6 +32,9 @@ const MAX_REPLY_BYTES: usize = 256 * 1024 * 1024;
 
 /// Calls that were cancelled before they were started; more than these are started in vain.
 const MAX_CANCELLED: usize = 4_096;
+
+/// Calls that were not started yet whose spans have a parent elsewhere; those of more begin traces of their own.
+const MAX_TRACES: usize = 4_096;
 
 /// Whoever is on the other side of a connection that it opened.
 #[derive(Debug)]
@@ -45,6 +49,10 @@ pub(crate) struct Caller {
     cancelled: Mutex<HashSet<u64>>,
     /// How many are in `cancelled`, to be read without its lock.
     cancelled_count: AtomicUsize,
+    /// Whose children the spans of calls are that have not been started.
+    traces: Mutex<HashMap<u64, TraceParent>>,
+    /// How many are in `traces`, to be read without its lock.
+    traces_count: AtomicUsize,
     /// It does not know `GO_AWAY` and `FENCE`.
     old: bool,
     /// It has sent the last that is new.
@@ -67,6 +75,8 @@ impl Caller {
             max_payload_bytes,
             cancelled: Mutex::default(),
             cancelled_count: AtomicUsize::new(0),
+            traces: Mutex::default(),
+            traces_count: AtomicUsize::new(0),
             old,
             gone: AtomicBool::new(false),
             fence: AtomicU64::new(0),
@@ -179,6 +189,27 @@ impl Caller {
         cancelled.insert(number);
         self.cancelled_count
             .store(cancelled.len(), Ordering::Relaxed);
+    }
+
+    /// The span whose child that of this call is; forgets it.
+    pub(crate) fn trace_of(&self, number: u64) -> Option<TraceParent> {
+        if self.traces_count.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
+        let mut traces = self.traces.lock().unwrap_or_else(PoisonError::into_inner);
+        let trace = traces.remove(&number);
+        self.traces_count.store(traces.len(), Ordering::Relaxed);
+        trace
+    }
+
+    fn note_trace(&self, number: u64, parent: TraceParent) {
+        let mut traces = self.traces.lock().unwrap_or_else(PoisonError::into_inner);
+        if traces.len() >= MAX_TRACES {
+            // Those of calls that were refused, for the most part: nobody asks for them.
+            traces.clear();
+        }
+        traces.insert(number, parent);
+        self.traces_count.store(traces.len(), Ordering::Relaxed);
     }
 
     pub(super) fn push(&self, frame: impl Into<Outgoing>) {
@@ -330,6 +361,15 @@ fn handle(
         kind::CANCEL => {
             let (number, _) = wire::split::<u64>(&frame.body)?;
             caller.cancel(number);
+        }
+        kind::TRACE => {
+            let (number, parent) = wire::split::<u64>(&frame.body)?;
+            // Rule: nothing is kept that nobody would look at.
+            if trace::is_heard()
+                && let Some(parent) = TraceParent::from_bytes(&parent)
+            {
+                caller.note_trace(number, parent);
+            }
         }
         kind::PING => caller.push(wire::empty(kind::PONG)),
         kind::GONE_AWAY => caller.gone.store(true, Ordering::Release),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use keydispatch_core::message::{Address, Frame};
 use keydispatch_core::silence::PING_AFTER;
-use keydispatch_core::{NodeId, NodeName};
+use keydispatch_core::{NodeId, NodeName, ServiceInfo};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
@@ -19,6 +19,7 @@ use super::wire::{self, Outgoing, kind};
 use super::{DataPlane, Heard};
 use crate::backlog::Share;
 use crate::call::{CallError, Failure, Unsent};
+use crate::trace;
 use crate::transport::Connection;
 
 mod pending;
@@ -177,6 +178,17 @@ impl Lane {
     /// The peer knows of calls that may be refused by load.
     pub(crate) fn knows_bounds(&self) -> bool {
         self.target.contact.knows_bounds()
+    }
+
+    /// Says, before the call of that number is queued, whose child its span is.
+    pub(crate) fn trace(&self, number: u64, info: &ServiceInfo) {
+        if !self.target.contact.knows_traces() {
+            return;
+        }
+        if let Some(parent) = trace::attempt_elsewhere(info) {
+            // What has no room for this has none for the call, whose caller is told.
+            let _ = self.outbox.push(wire::trace(number, parent));
+        }
     }
 
     /// The longest payload that both sides take, in bytes, as far as the peer has said.

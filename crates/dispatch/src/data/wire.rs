@@ -17,6 +17,7 @@ use super::aim::Aim;
 use crate::call::Failure;
 use crate::codec::{self, EncodeError};
 use crate::protocol::Protocol;
+use crate::trace::TraceParent;
 
 /// The kinds of frames on the data lane.
 pub(crate) mod kind {
@@ -49,6 +50,8 @@ pub(crate) mod kind {
     pub(crate) const TOLD: u8 = FIRST_DATA_KIND + 15;
     /// It was refused, with what waits there.
     pub(crate) const REFUSED: u8 = FIRST_DATA_KIND + 16;
+    /// Whose child the span of the call is that comes with that number: minor version 4.
+    pub(crate) const TRACE: u8 = FIRST_DATA_KIND + 17;
 
     /// True for what starts something on the other side.
     pub(crate) fn is_new(kind: u8) -> bool {
@@ -63,6 +66,15 @@ pub(crate) mod kind {
 
 /// Bytes of a frame, at most, beyond the payload that it may carry: its kind and its header.
 pub(crate) const MAX_HEADER_BYTES: usize = 512;
+
+/// Whose child the span of the call with that number is.
+pub(crate) fn trace(number: u64, parent: TraceParent) -> Frame {
+    let body = postcard::to_allocvec(&number).unwrap_or_default();
+    Frame {
+        kind: kind::TRACE,
+        body: [&body[..], &parent.to_bytes()].concat().into(),
+    }
+}
 
 /// The longest frame, without its length, of whoever takes payloads of so many bytes. Both sides reckon by this, and
 /// [`encode`] makes none that is longer.

@@ -9,6 +9,7 @@ use crate::call::{CallError, CastError};
 use crate::data::aim::To;
 use crate::events::ServiceEvent;
 use crate::protocol::Protocol;
+use crate::trace;
 
 /// One particular instance; see [`ServiceHandle::at`].
 pub struct InstanceHandle<P: Protocol> {
@@ -52,7 +53,11 @@ impl<P: Protocol> InstanceHandle<P> {
     pub async fn call(&self, message: P::Call) -> Result<P::Reply, CallError> {
         let info = self.required()?;
         let deadline = self.services.deadline();
-        self.services.call_one(&info, message, deadline).await
+        let call = self.services.call_one(&info, message, deadline);
+        match trace::call(P::NAME, "call", None) {
+            None => call.await,
+            Some(span) => Box::pin(trace::within(span, call)).await,
+        }
     }
 
     /// Sends it a message.

@@ -27,6 +27,7 @@ use crate::mailbox;
 use crate::mailbox::letter::{Letter, Reach};
 use crate::protocol::{Message, Protocol};
 use crate::registry::{NoService, Registry, RegistryError};
+use crate::trace;
 
 /// Casts of a handle and its clones that were not taken yet; more are refused.
 const MAX_CASTS: usize = 1 << 16;
@@ -174,6 +175,13 @@ impl<P: Protocol> KeyedHandle<P> {
         let deadline = Deadline::after(self.timeout);
         let parcel = self.pack(key.into(), &message, false)?;
         drop(message);
+        match trace::call(P::NAME, "call", Some(parcel.place.slot().keyed())) {
+            None => self.call_packed(parcel, deadline).await,
+            Some(span) => Box::pin(trace::within(span, self.call_packed(parcel, deadline))).await,
+        }
+    }
+
+    async fn call_packed(&self, parcel: Parcel, deadline: Deadline) -> Result<P::Reply, CallError> {
         self.budget.count_call();
         let first = self.start_at_owner(&parcel, deadline);
         let bytes = self.see_through(parcel, first, deadline).await?;
@@ -355,6 +363,7 @@ impl<P: Protocol> KeyedHandle<P> {
         }
         let left = deadline.at.saturating_duration_since(Instant::now());
         let call = lane.call(&self.data, true, |number| {
+            lane.trace(number, info);
             let header = KeyedHeader {
                 call: CallHeader {
                     number,
@@ -386,14 +395,16 @@ impl<P: Protocol> KeyedHandle<P> {
         deadline: Deadline,
     ) -> Result<Started, Missed> {
         let (sender, receiver) = oneshot::channel();
-        let letter = Cell::new(Some(Letter::new(
+        let mut letter = Letter::new(
             parcel.key.clone(),
             parcel.body.clone(),
             Format::of::<P>(),
             parcel.is_cast,
             deadline.at,
             Reach::Here(sender),
-        )));
+        );
+        letter.span = trace::attempt(info);
+        let letter = Cell::new(Some(letter));
         let there = self.data.with_local(info.id().sequence, |mailbox| {
             if let (Some(keyed), Some(letter)) = (mailbox.keyed(), letter.take()) {
                 keyed.deliver(letter);

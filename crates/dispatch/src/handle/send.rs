@@ -26,6 +26,7 @@ use crate::mailbox::{self, Envelope, Mailbox, Payload, Route, Unanswered, Waitin
 use crate::protocol::{Message, Protocol};
 use crate::registry::Registry;
 use crate::service::current;
+use crate::trace;
 
 /// Which instance a call went to: unique in the cluster, and never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -278,7 +279,8 @@ impl<P: Protocol> Channel<P> {
         let put = self.with_mailbox(info, |mailbox| {
             let message = make()?;
             let (sender, receiver) = oneshot::channel();
-            let call = WaitingCall::new(message, Route::Local(sender), deadline.at, P::VERSION);
+            let call = WaitingCall::new(message, Route::Local(sender), deadline.at, P::VERSION)
+                .traced(trace::attempt(info));
             Some((receiver, mailbox.sender.try_send(Envelope::Call(call))))
         });
         let (envelope, error) = match put {
@@ -350,6 +352,7 @@ impl<P: Protocol> Channel<P> {
         let limit = lane.max_payload_bytes(&self.data);
         let left = deadline.at.saturating_duration_since(Instant::now());
         let call = lane.call(&self.data, to.is_some(), |number| {
+            lane.trace(number, info);
             let header = CallHeader {
                 number,
                 sequence: info.id().sequence,

@@ -24,6 +24,7 @@ use crate::mailbox::letter::{Letter, States};
 use crate::mailbox::{self, ReplyTo};
 use crate::protocol::{self, Protocol};
 use crate::service::current::{self, Current};
+use crate::trace;
 
 /// Messages of one key after which other tasks get their turn.
 const TURN: u32 = 64;
@@ -252,9 +253,11 @@ impl<K: Keyed> Store<K> {
             let Some(reach) = letter.open() else {
                 return Have::State(state);
             };
+            let span = trace::handle(K::Protocol::NAME, "cast", &self.id, || reach.parent(None));
             cx.caller = reach.caller().map(Arc::clone);
             reach.taken();
-            caught(self.service.handle_cast(&mut state, cast, &mut cx)).await
+            let handler = self.service.handle_cast(&mut state, cast, &mut cx);
+            caught(trace::handled(span, handler)).await
         } else {
             let Some(call) = self.decode::<<K::Protocol as Protocol>::Call>(&mut letter, &body)
             else {
@@ -263,15 +266,16 @@ impl<K: Keyed> Store<K> {
             let Some(reach) = letter.open() else {
                 return Have::State(state);
             };
+            let here = letter.span.take();
+            let span = trace::handle(K::Protocol::NAME, "call", &self.id, || reach.parent(here));
             cx.caller = reach.caller().map(Arc::clone);
             let ended = Arc::clone(&self.flag);
             let checked = self.data.checked_limit();
             let reply_to = ReplyTo::new::<K::Protocol>(reach.into_route(), ended, checked);
-            caught(
-                self.service
-                    .handle_call(&mut state, call, reply_to, &mut cx),
-            )
-            .await
+            let handler = self
+                .service
+                .handle_call(&mut state, call, reply_to, &mut cx);
+            caught(trace::handled(span, handler)).await
         };
         if ran.is_none() {
             tracing::error!(service = %self.id, key = %at.key, "a handler panicked: the state of its key is gone");

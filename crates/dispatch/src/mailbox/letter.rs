@@ -14,6 +14,7 @@ use crate::backlog::{Held, Share};
 use crate::call::Failure;
 use crate::data::inbound::Caller;
 use crate::data::wire::Format;
+use crate::trace::Parent;
 
 /// The states of a slot by key, as they travel.
 pub(crate) type States = Vec<(Bytes, Bytes)>;
@@ -52,6 +53,17 @@ impl Reach {
         }
     }
 
+    /// Whose child the span of its handler is; `here` is the span of a call of this node.
+    pub(crate) fn parent(&self, here: Option<Box<tracing::Span>>) -> Parent {
+        match self {
+            Reach::Here(_) => Parent::Here(here),
+            Reach::Remote { caller, number } => Parent::Elsewhere {
+                caller: caller.peer().clone(),
+                parent: caller.trace_of(*number),
+            },
+        }
+    }
+
     fn is_abandoned(&self) -> bool {
         match self {
             Reach::Here(sender) => sender.is_closed(),
@@ -81,6 +93,8 @@ pub(crate) struct Letter {
     reach: Option<Reach>,
     /// Its place among those that wait.
     ticket: Option<Ticket>,
+    /// The span of the call, where it is of this node and somebody listens.
+    pub(crate) span: Option<Box<tracing::Span>>,
 }
 
 impl Letter {
@@ -100,6 +114,7 @@ impl Letter {
             deadline,
             reach: Some(reach),
             ticket: None,
+            span: None,
         }
     }
 

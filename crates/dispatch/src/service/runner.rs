@@ -19,6 +19,7 @@ use crate::data::DataPlane;
 use crate::mailbox::{Envelope, Payload, ReplyTo, queue};
 use crate::protocol::Protocol;
 use crate::registry::Registry;
+use crate::trace::{self, Parent};
 
 /// How often an ending mailbox lets other threads go first that are about to put something in: one of them may be a task
 /// of this very thread, which cannot.
@@ -189,8 +190,11 @@ impl Ending {
                     caller,
                 } => {
                     if let Some(message) = self.decode(message, inbox) {
+                        let span = trace::handle(S::Protocol::NAME, "cast", &inbox.id, || {
+                            Parent::of_cast(caller.as_ref().map(|caller| caller.peer()))
+                        });
                         cx.from = Some(Origin { version, caller });
-                        service.handle_cast(message, cx).await;
+                        trace::handled(span, service.handle_cast(message, cx)).await;
                     }
                 }
                 Envelope::Call(mut waiting) => {
@@ -202,6 +206,9 @@ impl Ending {
                     let Some((message, route)) = waiting.open() else {
                         continue;
                     };
+                    let here = waiting.take_span();
+                    let span =
+                        trace::handle(S::Protocol::NAME, "call", &inbox.id, || route.parent(here));
                     let version = <S::Protocol as Protocol>::VERSION;
                     if deadline <= Instant::now() {
                         route.fail(Failure::Expired, version, &inbox.id.node);
@@ -228,7 +235,7 @@ impl Ending {
                     let checked = self.runner.data.checked_limit();
                     let reply_to = ReplyTo::new::<S::Protocol>(route, Arc::clone(flag), checked)
                         .counted(inbox.receiver.load());
-                    service.handle_call(call, reply_to, cx).await;
+                    trace::handled(span, service.handle_call(call, reply_to, cx)).await;
                 }
             }
         }
