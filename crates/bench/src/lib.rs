@@ -4,6 +4,7 @@ pub mod agent;
 pub mod call;
 pub mod fleet;
 mod follower;
+pub mod limits;
 pub mod load;
 pub mod lookup;
 pub mod net;

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use keydispatch_bench::{agent, call, fleet, load, lookup, net, register, rolling, soak, states};
+use keydispatch_bench::{
+    agent, call, fleet, limits, load, lookup, net, register, rolling, soak, states,
+};
 use keydispatch_measure::allocations;
 
 #[global_allocator]
@@ -30,6 +32,8 @@ enum Command {
     AgentFar(agent::Far),
     /// What it costs to add services, to see those of others, and to lose a node.
     Register(register::Options),
+    /// What one peer costs that registers as much as a node may.
+    Limits(limits::Options),
     /// The processes that see what `register` adds.
     #[command(hide = true)]
     RegisterFar(register::Far),
@@ -171,6 +175,10 @@ fn run(command: Command) -> Result<(), fleet::Error> {
         Command::Register(options) => {
             log();
             register::run(options, say)
+        }
+        Command::Limits(options) => {
+            log();
+            limits::run(options, say)
         }
         Command::RegisterFar(far) => {
             log();
