@@ -7,16 +7,16 @@ use keydispatch_core::message::Address;
 use keydispatch_core::{ClusterName, NameError, NodeName, Settings, SettingsError, Zone};
 
 use crate::backlog;
+use crate::config::{
+    Adapter, Config, ConfigError, DEFAULT_POOL_SIZE, LogLevel, MAX_POOL_SIZE, RegistrySection,
+};
 use crate::discovery::{Seed, SeedError};
 use crate::drain::DEFAULT_DRAIN_TIMEOUT;
-use crate::memory::MemoryNetwork;
 use crate::node::Node;
 use crate::pubsub::DEFAULT_TOPIC_BYTES;
 use crate::reach::{self, AdvertiseError};
-use crate::settings::{
-    Adapter, Config, ConfigError, DEFAULT_POOL_SIZE, LogLevel, MAX_POOL_SIZE, RegistrySection,
-};
 use crate::tls::{TlsError, TlsFiles};
+use crate::transport::memory::MemoryNetwork;
 
 /// How long [`NodeBuilder::start`] waits to be synced before it says what is missing.
 pub const DEFAULT_START_TIMEOUT: Duration = Duration::from_secs(10);
@@ -269,7 +269,7 @@ impl NodeBuilder {
 
     /// How often versions are compared, `registry.broadcast_period`: 10 ms and more, by default 250 ms.
     pub fn broadcast_period(mut self, period: Duration) -> Self {
-        self.registry.broadcast_period = Some(crate::settings::Period(period));
+        self.registry.broadcast_period = Some(crate::config::Period(period));
         self
     }
 
@@ -283,13 +283,13 @@ impl NodeBuilder {
     /// How long a node may be silent before it is taken for dead, `registry.down_period`: 600 ms and more; by default
     /// `broadcast_period` × `max_silent_periods` × 2, and at least 1 s.
     pub fn down_period(mut self, period: Duration) -> Self {
-        self.registry.down_period = Some(crate::settings::Period(period));
+        self.registry.down_period = Some(crate::config::Period(period));
         self
     }
 
     /// How long the dead are remembered, `registry.permdown_period`: longer than `down_period`, by default 20 min.
     pub fn permdown_period(mut self, period: Duration) -> Self {
-        self.registry.permdown_period = Some(crate::settings::Period(period));
+        self.registry.permdown_period = Some(crate::config::Period(period));
         self
     }
 
@@ -471,7 +471,7 @@ impl Config {
     pub fn builder(&self, default_name: &str) -> Result<NodeBuilder, ConfigError> {
         self.describe(default_name)
             .map_err(|error| match &self.file {
-                Some(path) => crate::settings::in_file(path, error),
+                Some(path) => crate::config::in_file(path, error),
                 None => error,
             })
     }

@@ -15,9 +15,9 @@ use keydispatch_core::links::LinkId;
 use keydispatch_core::message::{Address, ControlMessage, Frame, Hello, Lane, Refusal, kind};
 use tokio::sync::mpsc;
 
-use crate::complaints::{Complaints, News, host};
 use crate::data::DataPlane;
 use crate::driver::Input;
+use crate::log_limit::{LogLimit, LogNow, host};
 use crate::transport::doorstep::{Doorstep, source};
 use crate::transport::{Connection, ConnectionError, DialError, Transport};
 
@@ -144,7 +144,7 @@ fn step(
     match connection.poll_frame(cx) {
         Poll::Ready(Some(Ok(frame))) => Poll::Ready(Step::Frame(frame)),
         Poll::Ready(Some(Err(error))) => {
-            error.complain(connection.peer());
+            error.log_fault(connection.peer());
             Poll::Ready(Step::Closed(error.to_string()))
         }
         Poll::Ready(None) => Poll::Ready(Step::Closed("closed by the peer".to_owned())),
@@ -220,7 +220,7 @@ pub(crate) async fn accept(
     patience: Duration,
 ) {
     let mut doorstep = Doorstep::new();
-    let complaints = Arc::new(Complaints::default());
+    let log_limit = Arc::new(LogLimit::default());
     loop {
         let accepted = tokio::select! {
             accepted = transport.accept() => accepted,
@@ -229,13 +229,13 @@ pub(crate) async fn accept(
         match accepted {
             Ok(connection) => {
                 let (inputs, data, ours) = (inputs.clone(), Arc::clone(&data), Arc::clone(&ours));
-                let complaints = Arc::clone(&complaints);
+                let log_limit = Arc::clone(&log_limit);
                 let until = connection.opened() + patience;
                 let peer = connection.peer().parse::<SocketAddr>();
                 let source = peer.ok().map(|peer| source(peer.ip()));
                 let meter = connection.meter().clone();
                 let greeting = async move {
-                    let greeting = greet(connection, &inputs, &data, &ours, &complaints);
+                    let greeting = greet(connection, &inputs, &data, &ours, &log_limit);
                     if tokio::time::timeout_at(until, greeting).await.is_err() {
                         tracing::debug!("a connection said no hello in time");
                     }
@@ -260,13 +260,15 @@ async fn greet(
     inputs: &mpsc::Sender<Input>,
     data: &Arc<DataPlane>,
     ours: &ArcSwap<Hello>,
-    complaints: &Complaints,
+    log_limit: &LogLimit,
 ) {
     let first = match poll_fn(|cx| connection.poll_frame(cx)).await {
         Some(Ok(frame)) => frame,
         Some(Err(error)) => {
             let peer = connection.peer();
-            if let Some(News { suppressed }) = complaints.news(&host(peer), &error.to_string()) {
+            if let Some(LogNow { suppressed }) =
+                log_limit.should_log(&host(peer), &error.to_string())
+            {
                 tracing::warn!(peer = %Escaped(peer), error = %Escaped(error), suppressed, "refusing a connection");
             }
             return;
@@ -288,7 +290,7 @@ async fn greet(
                     let why = refusal.to_string();
                     let about = host(connection.peer());
                     if *refusal != Refusal::Left
-                        && let Some(News { suppressed }) = complaints.news(&about, &why)
+                        && let Some(LogNow { suppressed }) = log_limit.should_log(&about, &why)
                     {
                         tracing::warn!(peer = %theirs.node, why = %Escaped(why), suppressed, "refusing a data connection");
                     }

@@ -22,14 +22,15 @@ use crate::claim::{Claim, Life};
 use crate::control::{self, Outgoing};
 use crate::data::DataPlane;
 use crate::data::tokens::TokenInput;
+use crate::driver::event_log::EventLog;
 use crate::ending::{Ending, Fatal};
-use crate::events::Watchers;
-use crate::journal::Journal;
-use crate::members::{Member, MemberChange, MemberWatchers};
 use crate::reach::OutOfReach;
 use crate::runtime::logged;
 use crate::transport::{Connection, DialError, Transport};
+use crate::watch::members::{Member, MemberChange, MemberWatchers};
+use crate::watch::services::Watchers;
 
+pub(crate) mod event_log;
 mod tokens;
 mod turn;
 
@@ -258,7 +259,7 @@ pub(crate) struct Driver {
     pub(crate) transport: Option<Arc<dyn Transport>>,
     pub(crate) data: Arc<DataPlane>,
     pub(crate) hello: Arc<ArcSwap<Hello>>,
-    pub(crate) journal: Journal,
+    pub(crate) event_log: EventLog,
     pub(crate) goodbye_on_drop: bool,
     pub(crate) commands: mpsc::Receiver<Command>,
     pub(crate) inputs: mpsc::Receiver<Input>,
@@ -801,7 +802,7 @@ impl Driver {
     }
 
     fn handle_event(&mut self, event: ClusterEvent) {
-        self.journal.write(&event);
+        self.event_log.write(&event);
         self.tokens.note(self.clock.now(), &self.cluster, &event);
         match event {
             ClusterEvent::Registry { event, version } => {

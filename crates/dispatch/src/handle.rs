@@ -6,9 +6,9 @@ use keydispatch_core::{Key, NameError, ServiceId, ServiceInfo, ServiceType, View
 
 use crate::call::{CallError, CallOptions, CastError};
 use crate::data::DataPlane;
-use crate::events::Subscription;
 use crate::protocol::Protocol;
 use crate::registry::{NoService, Registry, RegistryError};
+use crate::watch::services::Subscription;
 
 mod bounded;
 mod budget;

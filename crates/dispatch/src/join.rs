@@ -11,8 +11,8 @@ use crate::builder::{Checked, StartError};
 use crate::deadline;
 use crate::discovery::{self, Resolved, Seed};
 use crate::driver::{Command, Shared};
-use crate::members::Member;
 use crate::reach::{self, AdvertiseError};
+use crate::watch::members::Member;
 
 /// How often the seeds' names are looked up again.
 const RESOLVE_INTERVAL: Duration = Duration::from_secs(5);

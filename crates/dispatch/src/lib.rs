@@ -44,14 +44,12 @@
 //! members that come and go (fields `node`, `peer`, `address`), at `debug` services that do. Other targets under
 //! `keydispatch` carry what connections say: at `warn` peers that are refused and why, at `debug` connections that end.
 
-#[cfg(any(test, feature = "testkit-certificates"))]
-mod authority;
 mod backlog;
 mod builder;
 mod call;
 mod claim;
 mod codec;
-mod complaints;
+pub mod config;
 mod control;
 mod data;
 mod deadline;
@@ -59,18 +57,15 @@ mod discovery;
 mod drain;
 mod driver;
 mod ending;
-mod events;
 mod fanout;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;
 mod handle;
 mod join;
-mod journal;
 mod keyed;
+mod log_limit;
 mod mailbox;
-mod members;
-mod memory;
 mod node;
 mod protocol;
 mod pubsub;
@@ -78,17 +73,17 @@ mod reach;
 mod registry;
 mod runtime;
 mod service;
-mod settings;
-mod supervise;
 pub mod tls;
 mod transport;
+mod watch;
 
 pub use builder::{DEFAULT_START_TIMEOUT, NodeBuilder, StartError};
 pub use call::{CallError, CallOptions, CastError, DEFAULT_CALL_TIMEOUT, Replies};
+#[doc(inline)]
+pub use config::{Adapter, Config, ConfigError, LogLevel, MAX_POOL_SIZE};
 pub use data::DataStats;
 pub use discovery::SeedError;
 pub use drain::{DEFAULT_DRAIN_TIMEOUT, DrainError, Unfinished};
-pub use events::{AllSubscription, RegistryChange, ServiceEvent, Subscription};
 pub use handle::{Answer, InstanceHandle, KeyedHandle, ServiceHandle};
 pub use keydispatch_core::{
     Accepts, AddError, ClusterName, ClusterStats, Codec, EntryError, Escaped, Explanation,
@@ -96,13 +91,12 @@ pub use keydispatch_core::{
     MAX_KEY_BYTES, MemberState, NameError, NodeId, NodeName, OwnerStats, Owners, PlanError,
     PlannedChange, Preferred, Reference, Routing, SLOTS, ServiceId, ServiceIdError, ServiceInfo,
     ServiceState, ServiceType, SettingsError, Slot, Spread, Topic, UpdateError, View, Weight, Zone,
-    config, limits, message::Address, placement,
+    limits, message::Address, placement,
 };
 pub use keyed::{
     Closed, Idle, KeyContext, Keyed, KeyedEvent, KeyedEvents, KeyedOptions, ServedKeyed,
 };
 pub use mailbox::ReplyTo;
-pub use members::{Member, MemberChange, MemberChanges};
 pub use node::{Node, NodeStats, StopCause};
 pub use protocol::{Message, Protocol};
 pub use pubsub::{
@@ -111,22 +105,23 @@ pub use pubsub::{
 };
 pub use reach::AdvertiseError;
 pub use registry::{NewService, NoService, Registration, Registry, RegistryError, ServiceUpdate};
+pub use service::supervisor::{SuperviseOptions, Supervised, SupervisedEnd};
 pub use service::{
     BoxError, Context, DEFAULT_MAILBOX, Ended, HandleInfo, InfoError, InfoSender, ServeError,
     ServeOptions, Served, Service, StopError, StopReason, Timer,
 };
-pub use settings::{Adapter, Config, ConfigError, LogLevel, MAX_POOL_SIZE};
-pub use supervise::{SuperviseOptions, Supervised, SupervisedEnd};
 pub use tls::{TlsError, TlsFiles};
 pub use transport::BindError;
+pub use watch::members::{Member, MemberChange, MemberChanges};
+pub use watch::services::{AllSubscription, RegistryChange, ServiceEvent, Subscription};
 
 /// For the tests of whole clusters, yours among them.
 pub mod testkit {
-    #[cfg(any(test, feature = "testkit-certificates"))]
-    pub use crate::authority::{
-        AUTHORITY_LIFETIME, Authority, AuthorityError, Issued, NODE_LIFETIME, Revoked,
-    };
-    pub use crate::memory::MemoryNetwork;
     #[cfg(feature = "testkit-faults")]
     pub use crate::node::panic_inside;
+    #[cfg(any(test, feature = "testkit-certificates"))]
+    pub use crate::tls::authority::{
+        AUTHORITY_LIFETIME, Authority, AuthorityError, Issued, NODE_LIFETIME, Revoked,
+    };
+    pub use crate::transport::memory::MemoryNetwork;
 }

@@ -18,23 +18,23 @@ use crate::data::tokens::TokenInputs;
 use crate::data::{DataConfig, DataPlane, DataStats};
 use crate::deadline;
 use crate::discovery::Seed;
+use crate::driver::event_log::EventLog;
 use crate::driver::{Backlog, Clock, Command, Driver, Links, Phase, QUEUE, Shared, Tokens};
 use crate::ending::{Fatal, Vital};
 use crate::handle::{KeyedHandle, ServiceHandle};
 use crate::join;
-use crate::journal::Journal;
 use crate::keyed::{Keyed, KeyedOptions, ServedKeyed};
-use crate::members::{Member, MemberChanges};
 use crate::protocol::Protocol;
 use crate::pubsub::PubSub;
 use crate::reach::OutOfReach;
 use crate::registry::Registry;
 use crate::runtime::{Kept, Runtimes};
+use crate::service::supervisor::{SuperviseOptions, Supervised};
 use crate::service::{ServeError, ServeOptions, Served, Service, blocking};
-use crate::supervise::{SuperviseOptions, Supervised};
 use crate::tls::{self, Tls};
 use crate::transport::Transport;
 use crate::transport::tcp::TcpTransport;
+use crate::watch::members::{Member, MemberChanges};
 
 /// A member of a cluster: serves services, finds and calls those of the others.
 ///
@@ -190,7 +190,7 @@ impl Node {
             transport: transport.clone(),
             data: Arc::clone(&data),
             hello: Arc::clone(&hello),
-            journal: Journal::new(checked.name.clone(), checked.log_level),
+            event_log: EventLog::new(checked.name.clone(), checked.log_level),
             goodbye_on_drop: checked.settings.permdown_on_shutdown(),
             commands: command_receiver,
             inputs: input_receiver,
@@ -310,7 +310,7 @@ impl Node {
         factory: impl FnMut() -> S + Send + 'static,
     ) -> Result<Supervised, ServeError> {
         let (registry, data) = (self.inner.registry.clone(), Arc::clone(&self.inner.data));
-        crate::supervise::supervise(registry, data, options, factory).await
+        crate::service::supervisor::supervise(registry, data, options, factory).await
     }
 
     /// Starts a service with a state for each key on this node, with the defaults of [`KeyedOptions`]; see [`Keyed`].

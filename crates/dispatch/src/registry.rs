@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 
 use crate::claim::Life;
 use crate::driver::{Command, Shared};
-use crate::events::{AllSubscription, Subscription};
+use crate::watch::services::{AllSubscription, Subscription};
 
 /// Why a registry command failed. Nothing was changed.
 #[derive(Clone, PartialEq, Eq, thiserror::Error)]

@@ -23,6 +23,7 @@ pub(crate) mod current;
 mod info;
 mod options;
 mod runner;
+pub(crate) mod supervisor;
 
 pub use context::{Context, Timer};
 pub(crate) use current::Current;

@@ -12,6 +12,8 @@ use rustls::CertificateError;
 use rustls_pki_types::{CertificateDer, ServerName};
 use webpki::EndEntityCert;
 
+#[cfg(any(test, feature = "testkit-certificates"))]
+pub(crate) mod authority;
 mod files;
 mod identity;
 mod names;

@@ -118,7 +118,7 @@ pub(super) async fn pump(
                             }
                         }
                         Poll::Ready(Some(Err(error))) => {
-                            error.complain(connection.peer());
+                            error.log_fault(connection.peer());
                             return Poll::Ready(Err(error.to_string()));
                         }
                         Poll::Ready(None) => {

@@ -32,7 +32,7 @@ impl Undialled {
     /// A dial failed.
     pub(super) fn failed(&self, node: &NodeId, address: &Address, why: &str) {
         let now = Instant::now();
-        if let Some(since) = self.is_news(now) {
+        if let Some(since) = self.should_log(now) {
             let failing = now.duration_since(since);
             tracing::warn!(
                 node = %node.name,
@@ -50,7 +50,7 @@ impl Undialled {
     }
 
     /// Since when dials have failed, where that is to be said now.
-    fn is_news(&self, now: Instant) -> Option<Instant> {
+    fn should_log(&self, now: Instant) -> Option<Instant> {
         let mut failing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let failing = failing.get_or_insert(Failing {
             since: now,
@@ -77,7 +77,7 @@ mod tests {
             (from..to)
                 .filter(|second| {
                     let now = start + Duration::from_secs(*second);
-                    undialled.is_news(now).is_some()
+                    undialled.should_log(now).is_some()
                 })
                 .collect::<Vec<_>>()
         };

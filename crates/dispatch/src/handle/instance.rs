@@ -7,8 +7,8 @@ use keydispatch_core::{NameError, ServiceId, ServiceInfo};
 use super::ServiceHandle;
 use crate::call::{CallError, CastError};
 use crate::data::aim::To;
-use crate::events::ServiceEvent;
 use crate::protocol::Protocol;
+use crate::watch::services::ServiceEvent;
 
 /// One particular instance; see [`ServiceHandle::at`].
 pub struct InstanceHandle<P: Protocol> {

@@ -21,12 +21,12 @@ use crate::data::DataPlane;
 use crate::data::aim::{Aim, To};
 use crate::data::lane::{Outcome, PendingCall};
 use crate::data::wire::{self, CallHeader, Format, KeyedHeader, kind};
-use crate::events::Subscription;
 use crate::keyed::current_key;
 use crate::mailbox;
 use crate::mailbox::letter::{Letter, Reach};
 use crate::protocol::{Message, Protocol};
 use crate::registry::{NoService, Registry, RegistryError};
+use crate::watch::services::Subscription;
 
 /// Casts of a handle and its clones that were not taken yet; more are refused.
 const MAX_CASTS: usize = 1 << 16;

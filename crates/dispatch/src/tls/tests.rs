@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::names::{NODE_PREFIX, decode_node};
 use super::*;
-use crate::authority::{Authority, Issued};
+use crate::tls::authority::{Authority, Issued};
 
 mod rotation;
 

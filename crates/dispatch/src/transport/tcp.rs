@@ -16,8 +16,8 @@ use tokio::sync::{Mutex, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use crate::complaints::{Complaints, News, host};
 use crate::data::done_by;
+use crate::log_limit::{LogLimit, LogNow, host};
 use crate::tls::{Admitted, Role, Standing, TLS_BUFFER_BYTES, Tls, tls_error};
 use crate::transport::dialable::objection;
 use crate::transport::doorstep::{Doorstep, source};
@@ -66,7 +66,7 @@ pub(crate) struct TcpTransport {
     tls: Option<Arc<Tls>>,
     /// Connections that were accepted and have yet to prove who they are.
     doorstep: Mutex<Doorstep<Box<dyn Connection>>>,
-    complaints: Arc<Complaints>,
+    log_limit: Arc<LogLimit>,
     /// Whether addresses of 169.254/16 are dialled.
     link_local: bool,
 }
@@ -113,7 +113,7 @@ impl TcpTransport {
                 .expect("an IP address with a port is short and not empty"),
             tls,
             doorstep: Mutex::new(Doorstep::new()),
-            complaints: Arc::default(),
+            log_limit: Arc::default(),
             link_local: false,
         })
     }
@@ -173,7 +173,7 @@ impl TcpTransport {
     async fn next(&self) -> Result<Box<dyn Connection>, AcceptError> {
         // Held by the one task that accepts.
         let mut doorstep = self.doorstep.lock().await;
-        let mut complained = false;
+        let mut logged = false;
         let mut unbound = self.unbound.subscribe();
         let closed = || AcceptError {
             why: "this node does not listen any more".to_owned(),
@@ -187,20 +187,20 @@ impl TcpTransport {
             };
             match accepted {
                 Ok((stream, peer)) => {
-                    complained = false;
+                    logged = false;
                     // A socket that is gone already says so when it is read.
                     let _ = tune(&stream);
                     let Some(tls) = &self.tls else {
                         return Ok(Box::new(TcpConnection::plaintext(stream, peer.to_string())));
                     };
-                    let (tls, complaints) = (Arc::clone(tls), Arc::clone(&self.complaints));
+                    let (tls, log_limit) = (Arc::clone(tls), Arc::clone(&self.log_limit));
                     let received = Received::default();
                     let meter = received.clone();
                     let greeting = async move {
                         match shake_hands(&tls, stream, peer, received).await {
                             Ok(connection) => Some(connection),
                             Err(why) => {
-                                complain(&complaints, peer, &why);
+                                log_fault(&log_limit, peer, &why);
                                 None
                             }
                         }
@@ -216,8 +216,8 @@ impl TcpTransport {
                 }
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) => {
-                    if !complained {
-                        complained = true;
+                    if !logged {
+                        logged = true;
                         tracing::warn!(
                             %error,
                             local = %self.local,
@@ -367,8 +367,8 @@ async fn shake_hands(
     )))
 }
 
-fn complain(complaints: &Complaints, peer: SocketAddr, why: &str) {
-    if let Some(News { suppressed }) = complaints.news(&host(&peer.to_string()), why) {
+fn log_fault(log_limit: &LogLimit, peer: SocketAddr, why: &str) {
+    if let Some(LogNow { suppressed }) = log_limit.should_log(&host(&peer.to_string()), why) {
         tracing::warn!(%peer, suppressed, "refusing a connection: {}", Escaped(why));
     } else {
         tracing::debug!(%peer, why = %Escaped(why), "refusing a connection");

@@ -10,7 +10,7 @@ use rcgen::string::Ia5String;
 use rcgen::{CertificateParams, Issuer, KeyPair, SanType};
 
 use super::*;
-use crate::authority::NODE_LIFETIME;
+use crate::tls::authority::NODE_LIFETIME;
 use crate::tls::watch::warning_pause;
 use crate::transport::tcp::TcpTransport;
 use crate::transport::{Connection, ConnectionError, Transport};

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::data::DataPlane;
-use crate::registry::Registry;
+use crate::registry::{Registry, RegistryError};
 use crate::service::{Ended, ServeError, ServeOptions, Served, Service, StopError, serve};
 
 /// Most restarts that are remembered, 1 MiB of them. Whoever allows more is never given up.
@@ -195,7 +195,7 @@ impl Supervisor {
                     self.running.store(Arc::new(again.id().clone()));
                     served = Some(again);
                 }
-                Err(ServeError::Registry(crate::RegistryError::NodeStopped)) => {
+                Err(ServeError::Registry(RegistryError::NodeStopped)) => {
                     return SupervisedEnd::Stopped;
                 }
                 Err(error) => tracing::warn!(%error, "a service did not start again"),

@@ -1,12 +1,11 @@
-//! Settings from a TOML file: every key known, typed and bounded, or an error that names it.
+//! Settings: from a TOML file, every key known, typed and bounded, or an error that names it; and by number, with their bounds.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use keydispatch_core::{
-    ClusterName, NameError, NodeName, RawSettings, Settings, SettingsError, Zone,
-};
+pub use keydispatch_core::config::*;
+use keydispatch_core::{ClusterName, NameError, NodeName, Zone};
 use serde::Deserialize;
 use serde::de::{self, Deserializer, Visitor};
 
