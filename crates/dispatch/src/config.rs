@@ -257,6 +257,14 @@ impl Config {
     }
 }
 
+/// The bounds of `pubsub.pool_size`, wherever it comes from.
+pub(crate) fn check_pool_size(value: usize) -> Result<(), ConfigError> {
+    if (1..=MAX_POOL_SIZE).contains(&value) {
+        return Ok(());
+    }
+    Err(ConfigError::PoolSize { value })
+}
+
 pub(crate) fn in_file(path: &Path, error: ConfigError) -> ConfigError {
     ConfigError::InFile {
         path: path.to_owned(),

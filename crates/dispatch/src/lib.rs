@@ -45,7 +45,6 @@
 //! `keydispatch` carry what connections say: at `warn` peers that are refused and why, at `debug` connections that end.
 
 mod backlog;
-mod builder;
 mod call;
 mod claim;
 mod codec;
@@ -62,7 +61,6 @@ mod fanout;
 #[doc(hidden)]
 pub mod fuzzing;
 mod handle;
-mod join;
 mod keyed;
 mod log_limit;
 mod mailbox;
@@ -77,13 +75,12 @@ pub mod tls;
 mod transport;
 mod watch;
 
-pub use builder::{DEFAULT_START_TIMEOUT, NodeBuilder, StartError};
 pub use call::{CallError, CallOptions, CastError, DEFAULT_CALL_TIMEOUT, Replies};
 #[doc(inline)]
 pub use config::{Adapter, Config, ConfigError, LogLevel, MAX_POOL_SIZE};
 pub use data::DataStats;
 pub use discovery::SeedError;
-pub use drain::{DEFAULT_DRAIN_TIMEOUT, DrainError, Unfinished};
+pub use drain::DEFAULT_DRAIN_TIMEOUT;
 pub use handle::{Answer, InstanceHandle, KeyedHandle, ServiceHandle};
 pub use keydispatch_core::{
     Accepts, AddError, ClusterName, ClusterStats, Codec, EntryError, Escaped, Explanation,
@@ -97,6 +94,9 @@ pub use keyed::{
     Closed, Idle, KeyContext, Keyed, KeyedEvent, KeyedEvents, KeyedOptions, ServedKeyed,
 };
 pub use mailbox::ReplyTo;
+pub use node::builder::{DEFAULT_START_TIMEOUT, NodeBuilder};
+pub use node::leave::{DrainError, Unfinished};
+pub use node::plan::StartError;
 pub use node::{Node, NodeStats, StopCause};
 pub use protocol::{Message, Protocol};
 pub use pubsub::{

@@ -7,10 +7,10 @@ use keydispatch_core::message::Address;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use crate::builder::{Checked, StartError};
 use crate::deadline;
 use crate::discovery::{self, Resolved, Seed};
 use crate::driver::{Command, Shared};
+use crate::node::plan::{NodePlan, StartError};
 use crate::reach::{self, AdvertiseError};
 use crate::watch::members::Member;
 
@@ -29,18 +29,18 @@ const LOCAL_ADDRESS: &str = "local";
 /// The seeds' addresses as far as they are known, and this node's own address, which is where it listens unless something
 /// better is said or found.
 pub(crate) async fn meet(
-    checked: &Checked,
+    plan: &NodePlan,
     listening: Option<Address>,
     until: Instant,
 ) -> Result<(Resolved, Address), StartError> {
-    let has_hosts = checked.resolves_names();
-    let mut seeds = discovery::resolve(&checked.seeds, has_hosts).await;
+    let has_hosts = plan.resolves_names();
+    let mut seeds = discovery::resolve(&plan.seeds, has_hosts).await;
     let Some(listening) = listening else {
         let own = Address::try_new(LOCAL_ADDRESS).map_err(AdvertiseError::from)?;
         return Ok((seeds, own));
     };
     let wildcard = reach::wildcard(&listening).filter(|_| has_hosts);
-    let own = match (&checked.advertise, wildcard) {
+    let own = match (&plan.advertise, wildcard) {
         (Some(own), _) => own.clone(),
         (None, None) => listening.clone(),
         (None, Some(bound)) => loop {
@@ -51,14 +51,14 @@ pub(crate) async fn meet(
                 }
                 Err(_) if seeds.awaited && Instant::now() + AWAIT_INTERVAL < until => {
                     tokio::time::sleep(AWAIT_INTERVAL).await;
-                    seeds = discovery::resolve(&checked.seeds, has_hosts).await;
+                    seeds = discovery::resolve(&plan.seeds, has_hosts).await;
                 }
                 Err(error) => return Err(error.into()),
             }
         },
     };
     if has_hosts {
-        reach::warn_of_plaintext(&listening, checked.is_plaintext());
+        reach::warn_of_plaintext(&listening, plan.is_plaintext());
     }
     Ok((seeds, own))
 }

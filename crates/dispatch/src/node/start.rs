@@ -1,0 +1,250 @@
+//! How a node is put together and joins its cluster.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use arc_swap::ArcSwap;
+use keydispatch_core::limits::MAX_PAYLOAD_BYTES;
+use keydispatch_core::links::hello_timeout;
+use keydispatch_core::message::Offers;
+use keydispatch_core::{Cluster, ClusterConfig};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use super::plan::{NodePlan, StartError, TransportKind};
+use super::{Node, NodeInner, join};
+use crate::control;
+use crate::data::tokens::TokenInputs;
+use crate::data::{DataConfig, DataPlane};
+use crate::deadline;
+use crate::discovery::Seed;
+use crate::driver::event_log::EventLog;
+use crate::driver::{Backlog, Clock, Driver, Links, Phase, QUEUE, Shared, Tokens};
+use crate::ending::Vital;
+use crate::pubsub::PubSub;
+use crate::reach::OutOfReach;
+use crate::registry::Registry;
+use crate::runtime::Runtimes;
+use crate::service::blocking;
+use crate::tls::{self, Tls};
+use crate::transport::Transport;
+use crate::transport::tcp::TcpTransport;
+
+impl Node {
+    pub(crate) async fn start(plan: NodePlan) -> Result<Node, StartError> {
+        let (runtimes, kept) = Runtimes::start(plan.own_threads).map_err(StartError::Threads)?;
+        let (transport, tls) = bind(&plan, &runtimes).await?;
+        let until = deadline::after(plan.start_timeout);
+        let listening = transport
+            .as_ref()
+            .map(|transport| transport.local_address());
+        let (seeds, address) = join::meet(&plan, listening, until).await?;
+        let max_payload_bytes = plan.max_payload_bytes.min(MAX_PAYLOAD_BYTES);
+        let plaintext = plan.is_plaintext();
+        let known_seeds = seeds.addresses.clone();
+        let nonce = rand::random();
+        let clock = Clock::start();
+        let cluster = Cluster::new(
+            ClusterConfig {
+                cluster: plan.cluster.clone(),
+                name: plan.name.clone(),
+                address: address.clone(),
+                seeds: seeds.addresses,
+                seeds_awaited: seeds.awaited,
+                settings: plan.settings.clone(),
+                wall_clock_micros: wall_clock_micros(plan.clock_behind),
+                nonce,
+                offers: Offers {
+                    max_payload_bytes: Some(max_payload_bytes as u64),
+                    ..Offers::default()
+                },
+                seed: rand::random(),
+            },
+            clock.now(),
+        );
+        let hello = Arc::new(ArcSwap::from_pointee(cluster.hello().clone()));
+        let (commands, command_receiver) = mpsc::channel(QUEUE);
+        let (inputs, input_receiver) = mpsc::channel(QUEUE);
+        let (shutdown, shutdown_receiver) = watch::channel(false);
+        let (phase_sender, phase) = watch::channel(Phase::Joining);
+        let shared = Arc::new(Shared::new(
+            plan.name.clone(),
+            nonce,
+            plan.zone.clone(),
+            cluster.directory(),
+            commands.clone(),
+        ));
+        let registry = Registry::new(Arc::clone(&shared));
+        let (token_inputs, token_receivers) = TokenInputs::new();
+        let data = DataPlane::new(DataConfig {
+            transport: transport.clone(),
+            hello: Arc::clone(&hello),
+            directory: cluster.directory(),
+            pool_size: plan.pool_size,
+            max_payload_bytes,
+            checks_messages: plan.checks_messages,
+            topic_bytes: plan.topic_bytes,
+            waiting_bytes: plan.waiting_bytes,
+            drain_timeout: plan.drain_timeout,
+            runtimes: runtimes.clone(),
+            tokens: token_inputs,
+        });
+        let tokens = Tokens::new(
+            &cluster,
+            nonce,
+            plan.settings.down_period(),
+            Arc::clone(&data),
+            token_receivers,
+        );
+        let mut out_of_reach = OutOfReach::new(plan.resolves_names().then_some(&address));
+        out_of_reach.met(&known_seeds);
+        let (fatal, fatal_receiver) = mpsc::unbounded_channel();
+        let driver = Driver {
+            cluster,
+            clock,
+            out_of_reach,
+            shared: Arc::clone(&shared),
+            transport: transport.clone(),
+            data: Arc::clone(&data),
+            hello: Arc::clone(&hello),
+            event_log: EventLog::new(plan.name.clone(), plan.log_level),
+            goodbye_on_drop: plan.settings.permdown_on_shutdown(),
+            commands: command_receiver,
+            inputs: input_receiver,
+            input_sender: inputs.clone(),
+            shutdown: shutdown_receiver,
+            fatal: fatal_receiver,
+            phase: phase_sender,
+            links: Links::default(),
+            backlog: Backlog::default(),
+            tokens,
+        };
+        let mut tasks = Vec::new();
+        if let Some(tls) = &tls {
+            tasks.push(runtimes.spawn(tls::watch(Arc::clone(tls))));
+        }
+        if let Some(transport) = &transport {
+            let patience = hello_timeout(plan.settings.down_period());
+            let transport = Arc::clone(transport);
+            let accepting = control::accept(transport, inputs, Arc::clone(&data), hello, patience);
+            let vital = Vital::unless_panicked(&fatal, "acceptor");
+            tasks.push(runtimes.spawn(async move {
+                let _vital = vital;
+                accepting.await;
+            }));
+            if plan.resolves_names() && plan.seeds.iter().any(Seed::is_name) {
+                let seeds = (plan.seeds.clone(), seeds.awaited);
+                tasks.push(runtimes.spawn(join::resolve_again(seeds.0, seeds.1, until, commands)));
+            }
+        }
+        let watching = blocking::watch(Arc::clone(&data), plan.name.clone(), nonce);
+        let helping = Arc::clone(&data).help();
+        let mut ended = phase.clone();
+        runtimes.spawn(async move {
+            tokio::select! {
+                () = watching => {}
+                () = helping => {}
+                _ = ended.wait_for(Phase::is_final) => {}
+            }
+        });
+        let vital = Vital::as_long_as_the_node(&fatal, "services' runtime");
+        runtimes.spawn_service(vital.until(phase.clone()));
+        runtimes.spawn({
+            let kept = kept.clone();
+            async move {
+                driver.run().await;
+                drop(kept);
+            }
+        });
+        let pubsub = PubSub::new(Arc::clone(&data), plan.name.clone());
+        let node = Node {
+            inner: Arc::new(NodeInner {
+                cluster: plan.cluster,
+                address,
+                shared,
+                registry,
+                data,
+                pubsub,
+                phase,
+                plaintext,
+                tls,
+                shutdown,
+                tasks,
+                _threads: kept,
+            }),
+        };
+        node.wait_synced(plan.start_timeout, until).await?;
+        let shared = &node.inner.shared;
+        join::expect(shared, plan.expect, plan.start_timeout, until).await?;
+        Ok(node)
+    }
+
+    async fn wait_synced(&self, timeout: Duration, until: Instant) -> Result<(), StartError> {
+        let mut phase = self.inner.phase.clone();
+        // The phase is cloned, not borrowed: a borrow across the waits below would keep `start` from being spawned.
+        let joined = async {
+            let reached = phase.wait_for(|phase| *phase != Phase::Joining).await;
+            reached.map(|phase| phase.clone())
+        };
+        match tokio::time::timeout_at(until, joined).await {
+            Ok(Ok(phase)) => match phase {
+                Phase::Synced | Phase::Joining => Ok(()),
+                Phase::NameTaken(by) => Err(StartError::NameTaken {
+                    name: self.name().clone(),
+                    by,
+                }),
+                Phase::Stopped | Phase::Failed(_) => Err(StartError::Stopped),
+            },
+            Ok(Err(_)) => Err(StartError::Stopped),
+            Err(_) => {
+                let missing = join::missing(&self.inner.shared).await;
+                let missing = missing.ok_or(StartError::Stopped)?;
+                if missing.is_empty() {
+                    tracing::warn!(node = %self.name(), waited = ?timeout, "no seed answered: starting alone, and still trying");
+                    return Ok(());
+                }
+                Err(StartError::NotSynced {
+                    waited: timeout,
+                    missing,
+                })
+            }
+        }
+    }
+}
+
+/// The transport, and what it is encrypted by.
+type Bound = (Option<Arc<dyn Transport>>, Option<Arc<Tls>>);
+
+async fn bind(plan: &NodePlan, runtimes: &Runtimes) -> Result<Bound, StartError> {
+    Ok(match &plan.network {
+        None => (None, None),
+        Some(TransportKind::Memory(network)) => (Some(network.bind(&plan.bind)?), None),
+        Some(TransportKind::Plaintext) => {
+            let transport = runtimes
+                .enter(|| TcpTransport::plaintext(&plan.bind))?
+                .with_link_local(plan.dial_link_local);
+            (Some(Arc::new(transport)), None)
+        }
+        Some(TransportKind::Tls(files)) => {
+            let (files, cluster) = (files.clone(), plan.cluster.clone());
+            // Files are read where blocking is allowed.
+            let loading = tokio::task::spawn_blocking(move || Tls::load(&files, &cluster));
+            // It ends early only where the runtime does.
+            let tls = loading.await.map_err(|_| StartError::Stopped)??;
+            tls.check_node(&plan.name)?;
+            let transport = runtimes
+                .enter(|| TcpTransport::tls(&plan.bind, Arc::clone(&tls)))?
+                .with_link_local(plan.dial_link_local);
+            (Some(Arc::new(transport)), Some(tls))
+        }
+    })
+}
+
+fn wall_clock_micros(behind: Duration) -> u64 {
+    SystemTime::now()
+        .checked_sub(behind)
+        .and_then(|now| now.duration_since(UNIX_EPOCH).ok())
+        .map_or(0, |since| {
+            u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+        })
+}
