@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::data::DataPlane;
-use crate::driver::{Command, Draining};
+use crate::driver::command::{Command, Draining};
 use crate::registry::Registry;
 
 /// How long a node that leaves finishes what it has, unless

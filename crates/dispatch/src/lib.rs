@@ -49,7 +49,6 @@ mod call;
 mod claim;
 mod codec;
 pub mod config;
-mod control;
 mod data;
 mod deadline;
 mod discovery;

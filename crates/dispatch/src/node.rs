@@ -9,8 +9,9 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::data::{DataPlane, DataStats};
-use crate::driver::{Command, Phase, Shared};
-use crate::ending::Fatal;
+use crate::driver::command::Command;
+use crate::driver::phase::{Fatal, Phase};
+use crate::driver::shared::NodeShared;
 use crate::handle::{KeyedHandle, ServiceHandle};
 use crate::keyed::{Keyed, KeyedOptions, ServedKeyed};
 use crate::protocol::Protocol;
@@ -43,7 +44,7 @@ pub struct Node {
 struct NodeInner {
     cluster: ClusterName,
     address: Address,
-    shared: Arc<Shared>,
+    shared: Arc<NodeShared>,
     registry: Registry,
     data: Arc<DataPlane>,
     pubsub: PubSub,

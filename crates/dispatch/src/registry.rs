@@ -11,7 +11,8 @@ use keydispatch_core::{
 use tokio::sync::oneshot;
 
 use crate::claim::Life;
-use crate::driver::{Command, Shared};
+use crate::driver::command::Command;
+use crate::driver::shared::NodeShared;
 use crate::watch::services::{AllSubscription, Subscription};
 
 /// Why a registry command failed. Nothing was changed.
@@ -222,11 +223,11 @@ impl ServiceUpdate {
 /// subscriptions end.
 #[derive(Clone)]
 pub struct Registry {
-    shared: Arc<Shared>,
+    shared: Arc<NodeShared>,
 }
 
 impl Registry {
-    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+    pub(crate) fn new(shared: Arc<NodeShared>) -> Self {
         Registry { shared }
     }
 
@@ -447,7 +448,7 @@ impl Registry {
 
     /// Removes a service from where nothing can be awaited; its reader has gone already.
     pub(crate) fn remove_soon(&self, id: &ServiceId) {
-        self.shared.remove_soon([id.sequence]);
+        self.shared.removals.ask([id.sequence]);
     }
 
     async fn set_state(

@@ -14,6 +14,7 @@ use keydispatch_core::{
     Cluster, ClusterEvent, Escaped, Instant, NodeId, ServiceId, ServiceInfo, ServiceType,
 };
 
+use super::command::StatesLeft;
 use super::turn::Turn;
 use crate::data::DataPlane;
 use crate::data::tokens::{TokenInput, TokenReceivers};
@@ -30,17 +31,6 @@ const PIECE_BYTES: usize = 512 * 1024;
 
 /// Bytes of a piece beyond its states: names above all.
 const HEAD_BYTES: usize = 8 * 1024;
-
-/// What is left of the states of this node's own services.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct StatesLeft {
-    /// No slot is claimed, held or on its way.
-    pub(crate) is_idle: bool,
-    /// Somebody else is online who may take them.
-    pub(crate) can_go: bool,
-    /// Keys with a state.
-    pub(crate) keys: usize,
-}
 
 /// See the module.
 pub(crate) struct Tokens {

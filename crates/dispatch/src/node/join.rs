@@ -9,7 +9,8 @@ use tokio::time::Instant;
 
 use crate::deadline;
 use crate::discovery::{self, Resolved, Seed};
-use crate::driver::{Command, Shared};
+use crate::driver::command::Command;
+use crate::driver::shared::NodeShared;
 use crate::node::plan::{NodePlan, StartError};
 use crate::reach::{self, AdvertiseError};
 use crate::watch::members::Member;
@@ -95,7 +96,7 @@ pub(crate) async fn resolve_again(
 
 /// Waits until so many nodes are up, this one included, and their entries are here.
 pub(crate) async fn expect(
-    shared: &Shared,
+    shared: &NodeShared,
     expected: usize,
     waited: Duration,
     until: Instant,
@@ -130,7 +131,7 @@ pub(crate) async fn expect(
 }
 
 /// The owners whose entries are missing; none once the node has stopped.
-pub(crate) async fn missing(shared: &Shared) -> Option<Vec<NodeName>> {
+pub(crate) async fn missing(shared: &NodeShared) -> Option<Vec<NodeName>> {
     let (reply, answer) = oneshot::channel();
     shared
         .commands

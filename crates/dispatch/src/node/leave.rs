@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::Node;
 use crate::deadline;
 use crate::drain::{states_given, take_keys};
-use crate::driver::{Command, Draining};
+use crate::driver::command::{Command, Draining};
 use crate::service::current;
 
 /// How long replies and casts that are complete have to get out once the time for draining is over.

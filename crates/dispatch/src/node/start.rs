@@ -13,13 +13,19 @@ use tokio::time::Instant;
 
 use super::plan::{NodePlan, StartError, TransportKind};
 use super::{Node, NodeInner, join};
-use crate::control;
 use crate::data::tokens::TokenInputs;
 use crate::data::{DataConfig, DataPlane};
 use crate::deadline;
 use crate::discovery::Seed;
+use crate::driver::clock::Clock;
+use crate::driver::command::QUEUE;
 use crate::driver::event_log::EventLog;
-use crate::driver::{Backlog, Clock, Driver, Links, Phase, QUEUE, Shared, Tokens};
+use crate::driver::link::OpenLinks;
+use crate::driver::phase::Phase;
+use crate::driver::shared::NodeShared;
+use crate::driver::tokens::Tokens;
+use crate::driver::turn::Backlog;
+use crate::driver::{Driver, accept};
 use crate::ending::Vital;
 use crate::pubsub::PubSub;
 use crate::reach::OutOfReach;
@@ -67,7 +73,7 @@ impl Node {
         let (inputs, input_receiver) = mpsc::channel(QUEUE);
         let (shutdown, shutdown_receiver) = watch::channel(false);
         let (phase_sender, phase) = watch::channel(Phase::Joining);
-        let shared = Arc::new(Shared::new(
+        let shared = Arc::new(NodeShared::new(
             plan.name.clone(),
             nonce,
             plan.zone.clone(),
@@ -115,7 +121,7 @@ impl Node {
             shutdown: shutdown_receiver,
             fatal: fatal_receiver,
             phase: phase_sender,
-            links: Links::default(),
+            links: OpenLinks::default(),
             backlog: Backlog::default(),
             tokens,
         };
@@ -126,7 +132,7 @@ impl Node {
         if let Some(transport) = &transport {
             let patience = hello_timeout(plan.settings.down_period());
             let transport = Arc::clone(transport);
-            let accepting = control::accept(transport, inputs, Arc::clone(&data), hello, patience);
+            let accepting = accept::accept(transport, inputs, Arc::clone(&data), hello, patience);
             let vital = Vital::unless_panicked(&fatal, "acceptor");
             tasks.push(runtimes.spawn(async move {
                 let _vital = vital;
