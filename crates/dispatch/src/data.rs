@@ -15,42 +15,47 @@ use tokio::task::AbortHandle;
 
 use crate::backlog::{Backlog, Share};
 use crate::call::{CallError, Unsent};
-use crate::mailbox::AnyMailbox;
-use crate::pubsub::Topics;
 use crate::runtime::Runtimes;
-use crate::service::StopReason;
 use crate::transport::{Connection, Transport};
 
+mod activity;
 pub(crate) mod aim;
+pub(crate) mod caller;
 mod contact;
 mod helped;
 mod hints;
 pub(crate) mod inbound;
 pub(crate) mod lane;
 mod leaving;
+pub(crate) mod mailbox;
 mod onward;
 mod outbox;
 mod parked;
 mod places;
 mod pump;
 mod reach;
+pub(crate) mod reply;
 mod stats;
 pub(crate) mod tokens;
+pub(crate) mod topics;
 mod undialled;
 pub(crate) mod wire;
 
+use caller::Caller;
 use contact::Contact;
 use helped::Helper;
 use hints::Hints;
-use inbound::{Caller, Serving};
+use inbound::Serving;
 use lane::Lane;
 use leaving::Callers;
 pub(crate) use leaving::done_by;
+use mailbox::{AnyMailbox, StopReason};
 use onward::Onward;
 use places::Places;
 pub(crate) use stats::Counters;
 pub use stats::DataStats;
 use tokens::TokenInputs;
+use topics::Topics;
 
 /// Peers of a lower minor version do not know how a node goes away in good order.
 const MINOR_GOES_AWAY: u16 = 1;
@@ -68,66 +73,6 @@ pub(crate) struct DataConfig {
     pub(crate) drain_timeout: Duration,
     pub(crate) runtimes: Runtimes,
     pub(crate) tokens: TokenInputs,
-}
-
-/// When something was last heard, and said, on a connection.
-#[derive(Debug)]
-pub(crate) struct Heard {
-    origin: tokio::time::Instant,
-    heard_micros: AtomicU64,
-    said_micros: AtomicU64,
-}
-
-impl Default for Heard {
-    fn default() -> Self {
-        Heard {
-            origin: tokio::time::Instant::now(),
-            heard_micros: AtomicU64::new(0),
-            said_micros: AtomicU64::new(0),
-        }
-    }
-}
-
-impl Heard {
-    /// Something was heard; returns when, in microseconds of this clock.
-    fn now(&self) -> u64 {
-        let now = self.elapsed_micros();
-        self.heard_micros.store(now, Ordering::Relaxed);
-        now
-    }
-
-    fn said(&self) {
-        self.said_micros
-            .store(self.elapsed_micros(), Ordering::Relaxed);
-    }
-
-    /// The time on this clock.
-    fn clock(&self) -> keydispatch_core::Instant {
-        keydispatch_core::Instant::from_micros(self.elapsed_micros())
-    }
-
-    /// When something was last heard, by this clock.
-    fn at(&self) -> keydispatch_core::Instant {
-        keydispatch_core::Instant::from_micros(self.heard_micros.load(Ordering::Relaxed))
-    }
-
-    /// Since when nothing was heard.
-    fn since(&self) -> Duration {
-        let heard = self.heard_micros.load(Ordering::Relaxed);
-        Duration::from_micros(self.elapsed_micros().saturating_sub(heard))
-    }
-
-    /// Since when nothing was heard or said.
-    fn idle(&self) -> Duration {
-        let said = self.said_micros.load(Ordering::Relaxed);
-        self.since().min(Duration::from_micros(
-            self.elapsed_micros().saturating_sub(said),
-        ))
-    }
-
-    fn elapsed_micros(&self) -> u64 {
-        u64::try_from(self.origin.elapsed().as_micros()).unwrap_or(u64::MAX)
-    }
 }
 
 #[derive(Debug)]

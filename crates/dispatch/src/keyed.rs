@@ -4,7 +4,7 @@ use keydispatch_core::KeyBytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::mailbox::ReplyTo;
+use crate::data::reply::ReplyTo;
 use crate::protocol::Protocol;
 use crate::service::BoxError;
 

@@ -62,7 +62,6 @@ pub mod fuzzing;
 mod handle;
 mod keyed;
 mod log_limit;
-mod mailbox;
 mod node;
 mod protocol;
 mod pubsub;
@@ -78,6 +77,11 @@ pub use call::{CallError, CallOptions, CastError, DEFAULT_CALL_TIMEOUT, Replies}
 #[doc(inline)]
 pub use config::{Adapter, Config, ConfigError, LogLevel, MAX_POOL_SIZE};
 pub use data::DataStats;
+pub use data::mailbox::StopReason;
+pub use data::reply::ReplyTo;
+pub use data::topics::{
+    DEFAULT_TOPIC_BYTES, SubscriptionId, TopicEvent, TopicMessage, TopicSubscription,
+};
 pub use discovery::SeedError;
 pub use drain::DEFAULT_DRAIN_TIMEOUT;
 pub use handle::{Answer, InstanceHandle, KeyedHandle, ServiceHandle};
@@ -92,22 +96,18 @@ pub use keydispatch_core::{
 pub use keyed::{
     Closed, Idle, KeyContext, Keyed, KeyedEvent, KeyedEvents, KeyedOptions, ServedKeyed,
 };
-pub use mailbox::ReplyTo;
 pub use node::builder::{DEFAULT_START_TIMEOUT, NodeBuilder};
 pub use node::leave::{DrainError, Unfinished};
 pub use node::plan::StartError;
 pub use node::{Node, NodeStats, StopCause};
 pub use protocol::{Message, Protocol};
-pub use pubsub::{
-    BroadcastError, DEFAULT_TOPIC_BYTES, PubSub, SubscriptionId, TopicEvent, TopicMessage,
-    TopicSubscription,
-};
+pub use pubsub::{BroadcastError, PubSub};
 pub use reach::AdvertiseError;
 pub use registry::{NewService, NoService, Registration, Registry, RegistryError, ServiceUpdate};
 pub use service::supervisor::{SuperviseOptions, Supervised, SupervisedEnd};
 pub use service::{
     BoxError, Context, DEFAULT_MAILBOX, Ended, HandleInfo, InfoError, InfoSender, ServeError,
-    ServeOptions, Served, Service, StopError, StopReason, Timer,
+    ServeOptions, Served, Service, StopError, Timer,
 };
 pub use tls::{TlsError, TlsFiles};
 pub use transport::BindError;

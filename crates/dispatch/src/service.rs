@@ -11,9 +11,10 @@ use tokio::task::AbortHandle;
 
 use crate::claim::Life;
 use crate::data::DataPlane;
+use crate::data::mailbox::{AnyMailbox, Mailbox, StopReason, queue};
+use crate::data::reply::ReplyTo;
 use crate::deadline;
 use crate::drain;
-use crate::mailbox::{AnyMailbox, Mailbox, ReplyTo, queue};
 use crate::protocol::Protocol;
 use crate::registry::{Registration, Registry, RegistryError};
 
@@ -36,16 +37,6 @@ pub const DEFAULT_MAILBOX: usize = 1_024;
 
 /// What a handler or a factory may fail with.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
-
-/// Why a service is asked to stop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum StopReason {
-    /// By [`Served::stop`] or [`Context::stop`].
-    Stopped,
-    /// Its node leaves.
-    NodeStopped,
-}
 
 /// How a service came to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use keydispatch_core::Instant;
 use keydispatch_core::message::Offers;
 use tokio::sync::Notify;
 
-use super::Heard;
+use super::activity::Activity;
 use super::undialled::Undialled;
 
 /// How long messages wait for a connection to a peer that cannot be dialled; from then on they fail at once.
@@ -38,7 +38,7 @@ pub(super) struct Contact {
     /// The peer knows of calls that may be refused by load.
     bounds: AtomicBool,
     /// On the control connection.
-    heard: Heard,
+    heard: Activity,
     /// Told of everything that is heard there.
     hearing: Notify,
     pub(super) undialled: Undialled,
@@ -51,7 +51,7 @@ impl Default for Contact {
             max_payload_bytes: AtomicU64::new(u64::MAX),
             replaces: AtomicBool::new(false),
             bounds: AtomicBool::new(false),
-            heard: Heard::default(),
+            heard: Activity::default(),
             hearing: Notify::new(),
             undialled: Undialled::default(),
             unreached: Mutex::default(),
@@ -125,7 +125,7 @@ impl Contact {
 
     /// Something was heard on the control connection.
     pub(super) fn hear(&self) {
-        self.heard.now();
+        self.heard.record_read();
         self.hearing.notify_waiters();
     }
 
@@ -136,7 +136,7 @@ impl Contact {
 
     /// True where the peer was heard on the control connection after that time.
     pub(super) fn heard_since(&self, then: Instant) -> bool {
-        self.heard.at() > then
+        self.heard.last_read() > then
     }
 
     /// Waits until the peer has been heard on the control connection within so much time.
@@ -145,7 +145,7 @@ impl Contact {
             let mut hearing = std::pin::pin!(self.hearing.notified());
             // From here on nothing is missed.
             hearing.as_mut().enable();
-            if self.heard.at() > Instant::ZERO && self.heard.since() <= time {
+            if self.heard.last_read() > Instant::ZERO && self.heard.since() <= time {
                 return;
             }
             hearing.await;

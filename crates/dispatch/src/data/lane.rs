@@ -11,12 +11,13 @@ use keydispatch_core::{NodeId, NodeName};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
+use super::DataPlane;
+use super::activity::Activity;
 use super::contact::Contact;
-use super::outbox::{Outbox, Rejected};
+use super::outbox::{Outbox, PushError};
 use super::pump::{self, Reading, Terms};
 use super::reach::{Target, Unreached};
 use super::wire::{self, Outgoing, kind};
-use super::{DataPlane, Heard};
 use crate::backlog::Share;
 use crate::call::{CallError, Failure, Unsent};
 use crate::transport::Connection;
@@ -113,7 +114,7 @@ pub(crate) struct Lane {
     /// Told when `suspended` changes.
     turned: Notify,
     broken: Mutex<Broken>,
-    heard: Heard,
+    heard: Activity,
 }
 
 impl Lane {
@@ -148,7 +149,7 @@ impl Lane {
                 why: "never dialled".into(),
                 silent_since: None,
             }),
-            heard: Heard::default(),
+            heard: Activity::default(),
         })
     }
 
@@ -232,11 +233,11 @@ impl Lane {
         frame: impl Into<Outgoing>,
     ) -> Result<(), Unsent> {
         self.outbox.push(frame).map_err(|rejected| match rejected {
-            Rejected::Full => Unsent::from(CallError::Overloaded {
+            PushError::Full => Unsent::from(CallError::Overloaded {
                 node: self.target.peer.name.clone(),
             }),
-            Rejected::Closed => self.settling(DOWN),
-            Rejected::Sealed => self.goes_away(),
+            PushError::Closed => self.settling(DOWN),
+            PushError::Sealed => self.goes_away(),
         })?;
         // The connection may have ended since it was looked at: then this frame was either failed with the others, or
         // waits for the next connection.
@@ -346,7 +347,7 @@ impl Lane {
         plane: &Arc<DataPlane>,
     ) -> Served {
         connection.set_frame_limit(wire::max_frame_bytes(plane.max_payload_bytes));
-        self.heard.now();
+        self.heard.record_read();
         let outdated = connection.outdated();
         let serving = pump::pump(
             &mut *connection,
@@ -387,7 +388,7 @@ impl Lane {
 
     fn handle(&self, frame: &Frame) -> Result<(), String> {
         if self.suspended.load(Ordering::Relaxed) {
-            self.heard.now();
+            self.heard.record_read();
             self.suspend(false);
         }
         match frame.kind {

@@ -11,9 +11,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::DataPlane;
-use super::inbound::Caller;
+use super::caller::Caller;
+use super::mailbox::StopReason;
 use super::wire::{self, kind};
-use crate::service::StopReason;
 
 /// First and longest pause between two looks at whether something is done.
 const LOOK_PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(10));

@@ -13,7 +13,7 @@ use keydispatch_core::message::{DataLink, Hello};
 use keydispatch_core::{NodeId, NodeName};
 use tokio::sync::Notify;
 
-use super::Heard;
+use super::activity::Activity;
 
 /// Most connections that peers may have open to this node's data lane: 300 nodes with some each.
 const MAX_INBOUND: usize = 8_192;
@@ -63,7 +63,7 @@ impl Inbound {
     }
 
     /// Waits until there is nobody any more on the other side.
-    pub(super) async fn forsaken(&self, heard: &Heard, is_up: impl Fn(&NodeId) -> bool) {
+    pub(super) async fn forsaken(&self, heard: &Activity, is_up: impl Fn(&NodeId) -> bool) {
         loop {
             tokio::time::sleep(LOOK).await;
             let silent = heard.since();

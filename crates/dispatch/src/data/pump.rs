@@ -7,7 +7,7 @@ use std::task::Poll;
 use keydispatch_core::Escaped;
 use keydispatch_core::message::Frame;
 
-use super::Heard;
+use super::activity::Activity;
 use super::outbox::Outbox;
 use super::wire::{self, Outgoing, kind};
 use crate::transport::Connection;
@@ -71,7 +71,7 @@ impl Drop for Taken<'_> {
 pub(super) async fn pump(
     connection: &mut dyn Connection,
     outbox: &Outbox,
-    heard: &Heard,
+    heard: &Activity,
     terms: Terms,
     mut on_frame: impl FnMut(Frame) -> Result<(), String>,
     mut on_too_long: impl FnMut(Outgoing),
@@ -134,7 +134,7 @@ pub(super) async fn pump(
                 turn += bytes;
                 if connection.meter().bytes() != received {
                     received = connection.meter().bytes();
-                    let now = heard.now();
+                    let now = heard.record_read();
                     let since = *unanswered.get_or_insert(now);
                     if reading == Reading::WhileAnswersGo && now - since >= SIGN_OF_LIFE_MICROS {
                         unanswered = None;
@@ -154,7 +154,7 @@ pub(super) async fn pump(
                     taken.next_last.reverse();
                 }
                 if !taken.next_last.is_empty() {
-                    heard.said();
+                    heard.record_write();
                     unanswered = None;
                 }
                 let mut sent = 0;
@@ -199,7 +199,6 @@ pub(super) async fn pump(
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-    use std::sync::atomic::Ordering;
     use std::time::Duration;
 
     use keydispatch_core::message::Address;
@@ -231,7 +230,7 @@ mod tests {
         near.set_frame_limit(1 << 20);
         far.set_frame_limit(1 << 20);
         let (calls, replies) = (outbox(), outbox());
-        let (heard_near, heard_far) = (Heard::default(), Heard::default());
+        let (heard_near, heard_far) = (Activity::default(), Activity::default());
         for _ in 0..FRAMES {
             let body = vec![7; 512 * 1024].into();
             calls.push(Frame { kind: 64, body }).unwrap();
@@ -290,7 +289,7 @@ mod tests {
         // A task of its own, which nothing wakes but its outbox and its socket.
         let sent = Arc::clone(&calls);
         let calling = tokio::spawn(async move {
-            let (on_frame, heard) = (|_| Ok(()), Heard::default());
+            let (on_frame, heard) = (|_| Ok(()), Activity::default());
             pump(
                 &mut *near,
                 &sent,
@@ -324,7 +323,7 @@ mod tests {
         let (slow, far) = tokio::join!(dialled, transport.accept());
         let (mut slow, mut far) = (slow.unwrap(), far.unwrap());
         far.set_frame_limit(2 << 20);
-        let (replies, heard) = (outbox(), Heard::default());
+        let (replies, heard) = (outbox(), Activity::default());
         let answering = pump(
             &mut *far,
             &replies,
@@ -352,6 +351,6 @@ mod tests {
         let sign = tokio::time::timeout(Duration::from_secs(20), both).await;
         assert_eq!(sign.ok(), Some([1, 0, 0, 0, kind::PONG]));
         // No frame has arrived as a whole.
-        assert_ne!(heard.heard_micros.load(Ordering::Relaxed), 0);
+        assert_ne!(heard.last_read(), keydispatch_core::Instant::ZERO);
     }
 }

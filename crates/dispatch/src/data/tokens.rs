@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use super::DataPlane;
 use super::wire::kind;
-use crate::mailbox::letter::States;
+use crate::data::mailbox::letter::States;
 
 /// Messages about states that wait for the driver, and bytes of them; what comes beyond that is dropped, and sent again by its
 /// sender, half a second later. A peer has at most 256 small ones, or two megabytes, on their way: room for 60 peers at once.

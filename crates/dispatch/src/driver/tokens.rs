@@ -17,8 +17,8 @@ use keydispatch_core::{
 use super::command::StatesLeft;
 use super::turn::Turn;
 use crate::data::DataPlane;
+use crate::data::mailbox::letter::KeyedMailbox;
 use crate::data::tokens::{TokenInput, TokenReceivers};
-use crate::mailbox::letter::KeyedMailbox;
 
 /// Peers of a lower minor version know nothing of tokens.
 const MINOR_KNOWS_TOKENS: u16 = 2;

@@ -20,9 +20,10 @@ use crate::codec::{self, DecodeError, EncodeError};
 use crate::data::DataPlane;
 use crate::data::aim::{Aim, To};
 use crate::data::lane::{Outcome, PendingCall};
+use crate::data::mailbox::{self, Envelope, Mailbox, Payload, WaitingCall};
+use crate::data::reply::{self, Route, Unanswered};
 use crate::data::wire::{self, BoundedHeader, CallHeader, CastHeader, Format, kind};
 use crate::deadline;
-use crate::mailbox::{self, Envelope, Mailbox, Payload, Route, Unanswered, WaitingCall};
 use crate::protocol::{Message, Protocol};
 use crate::registry::Registry;
 use crate::service::current;
@@ -178,7 +179,7 @@ impl<P: Protocol> Channel<P> {
                 });
         }
         let message = match self.data.checked_limit() {
-            Some(limit) => match mailbox::crossed::<P, _>(&message, limit, false) {
+            Some(limit) => match reply::crossed::<P, _>(&message, limit, false) {
                 Ok(message) => message,
                 Err(error) => {
                     return Err(Failed {
@@ -522,7 +523,7 @@ impl<P: Protocol> Channel<P> {
             return Err(CastError { error, message });
         }
         let message = match self.data.checked_limit() {
-            Some(limit) => match mailbox::crossed::<P, _>(&message, limit, false) {
+            Some(limit) => match reply::crossed::<P, _>(&message, limit, false) {
                 Ok(message) => message,
                 Err(error) => return Err(CastError { error, message }),
             },

@@ -6,7 +6,7 @@ use keydispatch_core::{KeyBytes, NodeName, ServiceId};
 
 use super::Keyed;
 use super::store::Store;
-use crate::data::inbound::Caller;
+use crate::data::caller::Caller;
 
 /// Where the handler of one key finds itself.
 pub struct KeyContext<K: Keyed> {

@@ -19,13 +19,13 @@ use super::store::Store;
 use crate::call::Failure;
 use crate::claim::Life;
 use crate::data::DataPlane;
-use crate::data::inbound::Caller;
+use crate::data::caller::Caller;
+use crate::data::mailbox::letter::{KeyedMailbox, Letter, Room, States};
+use crate::data::mailbox::{AnyMailbox, StopReason};
 use crate::data::wire::Format;
-use crate::mailbox::AnyMailbox;
-use crate::mailbox::letter::{KeyedMailbox, Letter, Room, States};
 use crate::protocol::Protocol;
 use crate::registry::{Registration, Registry};
-use crate::service::{AbortUnlessDone, Ended, ServeError, Served, StopError, StopReason};
+use crate::service::{AbortUnlessDone, Ended, ServeError, Served, StopError};
 
 /// How often what waits for too long is looked for.
 const LOOK: Duration = Duration::from_secs(1);

@@ -23,7 +23,7 @@ use super::{Closed, Keyed};
 use crate::backlog::Share;
 use crate::call::Failure;
 use crate::data::DataPlane;
-use crate::mailbox::letter::{Letter, Room, States};
+use crate::data::mailbox::letter::{Letter, Room, States};
 
 /// What the store's clock counts in: a key remembers in four bytes when it was last used.
 const TICK: Duration = Duration::from_millis(100);

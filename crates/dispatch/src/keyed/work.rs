@@ -20,8 +20,9 @@ use super::workers::Ready;
 use super::{Closed, Idle, Keyed};
 use crate::call::Failure;
 use crate::codec::{self, DecodeError, EncodeError};
-use crate::mailbox::letter::{Letter, States};
-use crate::mailbox::{self, ReplyTo};
+use crate::data::mailbox;
+use crate::data::mailbox::letter::{Letter, States};
+use crate::data::reply::ReplyTo;
 use crate::protocol::{self, Protocol};
 use crate::service::current::{self, Current};
 

@@ -10,11 +10,11 @@ use crate::backlog;
 use crate::config::{
     Adapter, Config, ConfigError, DEFAULT_POOL_SIZE, LogLevel, RegistrySection, check_pool_size,
 };
+use crate::data::topics::DEFAULT_TOPIC_BYTES;
 use crate::discovery::Seed;
 use crate::drain::DEFAULT_DRAIN_TIMEOUT;
 use crate::node::Node;
 use crate::node::plan::{NodePlan, StartError, TransportKind};
-use crate::pubsub::DEFAULT_TOPIC_BYTES;
 use crate::reach;
 use crate::tls::TlsFiles;
 use crate::transport::memory::MemoryNetwork;

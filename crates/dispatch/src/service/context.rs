@@ -8,9 +8,10 @@ use std::time::Duration;
 use keydispatch_core::{NodeName, ServiceId};
 use tokio::time::Instant;
 
+use super::Service;
 use super::info::{HandleInfo, InfoSender, Infos, Turn, turn};
-use super::{Service, StopReason};
-use crate::data::inbound::Caller;
+use crate::data::caller::Caller;
+use crate::data::mailbox::StopReason;
 use crate::deadline;
 use crate::protocol::Protocol;
 

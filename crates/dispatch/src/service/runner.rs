@@ -11,12 +11,13 @@ use tokio::time::Instant;
 
 use super::context::{Origin, Own};
 use super::info::{Infos, Turn as InfoTurn};
-use super::{BoxError, Context, Ended, Service, StopReason};
+use super::{BoxError, Context, Ended, Service};
 use crate::call::Failure;
 use crate::claim::Life;
 use crate::codec::{self, DecodeError};
 use crate::data::DataPlane;
-use crate::mailbox::{Envelope, Payload, ReplyTo, queue};
+use crate::data::mailbox::{Envelope, Payload, StopReason, queue};
+use crate::data::reply::ReplyTo;
 use crate::protocol::Protocol;
 use crate::registry::Registry;
 

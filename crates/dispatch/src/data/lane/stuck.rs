@@ -97,10 +97,10 @@ impl Lane {
                 self.lasts();
             }
             let now = self.heard.clock();
-            let found = watch.look(now, self.heard.at(), self.pending() > 0);
+            let found = watch.look(now, self.heard.last_read(), self.pending() > 0);
             match found {
                 Silence::Slept => {
-                    self.heard.now();
+                    self.heard.record_read();
                 }
                 // What is heard may be a part of a frame.
                 Silence::Heard => {
@@ -113,7 +113,7 @@ impl Lane {
                 }
                 Silence::Ping | Silence::Suspend => {
                     if found == Silence::Suspend && self.suspend(true) {
-                        let silent = now.since(self.heard.at());
+                        let silent = now.since(self.heard.last_read());
                         tracing::warn!(peer = %self.target.peer.name, ?silent, "a peer is silent: calls to it fail at once");
                         // What is still queued may go out when the peer is back, so it counts as sent.
                         self.fail_all();
