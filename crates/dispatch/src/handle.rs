@@ -7,7 +7,8 @@ use keydispatch_core::{Key, NameError, ServiceId, ServiceInfo, ServiceType, View
 use crate::call::{CallError, CallOptions, CastError};
 use crate::data::DataPlane;
 use crate::protocol::Protocol;
-use crate::registry::{NoService, Registry, RegistryError};
+use crate::registry::Registry;
+use crate::registry::entry::{NoService, RegistryError};
 use crate::watch::services::Subscription;
 
 mod bounded;

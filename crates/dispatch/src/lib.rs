@@ -103,12 +103,15 @@ pub use node::{Node, NodeStats, StopCause};
 pub use protocol::{Message, Protocol};
 pub use pubsub::{BroadcastError, PubSub};
 pub use reach::AdvertiseError;
-pub use registry::{NewService, NoService, Registration, Registry, RegistryError, ServiceUpdate};
+pub use registry::Registry;
+pub use registry::entry::{NewService, NoService, RegistryError, ServiceUpdate};
+pub use registry::registration::Registration;
+pub use service::context::{Context, Timer};
+pub use service::info::{HandleInfo, InfoError, InfoSender};
+pub use service::options::ServeOptions;
+pub use service::serve::{DEFAULT_MAILBOX, ServeError, Served, StopError};
 pub use service::supervisor::{SuperviseOptions, Supervised, SupervisedEnd};
-pub use service::{
-    BoxError, Context, DEFAULT_MAILBOX, Ended, HandleInfo, InfoError, InfoSender, ServeError,
-    ServeOptions, Served, Service, StopError, Timer,
-};
+pub use service::{BoxError, Ended, Service};
 pub use tls::{TlsError, TlsFiles};
 pub use transport::BindError;
 pub use watch::members::{Member, MemberChange, MemberChanges};

@@ -18,8 +18,10 @@ use crate::protocol::Protocol;
 use crate::pubsub::PubSub;
 use crate::registry::Registry;
 use crate::runtime::Kept;
+use crate::service::Service;
+use crate::service::options::ServeOptions;
+use crate::service::serve::{ServeError, Served};
 use crate::service::supervisor::{SuperviseOptions, Supervised};
-use crate::service::{ServeError, ServeOptions, Served, Service};
 use crate::tls::Tls;
 use crate::watch::members::{Member, MemberChanges};
 
@@ -126,7 +128,7 @@ impl Node {
         options: ServeOptions,
         service: S,
     ) -> Result<Served<S::Protocol>, ServeError> {
-        crate::service::serve(&self.inner.registry, &self.inner.data, options, service).await
+        crate::service::serve::serve(&self.inner.registry, &self.inner.data, options, service).await
     }
 
     /// Starts a service that is started again when it panics, under the same instance name: after a pause that doubles,

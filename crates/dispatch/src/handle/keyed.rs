@@ -25,7 +25,8 @@ use crate::data::mailbox::letter::{Letter, Reach};
 use crate::data::wire::{self, CallHeader, Format, KeyedHeader, kind};
 use crate::keyed::current_key;
 use crate::protocol::{Message, Protocol};
-use crate::registry::{NoService, Registry, RegistryError};
+use crate::registry::Registry;
+use crate::registry::entry::{NoService, RegistryError};
 use crate::watch::services::Subscription;
 
 /// Casts of a handle and its clones that were not taken yet; more are refused.

@@ -24,8 +24,10 @@ use crate::data::mailbox::letter::{KeyedMailbox, Letter, Room, States};
 use crate::data::mailbox::{AnyMailbox, StopReason};
 use crate::data::wire::Format;
 use crate::protocol::Protocol;
-use crate::registry::{Registration, Registry};
-use crate::service::{AbortUnlessDone, Ended, ServeError, Served, StopError};
+use crate::registry::Registry;
+use crate::registry::registration::Registration;
+use crate::service::Ended;
+use crate::service::serve::{AbortUnlessDone, ServeError, Served, StopError};
 
 /// How often what waits for too long is looked for.
 const LOOK: Duration = Duration::from_secs(1);

@@ -2,14 +2,15 @@
 
 use std::collections::{BinaryHeap, VecDeque};
 use std::fmt;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use keydispatch_core::{NodeName, ServiceId};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::Service;
-use super::info::{HandleInfo, InfoSender, Infos, Turn, turn};
 use crate::data::caller::Caller;
 use crate::data::mailbox::StopReason;
 use crate::deadline;
@@ -22,7 +23,7 @@ pub struct Context<S: Service> {
     /// None until a handle to send some was asked for: most services never do.
     pub(super) infos: Option<Infos<S>>,
     /// Messages that may wait in each of its mailboxes.
-    capacity: usize,
+    pub(super) capacity: usize,
     timers: BinaryHeap<Due<S>>,
     /// Numbers timers, so that those of one instant fire in order.
     last_timer: u64,
@@ -45,6 +46,27 @@ type CastOf<S> = <<S as Service>::Protocol as Protocol>::Cast;
 pub(super) enum Own<S: Service> {
     Cast(CastOf<S>),
     Info(Box<dyn Turn<S>>),
+}
+
+pub(super) type Handling<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
+
+/// A private message whose type is not known: what runs a service knows nothing of [`HandleInfo`](super::info::HandleInfo), so that services
+/// without private messages say nothing of them.
+pub(super) trait Turn<S: Service>: Send + Sync {
+    fn handle<'a>(self: Box<Self>, service: &'a mut S, cx: &'a mut Context<S>) -> Handling<'a>;
+}
+
+/// The private messages that wait for a service, once somebody can send them.
+pub(super) struct Infos<S: Service> {
+    pub(super) sender: mpsc::Sender<Box<dyn Turn<S>>>,
+    pub(super) receiver: mpsc::Receiver<Box<dyn Turn<S>>>,
+}
+
+impl<S: Service> Infos<S> {
+    pub(super) fn new(capacity: usize) -> Self {
+        let (sender, receiver) = mpsc::channel(capacity);
+        Infos { sender, receiver }
+    }
 }
 
 /// A timer of a service; see [`Context::cast_after`].
@@ -123,39 +145,12 @@ impl<S: Service> Context<S> {
         self.own.push_back(Own::Cast(message));
     }
 
-    /// Sends a private message to this service itself, as [`cast`](Self::cast) does.
-    pub fn info(&mut self, info: S::Info)
-    where
-        S: HandleInfo,
-    {
-        self.own.push_back(Own::Info(turn(info)));
-    }
-
-    /// Sends a private message to this service itself after a while, as [`cast_after`](Self::cast_after) does.
-    pub fn info_after(&mut self, after: Duration, info: S::Info) -> Timer
-    where
-        S: HandleInfo,
-    {
-        self.after(after, Own::Info(turn(info)))
-    }
-
-    /// How the tasks that this service spawns send it private messages; as many may wait as its mailbox holds.
-    pub fn info_sender(&mut self) -> InfoSender<S>
-    where
-        S: HandleInfo,
-    {
-        let capacity = self.capacity;
-        self.infos
-            .get_or_insert_with(|| Infos::new(capacity))
-            .sender()
-    }
-
     /// Sends a message to this service itself after a while, of thirty years at most. Timers end with the service.
     pub fn cast_after(&mut self, after: Duration, message: CastOf<S>) -> Timer {
         self.after(after, Own::Cast(message))
     }
 
-    fn after(&mut self, after: Duration, message: Own<S>) -> Timer {
+    pub(super) fn after(&mut self, after: Duration, message: Own<S>) -> Timer {
         self.last_timer += 1;
         self.timers.push(Due {
             at: deadline::after(after),

@@ -9,9 +9,8 @@ use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
-use super::context::{Origin, Own};
-use super::info::{Infos, Turn as InfoTurn};
-use super::{BoxError, Context, Ended, Service};
+use super::context::{Context, Infos, Origin, Own, Turn as InfoTurn};
+use super::{BoxError, Ended, Service};
 use crate::call::Failure;
 use crate::claim::Life;
 use crate::codec::{self, DecodeError};

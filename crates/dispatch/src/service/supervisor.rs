@@ -10,8 +10,11 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::data::DataPlane;
-use crate::registry::{Registry, RegistryError};
-use crate::service::{Ended, ServeError, ServeOptions, Served, Service, StopError, serve};
+use crate::registry::Registry;
+use crate::registry::entry::RegistryError;
+use crate::service::options::ServeOptions;
+use crate::service::serve::{ServeError, Served, StopError, serve};
+use crate::service::{Ended, Service};
 
 /// Most restarts that are remembered, 1 MiB of them. Whoever allows more is never given up.
 const MAX_REMEMBERED: usize = 65_536;
