@@ -93,9 +93,11 @@ pub use keydispatch_core::{
     ServiceState, ServiceType, SettingsError, Slot, Spread, Topic, UpdateError, View, Weight, Zone,
     limits, message::Address, placement,
 };
-pub use keyed::{
-    Closed, Idle, KeyContext, Keyed, KeyedEvent, KeyedEvents, KeyedOptions, ServedKeyed,
-};
+pub use keyed::context::KeyContext;
+pub use keyed::events::{KeyedEvent, KeyedEvents};
+pub use keyed::options::KeyedOptions;
+pub use keyed::serve::ServedKeyed;
+pub use keyed::{Closed, Idle, Keyed};
 pub use node::builder::{DEFAULT_START_TIMEOUT, NodeBuilder};
 pub use node::leave::{DrainError, Unfinished};
 pub use node::plan::StartError;

@@ -13,7 +13,9 @@ use crate::driver::command::Command;
 use crate::driver::phase::{Fatal, Phase};
 use crate::driver::shared::NodeShared;
 use crate::handle::{KeyedHandle, ServiceHandle};
-use crate::keyed::{Keyed, KeyedOptions, ServedKeyed};
+use crate::keyed::Keyed;
+use crate::keyed::options::KeyedOptions;
+use crate::keyed::serve::ServedKeyed;
 use crate::protocol::Protocol;
 use crate::pubsub::PubSub;
 use crate::registry::Registry;
@@ -156,7 +158,8 @@ impl Node {
         options: KeyedOptions,
         service: K,
     ) -> Result<ServedKeyed<K>, ServeError> {
-        crate::keyed::serve_keyed(&self.inner.registry, &self.inner.data, options, service).await
+        crate::keyed::serve::serve_keyed(&self.inner.registry, &self.inner.data, options, service)
+            .await
     }
 
     /// A typed handle to the keys of a [`Keyed`] service, wherever their states are. Cheap to clone.

@@ -23,7 +23,7 @@ use crate::data::lane::{Outcome, PendingCall};
 use crate::data::mailbox;
 use crate::data::mailbox::letter::{Letter, Reach};
 use crate::data::wire::{self, CallHeader, Format, KeyedHeader, kind};
-use crate::keyed::current_key;
+use crate::keyed::current::current_key;
 use crate::protocol::{Message, Protocol};
 use crate::registry::Registry;
 use crate::registry::entry::{NoService, RegistryError};

@@ -15,10 +15,10 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::cells::{Cell, put};
+use super::context::Instance;
 use super::events::{KeyedEvent, Teller};
 use super::options::KeyedOptions;
-use super::work::Job;
-use super::workers::{Ready, Workers};
+use super::ready::{Job, Ready, Workers};
 use super::{Closed, Keyed};
 use crate::backlog::Share;
 use crate::call::Failure;
@@ -155,6 +155,22 @@ impl Leaving {
         for (letter, failure) in self.0 {
             letter.refuse(failure);
         }
+    }
+}
+
+impl<K: Keyed> Instance for Store<K> {
+    fn id(&self) -> &ServiceId {
+        &self.id
+    }
+
+    fn serves(&self, key: &KeyBytes) -> bool {
+        let slot = slot_of(key);
+        let inner = self.lock();
+        let is_leaving = inner
+            .slots
+            .get(&slot)
+            .is_some_and(|here| here.giving.is_some());
+        inner.gates.get(&slot) == Some(&Now::Run) && !is_leaving
     }
 }
 
@@ -445,17 +461,6 @@ impl<K: Keyed> Store<K> {
             peer: peer.clone(),
             slots: slots.len(),
         });
-    }
-
-    /// Whether messages for that key run here.
-    pub(super) fn serves(&self, key: &KeyBytes) -> bool {
-        let slot = slot_of(key);
-        let inner = self.lock();
-        let is_leaving = inner
-            .slots
-            .get(&slot)
-            .is_some_and(|here| here.giving.is_some());
-        inner.gates.get(&slot) == Some(&Now::Run) && !is_leaving
     }
 
     /// How many keys have a state here, or are at work.

@@ -1,6 +1,7 @@
 //! A key at work: its state is with one worker, which handles what waits for the key, and puts the state back.
 
 use std::collections::HashMap;
+use std::marker::PhantomData;
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
@@ -9,14 +10,16 @@ use std::task::Poll;
 
 use bytes::{Bytes, BytesMut};
 use keydispatch_core::ownership::Adoption;
-use keydispatch_core::{Codec, Escaped, Key, KeyBytes};
+use keydispatch_core::{Codec, Escaped, KeyBytes};
 use tokio::time::Instant;
 
 use super::cells::{Cell, Form, Unreadable};
-use super::context::KeyContext;
+use super::context::{Instance, KeyContext};
+use super::current::AT_WORK;
 use super::events::KeyedEvent;
+use super::ready::{Job, Ready};
 use super::store::{Inner, Store};
-use super::workers::Ready;
+
 use super::{Closed, Idle, Keyed};
 use crate::call::Failure;
 use crate::codec::{self, DecodeError, EncodeError};
@@ -31,25 +34,6 @@ const TURN: u32 = 64;
 
 /// Bytes of states that are encoded before other tasks get their turn.
 const ENCODE_TURN_BYTES: usize = 256 * 1024;
-
-tokio::task_local! {
-    /// The key whose handler runs, and the type of its service.
-    static AT_WORK: (&'static str, Key);
-}
-
-/// True in a handler of that key of that type: it would wait for itself.
-pub(crate) fn current_key(service_type: &'static str, key: Key) -> bool {
-    AT_WORK
-        .try_with(|at_work| *at_work == (service_type, key))
-        .unwrap_or(false)
-}
-
-/// What a key is to do.
-pub(super) enum Job {
-    Letter(Letter),
-    /// Say whether it is still wanted.
-    Idle,
-}
 
 /// What a worker has of a key.
 enum Have<S> {
@@ -238,11 +222,12 @@ impl<K: Keyed> Store<K> {
             },
         };
         let mut cx = KeyContext {
-            store: Arc::clone(self),
+            instance: Arc::clone(self) as Arc<dyn Instance>,
             key: at.key.clone(),
             version,
             caller: None,
             close: false,
+            service: PhantomData,
         };
         let body = std::mem::take(&mut letter.body);
         let ran = if letter.is_cast {

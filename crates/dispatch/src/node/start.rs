@@ -127,7 +127,7 @@ impl Node {
         };
         let mut tasks = Vec::new();
         if let Some(tls) = &tls {
-            tasks.push(runtimes.spawn(tls::watch(Arc::clone(tls))));
+            tasks.push(runtimes.spawn(tls::watch::watch(Arc::clone(tls))));
         }
         if let Some(transport) = &transport {
             let patience = hello_timeout(plan.settings.down_period());

@@ -20,9 +20,9 @@ use rustls_pki_types::{
     CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName, UnixTime,
 };
 
-use super::files::{Digest, OwnFiles, TrustFiles};
+use super::error::TlsError;
+use super::files::{Digest, OwnFiles, TlsFiles, TrustFiles};
 use super::names::{Contents, ListContents, Validity};
-use super::{TlsError, TlsFiles};
 
 /// Which part the peer had in the handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -13,9 +13,10 @@ use rustls_pki_types::{CertificateDer, ServerName};
 use slab::Slab;
 use tokio::sync::{Notify, oneshot};
 
+use super::error::explain;
 use super::identity::{Identity, Role};
+use super::looks::LOOK_INTERVAL;
 use super::names::Validity;
-use super::{LOOK_INTERVAL, explain};
 
 /// A connection is made anew that long before the certificate of the peer ends which it was made with, or a tenth of that
 /// certificate's life where that is shorter: the peer may have a new one, which it shows in a handshake only.

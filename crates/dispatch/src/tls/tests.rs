@@ -1,6 +1,7 @@
 //! Names in certificates, and files that cannot be used.
 
 use std::collections::HashSet;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use proptest::prelude::*;

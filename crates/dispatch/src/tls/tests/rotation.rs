@@ -11,6 +11,7 @@ use rcgen::{CertificateParams, Issuer, KeyPair, SanType};
 
 use super::*;
 use crate::tls::authority::NODE_LIFETIME;
+use crate::tls::looks::LOOK_INTERVAL;
 use crate::tls::watch::warning_pause;
 use crate::transport::tcp::TcpTransport;
 use crate::transport::{Connection, ConnectionError, Transport};
