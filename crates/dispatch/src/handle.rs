@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use keydispatch_core::{Key, NameError, ServiceId, ServiceInfo, ServiceType, View};
+use keydispatch_core::{Key, NameError, ServiceInfo, ServiceType, View};
 
 use crate::call::{CallError, CallOptions, CastError};
 use crate::data::DataPlane;
@@ -14,16 +14,14 @@ use crate::watch::services::Subscription;
 mod bounded;
 mod budget;
 mod copies;
-mod instance;
-mod keyed;
+pub(crate) mod instance;
+pub(crate) mod keyed;
+mod learnt;
 mod route;
 mod send;
 
-pub use instance::InstanceHandle;
-pub use keyed::KeyedHandle;
-
-use bounded::Learnt;
 use budget::RetryBudget;
+use learnt::Learnt;
 use send::{Channel, Deadline, Failed};
 
 /// Calls and casts the services of one protocol by key. Cheap to clone; made by
@@ -215,14 +213,6 @@ impl<P: Protocol> ServiceHandle<P> {
     ) -> Vec<(Arc<ServiceInfo>, Result<P::Reply, CallError>)> {
         self.call_many(key.into(), n, &message, self.deadline())
             .await
-    }
-
-    /// One particular instance, whatever it owns.
-    pub fn at(&self, id: ServiceId) -> InstanceHandle<P> {
-        InstanceHandle {
-            services: self.clone(),
-            id,
-        }
     }
 
     /// Waits until at least so many instances are online here, of whatever version: an error once the node has stopped, as

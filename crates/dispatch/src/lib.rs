@@ -84,7 +84,9 @@ pub use data::topics::{
 };
 pub use discovery::SeedError;
 pub use drain::DEFAULT_DRAIN_TIMEOUT;
-pub use handle::{Answer, InstanceHandle, KeyedHandle, ServiceHandle};
+pub use handle::instance::InstanceHandle;
+pub use handle::keyed::KeyedHandle;
+pub use handle::{Answer, ServiceHandle};
 pub use keydispatch_core::{
     Accepts, AddError, ClusterName, ClusterStats, Codec, EntryError, Escaped, Explanation,
     FoundOwners, Generation, InstanceName, KEYED_SLOTS, Key, KeyBytes, KeyError, KeyMove, KeyPart,

@@ -1,9 +1,9 @@
 //! Calls by what their handle has learnt: of load, where routing is bounded, and of latencies, where calls are hedged.
 
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use keydispatch_core::route::{
-    self, Ask, Candidate, Choice, HotKeys, Latencies, MAX_OWNERS, MAX_REFUSALS, Standing,
+    self, Ask, Candidate, Choice, HotKeys, MAX_OWNERS, MAX_REFUSALS, Standing,
 };
 use keydispatch_core::{Instant as Since, Key, Routing, ServiceInfo};
 use tokio::time::Instant;
@@ -13,25 +13,6 @@ use super::{Answer, ServiceHandle};
 use crate::call::CallError;
 use crate::data::aim::{Copies, To};
 use crate::protocol::Protocol;
-
-/// What a handle and its clones know of their calls. Nothing is kept where nothing is asked for.
-#[derive(Debug, Default)]
-pub(super) struct Learnt {
-    hot: OnceLock<Mutex<HotKeys>>,
-    latencies: OnceLock<Mutex<Latencies>>,
-}
-
-impl Learnt {
-    fn hot<T>(&self, look: impl FnOnce(&mut HotKeys) -> T) -> T {
-        let hot = self.hot.get_or_init(Mutex::default);
-        look(&mut hot.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    fn latencies<T>(&self, look: impl FnOnce(&mut Latencies) -> T) -> T {
-        let latencies = self.latencies.get_or_init(Mutex::default);
-        look(&mut latencies.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
 
 /// The message of a call that goes to one instance after the other.
 enum Parcel<'a, M> {

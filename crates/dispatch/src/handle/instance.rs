@@ -10,6 +10,16 @@ use crate::data::aim::To;
 use crate::protocol::Protocol;
 use crate::watch::services::ServiceEvent;
 
+impl<P: Protocol> ServiceHandle<P> {
+    /// One particular instance, whatever it owns.
+    pub fn at(&self, id: ServiceId) -> InstanceHandle<P> {
+        InstanceHandle {
+            services: self.clone(),
+            id,
+        }
+    }
+}
+
 /// One particular instance; see [`ServiceHandle::at`].
 pub struct InstanceHandle<P: Protocol> {
     pub(super) services: ServiceHandle<P>,
