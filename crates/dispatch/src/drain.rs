@@ -6,7 +6,8 @@ use keydispatch_core::{NodeName, ServiceId};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use crate::data::DataPlane;
+use crate::data::callers::Callers;
+use crate::data::lane_runtime::LaneRuntime;
 use crate::driver::command::{Command, Draining};
 use crate::registry::Registry;
 
@@ -25,7 +26,8 @@ const ASK_PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::fro
 /// returns, as far as that can be known in time.
 pub(crate) async fn take_keys_of(
     registry: &Registry,
-    data: &DataPlane,
+    runtime: &LaneRuntime,
+    callers: &Callers,
     service: &ServiceId,
     until: Instant,
 ) {
@@ -33,8 +35,13 @@ pub(crate) async fn take_keys_of(
         sequence: service.sequence,
     };
     // Otherwise the node has stopped.
-    if take_keys(registry, data, draining, until).await.is_some() {
-        data.fence(until.min(Instant::now() + PEERS_TIMEOUT)).await;
+    if take_keys(registry, runtime, draining, until)
+        .await
+        .is_some()
+    {
+        callers
+            .fence(until.min(Instant::now() + PEERS_TIMEOUT))
+            .await;
     }
 }
 
@@ -70,7 +77,7 @@ pub(crate) async fn states_given(
 /// where this node has stopped.
 pub(crate) async fn take_keys(
     registry: &Registry,
-    data: &DataPlane,
+    runtime: &LaneRuntime,
     what: Draining,
     until: Instant,
 ) -> Option<Vec<NodeName>> {
@@ -85,7 +92,7 @@ pub(crate) async fn take_keys(
         let command = Command::Without { version, reply };
         registry.command(command).await.ok()?;
         let unaware = answer.await.ok()?;
-        if unaware.is_empty() || data.is_closed() || Instant::now() >= until {
+        if unaware.is_empty() || runtime.is_closed() || Instant::now() >= until {
             return Some(unaware);
         }
         tokio::time::sleep(pause).await;

@@ -13,7 +13,7 @@ use keydispatch_core::{
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::claim::{Claim, Life};
-use crate::data::DataPlane;
+use crate::data::DataLane;
 use crate::data::tokens::TokenInput;
 use crate::ending::Ending;
 use crate::reach::OutOfReach;
@@ -48,6 +48,9 @@ const PAUSE: Duration = Duration::from_millis(300);
 /// How long what arrived during a pause is read before any timer is judged.
 const DRAIN_AFTER_PAUSE: Duration = Duration::from_millis(50);
 
+/// How long the tasks of connections are waited for once they were told to end.
+const END_TIMEOUT: Duration = Duration::from_millis(100);
+
 /// How long a leaving node flushes its goodbyes.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -69,7 +72,7 @@ pub(crate) struct Driver {
     pub(crate) out_of_reach: OutOfReach,
     pub(crate) shared: Arc<NodeShared>,
     pub(crate) transport: Option<Arc<dyn Transport>>,
-    pub(crate) data: Arc<DataPlane>,
+    pub(crate) data: DataLane,
     pub(crate) hello: Arc<ArcSwap<Hello>>,
     pub(crate) event_log: EventLog,
     pub(crate) goodbye_on_drop: bool,
@@ -103,7 +106,7 @@ impl Driver {
     pub(crate) async fn run(self) {
         let mut ending = Ending {
             shared: Arc::clone(&self.shared),
-            data: Arc::clone(&self.data),
+            data: self.data.clone(),
             phase: self.phase.clone(),
             how: None,
         };
@@ -454,7 +457,7 @@ impl Driver {
                 address,
                 outcome: Err(error),
             } => {
-                self.data.not_dialled(&address, &error.to_string());
+                self.data.peers.not_dialled(&address, &error.to_string());
                 let failure = match error {
                     DialError::Refused { .. } => DialFailure::Refused,
                     error => DialFailure::Unreachable(error.to_string()),
@@ -464,7 +467,7 @@ impl Driver {
             Input::Frame { link, frame } => {
                 self.cluster.handle_frame(now, link, &frame);
                 if let Some(peer) = self.cluster.peer(link) {
-                    self.data.heard(peer);
+                    self.data.peers.heard(peer);
                 }
             }
             Input::Drained { link } => {
@@ -530,16 +533,18 @@ impl Driver {
             ClusterEvent::MemberUp { node, address } => {
                 self.out_of_reach.met(std::slice::from_ref(&address));
                 let offers = self.cluster.offers(&node);
-                self.data.member_up(node.clone(), address.clone(), offers);
+                self.data
+                    .peers
+                    .member_up(node.clone(), address.clone(), offers);
                 self.publish_member(MemberChange::Up { node, address });
             }
-            ClusterEvent::Linked { node, offers } => self.data.linked(&node, &offers),
+            ClusterEvent::Linked { node, offers } => self.data.peers.linked(&node, &offers),
             ClusterEvent::MemberDown { node } => {
-                self.data.member_down(&node);
+                self.data.peers.member_down(&node);
                 self.publish_member(MemberChange::Down { node });
             }
             ClusterEvent::MemberLeft { node } => {
-                self.data.member_down(&node);
+                self.data.peers.member_down(&node);
                 self.publish_member(MemberChange::Left { node });
             }
             ClusterEvent::Synced => {
@@ -580,6 +585,11 @@ impl Driver {
         }
         self.links.abort_all();
         self.data.close();
+        // What still runs ends at its next step, unless it has none: where handlers hold all threads.
+        let ended = self.data.runtime.tasks().ended();
+        if tokio::time::timeout(END_TIMEOUT, ended).await.is_err() {
+            tracing::debug!("some tasks of connections had not ended in time");
+        }
         if let Some(transport) = &self.transport {
             transport.unbind().await;
         }

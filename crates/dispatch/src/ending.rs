@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
 
-use crate::data::DataPlane;
+use crate::data::DataLane;
 use crate::driver::phase::{Fatal, Phase};
 use crate::driver::shared::NodeShared;
 
@@ -69,7 +69,7 @@ impl Drop for Vital {
 /// Closes everything when it is dropped: after the driver, or with it, where it panics or its runtime ends.
 pub(crate) struct Ending {
     pub(crate) shared: Arc<NodeShared>,
-    pub(crate) data: Arc<DataPlane>,
+    pub(crate) data: DataLane,
     pub(crate) phase: watch::Sender<Phase>,
     /// How it ended; none where nobody came to say so.
     pub(crate) how: Option<Phase>,

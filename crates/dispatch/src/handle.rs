@@ -5,7 +5,7 @@ use std::sync::Arc;
 use keydispatch_core::{Key, NameError, ServiceInfo, ServiceType, View};
 
 use crate::call::{CallError, CallOptions, CastError};
-use crate::data::DataPlane;
+use crate::data::DataLane;
 use crate::protocol::Protocol;
 use crate::registry::Registry;
 use crate::registry::entry::{NoService, RegistryError};
@@ -68,7 +68,7 @@ pub struct Answer<R> {
 }
 
 impl<P: Protocol> ServiceHandle<P> {
-    pub(crate) fn new(registry: &Registry, data: &Arc<DataPlane>) -> Self {
+    pub(crate) fn new(registry: &Registry, data: &DataLane) -> Self {
         ServiceHandle {
             channel: Channel::new(registry, data),
             options: CallOptions::default(),

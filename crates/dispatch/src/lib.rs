@@ -76,9 +76,9 @@ mod watch;
 pub use call::{CallError, CallOptions, CastError, DEFAULT_CALL_TIMEOUT, Replies};
 #[doc(inline)]
 pub use config::{Adapter, Config, ConfigError, LogLevel, MAX_POOL_SIZE};
-pub use data::DataStats;
 pub use data::mailbox::StopReason;
 pub use data::reply::ReplyTo;
+pub use data::stats::DataStats;
 pub use data::topics::{
     DEFAULT_TOPIC_BYTES, SubscriptionId, TopicEvent, TopicMessage, TopicSubscription,
 };

@@ -8,7 +8,8 @@ use keydispatch_core::{ClusterName, ClusterStats, NodeName};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
-use crate::data::{DataPlane, DataStats};
+use crate::data::DataLane;
+use crate::data::stats::DataStats;
 use crate::driver::command::Command;
 use crate::driver::phase::{Fatal, Phase};
 use crate::driver::shared::NodeShared;
@@ -22,6 +23,7 @@ use crate::pubsub::PubSub;
 use crate::registry::Registry;
 use crate::runtime::Kept;
 use crate::service::Service;
+use crate::service::host::Host;
 use crate::service::options::ServeOptions;
 use crate::service::serve::{ServeError, Served};
 use crate::service::supervisor::{SuperviseOptions, Supervised};
@@ -51,7 +53,8 @@ struct NodeInner {
     address: Address,
     shared: Arc<NodeShared>,
     registry: Registry,
-    data: Arc<DataPlane>,
+    data: DataLane,
+    host: Host,
     pubsub: PubSub,
     phase: watch::Receiver<Phase>,
     /// True for a network between hosts without encryption.
@@ -131,7 +134,7 @@ impl Node {
         options: ServeOptions,
         service: S,
     ) -> Result<Served<S::Protocol>, ServeError> {
-        crate::service::serve::serve(&self.inner.registry, &self.inner.data, options, service).await
+        crate::service::serve::serve(&self.inner.host, options, service).await
     }
 
     /// Starts a service that is started again when it panics, under the same instance name: after a pause that doubles,
@@ -141,8 +144,8 @@ impl Node {
         options: SuperviseOptions,
         factory: impl FnMut() -> S + Send + 'static,
     ) -> Result<Supervised, ServeError> {
-        let (registry, data) = (self.inner.registry.clone(), Arc::clone(&self.inner.data));
-        crate::service::supervisor::supervise(registry, data, options, factory).await
+        let host = self.inner.host.clone();
+        crate::service::supervisor::supervise(host, options, factory).await
     }
 
     /// Starts a service with a state for each key on this node, with the defaults of [`KeyedOptions`]; see [`Keyed`].
@@ -159,8 +162,13 @@ impl Node {
         options: KeyedOptions,
         service: K,
     ) -> Result<ServedKeyed<K>, ServeError> {
-        crate::keyed::serve::serve_keyed(&self.inner.registry, &self.inner.data, options, service)
-            .await
+        crate::keyed::serve::serve_keyed(
+            &self.inner.host,
+            &self.inner.data.tokens,
+            options,
+            service,
+        )
+        .await
     }
 
     /// A typed handle to the keys of a [`Keyed`] service, wherever their states are. Cheap to clone.
@@ -228,7 +236,7 @@ impl Node {
         }
     }
 
-    fn data(&self) -> &Arc<DataPlane> {
+    fn data(&self) -> &DataLane {
         &self.inner.data
     }
 

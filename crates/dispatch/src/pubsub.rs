@@ -7,8 +7,10 @@ use keydispatch_core::message::Frame;
 use keydispatch_core::{NameError, NodeName, Topic};
 
 use crate::call::CallError;
-use crate::data::DataPlane;
-use crate::data::topics::{SubscriptionId, TopicSubscription};
+use crate::data::DataLane;
+use crate::data::lane_runtime::LaneRuntime;
+use crate::data::peers::Peers;
+use crate::data::topics::{SubscriptionId, TopicSubscription, Topics};
 use crate::data::wire::kind;
 
 /// Why a broadcast was not sent.
@@ -42,18 +44,25 @@ keydispatch_core::debug_as_display!(BroadcastError);
 /// ([`NodeBuilder::waiting_bytes`](crate::NodeBuilder::waiting_bytes)).
 #[derive(Clone)]
 pub struct PubSub {
-    data: Arc<DataPlane>,
+    topics: Arc<Topics>,
+    peers: Arc<Peers>,
+    runtime: Arc<LaneRuntime>,
     node: NodeName,
 }
 
 impl PubSub {
-    pub(crate) fn new(data: Arc<DataPlane>, node: NodeName) -> Self {
-        PubSub { data, node }
+    pub(crate) fn new(data: &DataLane, node: NodeName) -> Self {
+        PubSub {
+            topics: Arc::clone(&data.topics),
+            peers: Arc::clone(&data.peers),
+            runtime: Arc::clone(&data.runtime),
+            node,
+        }
     }
 
     /// What is said on a topic from now on. Dropping it ends it.
     pub fn subscribe(&self, topic: &str) -> Result<TopicSubscription, NameError> {
-        Ok(self.data.topics.subscribe(Topic::try_new(topic)?))
+        Ok(self.topics.subscribe(Topic::try_new(topic)?))
     }
 
     /// Says something to the subscribers on every node. Returns how many other nodes it was sent to: one whose queue is
@@ -86,15 +95,15 @@ impl PubSub {
         let (topic, payload) = self.check(topic, payload)?;
         let frame = frame(&topic, &payload);
         let sent = self
-            .data
+            .peers
             .nodes()
             .iter()
             .filter(|node| {
-                let sent = self.data.send_to_node(node, frame.clone(), payload.len());
+                let sent = self.peers.send_to_node(node, frame.clone(), payload.len());
                 sent.is_ok()
             })
             .count();
-        let topics = &self.data.topics;
+        let topics = &self.topics;
         topics.publish_but(from, &topic, &self.node, payload);
         Ok(sent)
     }
@@ -106,7 +115,7 @@ impl PubSub {
         payload: impl Into<Bytes>,
     ) -> Result<(), BroadcastError> {
         let (topic, payload) = self.check(topic, payload.into())?;
-        self.data.topics.publish(&topic, &self.node, payload);
+        self.topics.publish(&topic, &self.node, payload);
         Ok(())
     }
 
@@ -118,7 +127,7 @@ impl PubSub {
         payload: impl Into<Bytes>,
     ) -> Result<(), BroadcastError> {
         let (topic, payload) = self.check(topic, payload.into())?;
-        let topics = &self.data.topics;
+        let topics = &self.topics;
         topics.publish_but(Some(from), &topic, &self.node, payload);
         Ok(())
     }
@@ -133,11 +142,11 @@ impl PubSub {
         let (topic, payload) = self.check(topic, payload.into())?;
         let node = NodeName::try_new(node)?;
         if node == self.node {
-            self.data.topics.publish(&topic, &self.node, payload);
+            self.topics.publish(&topic, &self.node, payload);
             return Ok(());
         }
         let frame = frame(&topic, &payload);
-        match self.data.send_to_node(&node, frame, payload.len()) {
+        match self.peers.send_to_node(&node, frame, payload.len()) {
             Err(CallError::TooLarge { limit, .. }) => Err(BroadcastError::TooLarge {
                 bytes: payload.len(),
                 limit,
@@ -148,7 +157,7 @@ impl PubSub {
 
     fn check(&self, topic: &str, payload: Bytes) -> Result<(Topic, Bytes), BroadcastError> {
         let topic = Topic::try_new(topic)?;
-        let limit = self.data.max_payload_bytes();
+        let limit = self.runtime.max_payload_bytes();
         if payload.len() > limit {
             return Err(BroadcastError::TooLarge {
                 bytes: payload.len(),

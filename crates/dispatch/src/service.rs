@@ -7,6 +7,7 @@ use crate::protocol::Protocol;
 pub(crate) mod blocking;
 pub(crate) mod context;
 pub(crate) mod current;
+pub(crate) mod host;
 pub(crate) mod info;
 pub(crate) mod options;
 mod runner;

@@ -89,10 +89,8 @@ impl Task {
             match ended {
                 Ok(Poll::Pending) => {}
                 Ok(Poll::Ready(())) => *work = None,
-                Err(_) => {
-                    tracing::error!("a task of the data lane has panicked");
-                    *work = None;
-                }
+                // Whoever owns it has said so.
+                Err(_) => *work = None,
             }
         }
         drop(work);

@@ -5,26 +5,85 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use keydispatch_core::message::Frame;
-use keydispatch_core::{Escaped, KeyBytes, MAX_KEY_BYTES, NodeId};
+use keydispatch_core::message::{Frame, Hello};
+use keydispatch_core::{Escaped, KeyBytes, MAX_KEY_BYTES, NodeId, Topic};
 
-use super::DataPlane;
 use super::activity::Activity;
 use super::caller::Caller;
-use super::leaving::Admitted;
+use super::callers::{Admitted, Callers, Greeted};
+use super::contact::Contact;
+use super::lane_runtime::LaneRuntime;
+use super::local::Local;
 use super::mailbox::letter::{Letter, Reach};
+use super::peers::Peers;
 use super::places::Inbound;
 use super::pump::{self, Reading, Terms};
+use super::tokens::TokenInputs;
+use super::topics::Topics;
 use super::wire::{self, BoundedHeader, CallHeader, CastHeader, KeyedHeader, kind};
 use crate::call::Failure;
 use crate::deadline;
 use crate::transport::Connection;
 
+/// Peers of a lower minor version do not know how a node goes away in good order.
+const MINOR_GOES_AWAY: u16 = 1;
+
+/// What answers the connections that peers open.
+pub(crate) struct Answering {
+    pub(super) runtime: Arc<LaneRuntime>,
+    pub(super) local: Arc<Local>,
+    pub(super) peers: Arc<Peers>,
+    pub(super) topics: Arc<Topics>,
+    pub(super) callers: Arc<Callers>,
+    pub(super) tokens: TokenInputs,
+}
+
+impl Answering {
+    /// A peer has said Hello; none where it is too late for that.
+    pub(crate) fn greet(&self) -> Option<Greeted> {
+        self.callers.greet()
+    }
+
+    /// True once the node has stopped.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.runtime.is_closed()
+    }
+
+    /// A peer opened a connection, and its Hello was accepted.
+    pub(crate) fn serve(self: &Arc<Self>, mut connection: Box<dyn Connection>, theirs: Hello) {
+        let Some(inbound) = self.callers.places.add(&theirs) else {
+            tracing::warn!(peer = %theirs.node, "closing a data connection: there are too many");
+            return;
+        };
+        // Rule: a reply may be as long as both sides take; over that it fails its call alone.
+        let contact = Contact::default();
+        contact.offers(&theirs.offers);
+        let limit = contact.max_payload_bytes(self.runtime.max_payload_bytes());
+        let share = self.runtime.backlog.share_of(&theirs.node.name);
+        let old = theirs.minor < MINOR_GOES_AWAY;
+        let caller = Caller::new(theirs.node.name, share, limit, old);
+        let admitted = self.callers.admit(&caller);
+        let serving = Serving::new(caller, inbound, admitted, Arc::clone(self));
+        // It was accepted on the node's own threads.
+        connection.move_here();
+        self.runtime
+            .spawn("data connection of a peer", serving.run(connection));
+    }
+
+    /// A broadcast from a peer.
+    fn deliver(&self, from: &Caller, body: &Bytes) -> Result<(), String> {
+        let (topic, payload) = wire::split::<Topic>(body)?;
+        self.topics
+            .publish_from(&topic, from.peer(), payload, from.share());
+        Ok(())
+    }
+}
+
 /// A connection that a peer opened, while it is served.
 pub(super) struct Serving {
     caller: Arc<Caller>,
     inbound: Arc<Inbound>,
-    plane: Arc<DataPlane>,
+    answering: Arc<Answering>,
     /// Whoever leaves waits for it until it is dropped.
     _admitted: Admitted,
 }
@@ -34,7 +93,7 @@ pub(super) struct Serving {
 impl Drop for Serving {
     fn drop(&mut self) {
         self.caller.end();
-        self.plane.places.remove(&self.inbound);
+        self.answering.callers.places.remove(&self.inbound);
     }
 }
 
@@ -43,12 +102,12 @@ impl Serving {
         caller: Arc<Caller>,
         inbound: Arc<Inbound>,
         admitted: Admitted,
-        plane: Arc<DataPlane>,
+        answering: Arc<Answering>,
     ) -> Self {
         Serving {
             caller,
             inbound,
-            plane,
+            answering,
             _admitted: admitted,
         }
     }
@@ -58,11 +117,11 @@ impl Serving {
         let Serving {
             caller,
             inbound,
-            plane,
+            answering,
             _admitted: _,
         } = &self;
         let peer = &inbound.peer.name;
-        connection.set_frame_limit(wire::max_frame_bytes(plane.max_payload_bytes));
+        connection.set_frame_limit(wire::max_frame_bytes(answering.runtime.max_payload_bytes()));
         let heard = Activity::default();
         let serving = pump::pump(
             &mut *connection,
@@ -73,8 +132,8 @@ impl Serving {
                 frame_limit: wire::max_frame_bytes(caller.max_payload_bytes()),
             },
             |frame| {
-                inbound.handle(&plane.places, || {
-                    handle(frame, &inbound.peer, caller, plane)
+                inbound.handle(&answering.callers.places, || {
+                    handle(frame, &inbound.peer, caller, answering)
                 })
             },
             // Replies are encoded with that limit, and everything else is short.
@@ -86,7 +145,7 @@ impl Serving {
                 Err(why) => why,
             },
             () = inbound.replaced() => "a later one has taken its place".to_owned(),
-            () = inbound.forsaken(&heard, |node| plane.is_up_as(node)) => {
+            () = inbound.forsaken(&heard, |node| answering.peers.is_up_as(node)) => {
                 "nothing was heard on it for long".to_owned()
             }
         };
@@ -98,17 +157,18 @@ fn handle(
     frame: Frame,
     peer: &NodeId,
     caller: &Arc<Caller>,
-    plane: &DataPlane,
+    answering: &Answering,
 ) -> Result<(), String> {
     match frame.kind {
         kind::CALL => {
             let (header, message) = wire::split::<CallHeader>(&frame.body)?;
-            plane
+            answering
+                .runtime
                 .counters
                 .calls_received
                 .fetch_add(1, Ordering::Relaxed);
             let timeout = header.timeout();
-            match plane.local(header.sequence) {
+            match answering.local.get(header.sequence) {
                 Some(mailbox) => mailbox.call(
                     message,
                     header.format,
@@ -123,11 +183,12 @@ fn handle(
         kind::BOUNDED => {
             let (header, message) = wire::split::<BoundedHeader>(&frame.body)?;
             let BoundedHeader { call, refuse_at } = header;
-            plane
+            answering
+                .runtime
                 .counters
                 .calls_received
                 .fetch_add(1, Ordering::Relaxed);
-            match plane.local(call.sequence) {
+            match answering.local.get(call.sequence) {
                 Some(mailbox) => mailbox.call_bounded(
                     message,
                     call.format,
@@ -141,22 +202,23 @@ fn handle(
         }
         kind::CAST => {
             let (header, message) = wire::split::<CastHeader>(&frame.body)?;
-            plane
+            answering
+                .runtime
                 .counters
                 .casts_received
                 .fetch_add(1, Ordering::Relaxed);
-            let taken = plane.local(header.sequence).is_some_and(|mailbox| {
+            let taken = answering.local.get(header.sequence).is_some_and(|mailbox| {
                 mailbox.cast(message, header.format, Some(Arc::clone(caller)))
             });
             if !taken {
-                plane.count_dropped_cast(caller.peer());
+                answering.runtime.counters.count_dropped_cast(caller.peer());
             }
         }
         kind::KEYED => {
             let (header, message) = wire::split::<KeyedHeader>(&frame.body)?;
-            take_keyed(header, message, caller, plane);
+            take_keyed(header, message, caller, answering);
         }
-        kind::TOKEN => plane.take_token(peer, frame.body),
+        kind::TOKEN => answering.tokens.take(peer, frame.body),
         kind::CANCEL => {
             let (number, _) = wire::split::<u64>(&frame.body)?;
             caller.cancel(number);
@@ -167,19 +229,19 @@ fn handle(
             let (number, _) = wire::split::<u64>(&frame.body)?;
             caller.passes(number);
         }
-        kind::BROADCAST => plane.deliver(caller, &frame.body)?,
+        kind::BROADCAST => answering.deliver(caller, &frame.body)?,
         // Of a later minor version.
         _ => {}
     }
     Ok(())
 }
 
-fn take_keyed(header: KeyedHeader, message: Bytes, caller: &Arc<Caller>, plane: &DataPlane) {
+fn take_keyed(header: KeyedHeader, message: Bytes, caller: &Arc<Caller>, answering: &Answering) {
     let KeyedHeader { call, is_cast, key } = header;
     let counter = if is_cast {
-        &plane.counters.casts_received
+        &answering.runtime.counters.casts_received
     } else {
-        &plane.counters.calls_received
+        &answering.runtime.counters.calls_received
     };
     counter.fetch_add(1, Ordering::Relaxed);
     let reach = Reach::Remote {
@@ -195,7 +257,7 @@ fn take_keyed(header: KeyedHeader, message: Bytes, caller: &Arc<Caller>, plane: 
     let letter = Letter::new(key, message, call.format, is_cast, deadline, reach);
     let letter = std::cell::Cell::new(Some(letter));
     // A letter that nobody takes says by itself that it has not run.
-    plane.with_local(call.sequence, |mailbox| {
+    answering.local.with(call.sequence, |mailbox| {
         match (mailbox.keyed(), letter.take()) {
             (Some(keyed), Some(letter)) => keyed.deliver(letter),
             (None, Some(letter)) => letter.refuse(Failure::Incompatible { theirs: 0 }),

@@ -4,16 +4,15 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use keydispatch_core::message::{Address, Frame};
 use keydispatch_core::silence::PING_AFTER;
 use keydispatch_core::{NodeId, NodeName};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
-use super::DataPlane;
 use super::activity::Activity;
 use super::contact::Contact;
+use super::lane_runtime::LaneRuntime;
 use super::outbox::{Outbox, PushError};
 use super::pump::{self, Reading, Terms};
 use super::reach::{Target, Unreached};
@@ -22,11 +21,13 @@ use crate::backlog::Share;
 use crate::call::{CallError, Failure, Unsent};
 use crate::transport::Connection;
 
+mod calls;
 mod pending;
 mod renew;
 mod stuck;
 mod waiting;
 
+pub(crate) use pending::Outcome;
 use pending::Pending;
 
 /// Frames that wait for the connection's task.
@@ -49,34 +50,6 @@ const LASTING: Duration = PING_AFTER;
 
 /// Why nothing goes to a node any more.
 const DOWN: &str = "the node is down";
-
-/// What became of a call, as far as the connection knows.
-#[derive(Debug)]
-pub(crate) enum Outcome {
-    Reply(Bytes),
-    /// The same, with what waits there.
-    Told {
-        depth: u8,
-        reply: Bytes,
-    },
-    /// It was refused by what waits there: it has not run.
-    Refused {
-        depth: u8,
-    },
-    Failed(Failure),
-    /// The connection broke after the call was sent.
-    Lost,
-    /// The call did not get out.
-    NotSent {
-        why: Arc<str>,
-        /// True where views and connections are about to agree again.
-        settling: bool,
-    },
-    /// Nor did this one, and never will: the peer takes at most so many bytes.
-    TooLarge {
-        limit: usize,
-    },
-}
 
 mod status {
     pub(super) const IDLE: u8 = 0;
@@ -181,21 +154,21 @@ impl Lane {
     }
 
     /// The longest payload that both sides take, in bytes, as far as the peer has said.
-    pub(crate) fn max_payload_bytes(&self, plane: &DataPlane) -> usize {
+    pub(crate) fn max_payload_bytes(&self, runtime: &LaneRuntime) -> usize {
         self.target
             .contact
-            .max_payload_bytes(plane.max_payload_bytes)
+            .max_payload_bytes(runtime.max_payload_bytes())
     }
 
     /// Sends a call; the receiver gets exactly one outcome. Where there is no connection it waits for one that is about to be
     /// dialled, or fails at once.
     pub(crate) fn call(
         self: &Arc<Self>,
-        plane: &Arc<DataPlane>,
+        runtime: &Arc<LaneRuntime>,
         waits: bool,
         encode: impl FnOnce(u64) -> Result<Outgoing, CallError>,
     ) -> Result<PendingCall, Unsent> {
-        self.ensure(plane, waits)?;
+        self.ensure(runtime, waits)?;
         let losses = self.losses.load(Ordering::SeqCst);
         let (sender, receiver) = oneshot::channel();
         let number = self.expect(sender)?;
@@ -206,7 +179,7 @@ impl Lane {
             done: false,
         };
         let frame = encode(number)?;
-        self.push(plane, frame)?;
+        self.push(runtime, frame)?;
         // Rule: a connection that broke before this call was queued has not carried it.
         if self.losses.load(Ordering::SeqCst) != losses
             && !self.waits_for(number)
@@ -220,16 +193,16 @@ impl Lane {
     /// Sends a frame that nobody answers.
     pub(crate) fn send(
         self: &Arc<Self>,
-        plane: &Arc<DataPlane>,
+        runtime: &Arc<LaneRuntime>,
         frame: impl Into<Outgoing>,
     ) -> Result<(), Unsent> {
-        self.ensure(plane, true)?;
-        self.push(plane, frame)
+        self.ensure(runtime, true)?;
+        self.push(runtime, frame)
     }
 
     fn push(
         self: &Arc<Self>,
-        plane: &Arc<DataPlane>,
+        runtime: &Arc<LaneRuntime>,
         frame: impl Into<Outgoing>,
     ) -> Result<(), Unsent> {
         self.outbox.push(frame).map_err(|rejected| match rejected {
@@ -241,23 +214,23 @@ impl Lane {
         })?;
         // The connection may have ended since it was looked at: then this frame was either failed with the others, or
         // waits for the next connection.
-        self.see_to_what_waits(plane);
+        self.see_to_what_waits(runtime);
         Ok(())
     }
 
     /// Rule: whoever queues a frame looks afterwards whether a task is there for it, and a task that ends looks afterwards
     /// whether something was queued. One of the two sees the other.
-    fn see_to_what_waits(self: &Arc<Self>, plane: &Arc<DataPlane>) {
+    fn see_to_what_waits(self: &Arc<Self>, runtime: &Arc<LaneRuntime>) {
         if self.status.load(Ordering::SeqCst) == status::RUNNING || !self.outbox.has_new() {
             return;
         }
-        if let Err(unsent) = self.ensure(plane, true) {
-            self.give_up(plane, &unsent.error.to_string(), unsent.settling);
+        if let Err(unsent) = self.ensure(runtime, true) {
+            self.give_up(runtime, &unsent.error.to_string(), unsent.settling);
         }
     }
 
     /// Sees to it that there is a connection, or will be soon; what does not wait goes without where there was none just now.
-    fn ensure(self: &Arc<Self>, plane: &Arc<DataPlane>, waits: bool) -> Result<(), Unsent> {
+    fn ensure(self: &Arc<Self>, runtime: &Arc<LaneRuntime>, waits: bool) -> Result<(), Unsent> {
         if self.going.load(Ordering::Relaxed) {
             return Err(self.goes_away());
         }
@@ -279,7 +252,8 @@ impl Lane {
             status::CLOSED => Err(self.settling(DOWN)),
             _ => {
                 self.status.store(status::RUNNING, Ordering::SeqCst);
-                plane.spawn(Arc::clone(self).run(Arc::clone(plane)));
+                let running = Arc::clone(self).run(Arc::clone(runtime));
+                runtime.spawn("data connection to a peer", running);
                 Ok(())
             }
         }
@@ -291,17 +265,17 @@ impl Lane {
 
     /// One connection after the other, as long as it is needed: those that take the place of one that is stuck, and those
     /// that are dialled again for what waits.
-    async fn run(self: Arc<Self>, plane: Arc<DataPlane>) {
+    async fn run(self: Arc<Self>, runtime: Arc<LaneRuntime>) {
         let running = Running {
             lane: &self,
-            plane: &plane,
+            runtime: &runtime,
         };
         loop {
             let dialled = Instant::now();
-            let unreached = match self.connect(&plane).await {
+            let unreached = match self.connect(&runtime).await {
                 Ok(connection) => {
                     let connected = Instant::now();
-                    let Some(why) = self.serve_on(connection, &plane).await else {
+                    let Some(why) = self.serve_on(connection, &runtime).await else {
                         return running.retire();
                     };
                     self.fail_sent();
@@ -316,7 +290,7 @@ impl Lane {
                 Err(unreached) => unreached,
             };
             self.failed(&unreached);
-            if !self.goes_on(&plane, &unreached.why) {
+            if !self.goes_on(&runtime, &unreached.why) {
                 return running.end(&unreached.why);
             }
         }
@@ -327,11 +301,11 @@ impl Lane {
     async fn serve_on(
         self: &Arc<Self>,
         mut connection: Box<dyn Connection>,
-        plane: &Arc<DataPlane>,
+        runtime: &Arc<LaneRuntime>,
     ) -> Option<String> {
         loop {
             self.connected.store(true, Ordering::SeqCst);
-            let served = self.serve(connection, plane).await;
+            let served = self.serve(connection, runtime).await;
             self.connected.store(false, Ordering::SeqCst);
             match served {
                 Served::Ended(why) => return Some(why),
@@ -344,9 +318,9 @@ impl Lane {
     async fn serve(
         self: &Arc<Self>,
         mut connection: Box<dyn Connection>,
-        plane: &Arc<DataPlane>,
+        runtime: &Arc<LaneRuntime>,
     ) -> Served {
-        connection.set_frame_limit(wire::max_frame_bytes(plane.max_payload_bytes));
+        connection.set_frame_limit(wire::max_frame_bytes(runtime.max_payload_bytes()));
         self.heard.record_read();
         let outdated = connection.outdated();
         let serving = pump::pump(
@@ -356,10 +330,10 @@ impl Lane {
             Terms {
                 reading: Reading::Always,
                 // What was queued before the peer had said what it takes.
-                frame_limit: wire::max_frame_bytes(self.max_payload_bytes(plane)),
+                frame_limit: wire::max_frame_bytes(self.max_payload_bytes(runtime)),
             },
             |frame| self.handle(&frame),
-            |frame| self.refuse(plane, &frame),
+            |frame| self.refuse(runtime, &frame),
         );
         let renewed = tokio::select! {
             ended = serving => return match ended {
@@ -373,10 +347,10 @@ impl Lane {
                 Err(why) => Served::Ended(why),
             },
             () = self.watch() => return Served::Idle,
-            other = self.replacement(plane) => return Served::Moved(other),
-            renewed = self.renewed(plane, outdated) => renewed,
+            other = self.replacement(runtime) => return Served::Moved(other),
+            renewed = self.renewed(runtime, outdated) => renewed,
         };
-        match self.hand_over(plane, connection, renewed).await {
+        match self.hand_over(runtime, connection, renewed).await {
             Ok(connection) => Served::Moved(connection),
             Err(why) => Served::Ended(why),
         }
@@ -427,11 +401,13 @@ impl Lane {
     }
 
     /// Rule: what is longer than the peer takes fails alone: sent, it would cost all others their connection.
-    fn refuse(&self, plane: &DataPlane, outgoing: &Outgoing) {
-        let limit = self.max_payload_bytes(plane);
+    fn refuse(&self, runtime: &LaneRuntime, outgoing: &Outgoing) {
+        let limit = self.max_payload_bytes(runtime);
         match outgoing.as_call() {
             Some(header) => self.complete(header.number, Outcome::TooLarge { limit }),
-            None => plane.count_too_large(&self.target.peer.name, limit),
+            None => runtime
+                .counters
+                .count_too_large(&self.target.peer.name, limit),
         }
     }
 
@@ -462,7 +438,7 @@ impl Lane {
     }
 
     /// The connection was idle, with nobody waiting for a reply: the next call dials again.
-    fn retire(self: &Arc<Self>, plane: &Arc<DataPlane>) {
+    fn retire(self: &Arc<Self>, runtime: &Arc<LaneRuntime>) {
         {
             let _state = self.broken();
             // It may have been closed meanwhile: then it stays so.
@@ -474,11 +450,11 @@ impl Lane {
             );
         }
         // What came in this very moment waits for the next connection.
-        self.see_to_what_waits(plane);
+        self.see_to_what_waits(runtime);
     }
 
     /// There is no connection, and none is dialled for what waits.
-    fn end(self: &Arc<Self>, plane: &Arc<DataPlane>, why: &str) {
+    fn end(self: &Arc<Self>, runtime: &Arc<LaneRuntime>, why: &str) {
         {
             let _state = self.broken();
             let _ = self.status.compare_exchange(
@@ -489,11 +465,11 @@ impl Lane {
             );
         }
         if self.peer_goes.load(Ordering::SeqCst) {
-            self.give_up(plane, why, true);
+            self.give_up(runtime, why, true);
         } else if !self.target.contact.is_patient() {
-            self.give_up(plane, why, false);
+            self.give_up(runtime, why, false);
         }
-        self.see_to_what_waits(plane);
+        self.see_to_what_waits(runtime);
     }
 
     fn not_sent(&self, why: &str) -> CallError {
@@ -516,17 +492,17 @@ enum Served {
 /// Rule: however a lane's task ends, also by a panic, what waits for it fails, and the next call may dial again.
 struct Running<'a> {
     lane: &'a Arc<Lane>,
-    plane: &'a Arc<DataPlane>,
+    runtime: &'a Arc<LaneRuntime>,
 }
 
 impl Running<'_> {
     fn end(self, why: &str) {
-        self.lane.end(self.plane, why);
+        self.lane.end(self.runtime, why);
         std::mem::forget(self);
     }
 
     fn retire(self) {
-        self.lane.retire(self.plane);
+        self.lane.retire(self.runtime);
         std::mem::forget(self);
     }
 }
@@ -540,8 +516,8 @@ impl Drop for Running<'_> {
         let unreached = Unreached::answered("the connection's task has ended");
         self.lane.fail_sent();
         self.lane.failed(&unreached);
-        self.lane.look_over(self.plane, Some(&unreached.why));
-        self.lane.end(self.plane, &unreached.why);
+        self.lane.look_over(self.runtime, Some(&unreached.why));
+        self.lane.end(self.runtime, &unreached.why);
     }
 }
 

@@ -11,7 +11,7 @@ use keydispatch_core::{Escaped, hello};
 use tokio::sync::mpsc;
 
 use super::link::Input;
-use crate::data::DataPlane;
+use crate::data::inbound::Answering;
 use crate::log_limit::{LogLimit, LogNow, host};
 use crate::transport::doorstep::{Doorstep, source};
 use crate::transport::{Connection, Transport};
@@ -21,7 +21,7 @@ use crate::transport::{Connection, Transport};
 pub(crate) async fn accept(
     transport: Arc<dyn Transport>,
     inputs: mpsc::Sender<Input>,
-    data: Arc<DataPlane>,
+    answering: Arc<Answering>,
     ours: Arc<ArcSwap<Hello>>,
     patience: Duration,
 ) {
@@ -34,14 +34,15 @@ pub(crate) async fn accept(
         };
         match accepted {
             Ok(connection) => {
-                let (inputs, data, ours) = (inputs.clone(), Arc::clone(&data), Arc::clone(&ours));
+                let (inputs, answering, ours) =
+                    (inputs.clone(), Arc::clone(&answering), Arc::clone(&ours));
                 let log_limit = Arc::clone(&log_limit);
                 let until = connection.opened() + patience;
                 let peer = connection.peer().parse::<SocketAddr>();
                 let source = peer.ok().map(|peer| source(peer.ip()));
                 let meter = connection.meter().clone();
                 let greeting = async move {
-                    let greeting = greet(connection, &inputs, &data, &ours, &log_limit);
+                    let greeting = greet(connection, &inputs, &answering, &ours, &log_limit);
                     if tokio::time::timeout_at(until, greeting).await.is_err() {
                         tracing::debug!("a connection said no hello in time");
                     }
@@ -50,7 +51,7 @@ pub(crate) async fn accept(
                 doorstep.admit(source, meter, greeting).await;
             }
             Err(error) => {
-                if data.is_closed() {
+                if answering.is_closed() {
                     tracing::debug!(%error, "this node no longer accepts connections");
                 } else {
                     tracing::warn!(%error, "this node no longer accepts connections");
@@ -64,7 +65,7 @@ pub(crate) async fn accept(
 async fn greet(
     mut connection: Box<dyn Connection>,
     inputs: &mpsc::Sender<Input>,
-    data: &Arc<DataPlane>,
+    answering: &Arc<Answering>,
     ours: &ArcSwap<Hello>,
     log_limit: &LogLimit,
 ) {
@@ -84,7 +85,7 @@ async fn greet(
     match ControlMessage::decode(&first) {
         Ok(Some(ControlMessage::Hello(theirs))) if theirs.lane == Lane::Data => {
             let ours = ours.load();
-            let greeted = data.greet();
+            let greeted = answering.greet();
             let verdict = hello::check(&ours, &theirs, connection.credentials())
                 .and_then(|()| greeted.as_ref().map(|_| ()).ok_or(Refusal::Left));
             let answer = match &verdict {
@@ -105,7 +106,7 @@ async fn greet(
             };
             connection.send(answer.encode());
             if poll_fn(|cx| connection.poll_flush(cx)).await.is_ok() && verdict.is_ok() {
-                data.inbound(connection, theirs);
+                answering.serve(connection, theirs);
             }
         }
         // Everything else, good or bad, is the state machine's to judge.

@@ -13,6 +13,7 @@ use keydispatch_core::message::{Address, Frame, kind};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use crate::data::tasks::Tasks;
 use crate::runtime::logged;
 use crate::transport::{Connection, ConnectionError, DialError, Transport};
 
@@ -63,11 +64,12 @@ struct OpenLink {
 }
 
 /// The open control links and the tasks that serve them.
-#[derive(Default)]
 pub(crate) struct OpenLinks {
     open: HashMap<LinkId, OpenLink>,
     last: u64,
     tasks: JoinSet<()>,
+    /// Counts them with the tasks of the data lane.
+    counted: Tasks,
 }
 
 /// What became of a frame that was queued for a link.
@@ -82,6 +84,15 @@ pub(super) enum Queued {
 }
 
 impl OpenLinks {
+    pub(crate) fn new(counted: &Tasks) -> Self {
+        OpenLinks {
+            open: HashMap::new(),
+            last: 0,
+            tasks: JoinSet::new(),
+            counted: counted.clone(),
+        }
+    }
+
     pub(super) fn open(
         &mut self,
         connection: Box<dyn Connection>,
@@ -106,6 +117,7 @@ impl OpenLinks {
             let _report = report;
             serving.await;
         };
+        let task = self.counted.own("control connection", task);
         self.tasks.spawn(logged(task));
         self.open.insert(
             link,
@@ -157,6 +169,7 @@ impl OpenLinks {
             // The driver is gone only when the node is.
             let _ = inputs.send(Input::Dialled { address, outcome }).await;
         };
+        let task = self.counted.own("dial of a control connection", task);
         self.tasks.spawn(logged(task));
     }
 
@@ -238,7 +251,6 @@ impl Drop for Report {
         if !std::thread::panicking() {
             return;
         }
-        tracing::error!("a task of a control connection has panicked");
         let inputs = self.inputs.clone();
         if let (Some(input), Ok(runtime)) =
             (self.input.take(), tokio::runtime::Handle::try_current())

@@ -72,7 +72,7 @@ impl<P: Protocol> ServiceHandle<P> {
     /// The owners of a key that a call may go to.
     fn candidates(&self, key: Key) -> Vec<Arc<ServiceInfo>> {
         let routing = self.routing();
-        let now = self.channel.data.hint_clock();
+        let now = self.channel.peers.hints.clock();
         let owners = match routing {
             // The second is for whoever hedges.
             Routing::Owner => 2,
@@ -83,7 +83,7 @@ impl<P: Protocol> ServiceHandle<P> {
 
     fn known(&self, owners: &[Arc<ServiceInfo>], asked: &Asked) -> Vec<Candidate> {
         let asked = asked.lock().unwrap_or_else(PoisonError::into_inner);
-        let data = &self.channel.data;
+        let channel = &self.channel;
         let zone = self.channel.registry.zone();
         let zone = zone.filter(|_| self.options.zone_first);
         owners
@@ -93,11 +93,11 @@ impl<P: Protocol> ServiceHandle<P> {
                 let before = asked.iter().rev().find(|(other, _)| *other == tried);
                 let standing = match before {
                     Some((_, standing)) => *standing,
-                    None if data.is_out(info) => Standing::Out,
+                    None if channel.peers.is_out(info) => Standing::Out,
                     None => Standing::Open,
                 };
                 Candidate {
-                    hint: data.hint_of(info.id()),
+                    hint: channel.hint_of(info),
                     standing,
                     near: zone.is_some_and(|zone| info.zone() == Some(zone.as_str())),
                 }
@@ -128,7 +128,7 @@ impl<P: Protocol> ServiceHandle<P> {
             let ask = Ask {
                 refusals,
                 most_refusals: if has { MAX_REFUSALS } else { 0 },
-                now: self.channel.data.hint_clock(),
+                now: self.channel.peers.hints.clock(),
                 draw: rand::random(),
             };
             let known = self.known(&owned, asked);
@@ -303,7 +303,7 @@ impl<P: Protocol> ServiceHandle<P> {
         deadline: Deadline,
     ) -> Option<impl Future<Output = Called<P>>> {
         let owners = self.candidates(key);
-        let now = self.channel.data.hint_clock();
+        let now = self.channel.peers.hints.clock();
         let at = route::hedge(self.routing(), &self.known(&owners, asked), now)?;
         if !self.withdraw() {
             return None;

@@ -17,11 +17,14 @@ use super::route::{HANDOVER, LOOK_PAUSE, Pause, RETRY_PAUSE};
 use super::send::{Deadline, decode_reply, encode_error, gone};
 use crate::call::{CallError, CallOptions, CastError, DEFAULT_CALL_TIMEOUT, Failure};
 use crate::codec;
-use crate::data::DataPlane;
+use crate::data::DataLane;
 use crate::data::aim::{Aim, To};
 use crate::data::lane::{Outcome, PendingCall};
+use crate::data::lane_runtime::LaneRuntime;
+use crate::data::local::Local;
 use crate::data::mailbox;
 use crate::data::mailbox::letter::{Letter, Reach};
+use crate::data::peers::Peers;
 use crate::data::wire::{self, CallHeader, Format, KeyedHeader, kind};
 use crate::keyed::current::current_key;
 use crate::protocol::{Message, Protocol};
@@ -42,7 +45,9 @@ const CAST_TIMEOUT: Duration = DEFAULT_CALL_TIMEOUT;
 /// from the owner waits for it. It does not keep its node alive: once that has stopped, nothing is found any more.
 pub struct KeyedHandle<P: Protocol> {
     registry: Registry,
-    data: Arc<DataPlane>,
+    local: Arc<Local>,
+    peers: Arc<Peers>,
+    runtime: Arc<LaneRuntime>,
     timeout: Duration,
     idempotent: bool,
     /// Shared with the clones.
@@ -55,7 +60,9 @@ impl<P: Protocol> Clone for KeyedHandle<P> {
     fn clone(&self) -> Self {
         KeyedHandle {
             registry: self.registry.clone(),
-            data: Arc::clone(&self.data),
+            local: Arc::clone(&self.local),
+            peers: Arc::clone(&self.peers),
+            runtime: Arc::clone(&self.runtime),
             timeout: self.timeout,
             idempotent: self.idempotent,
             budget: Arc::clone(&self.budget),
@@ -119,10 +126,12 @@ struct Parcel {
 }
 
 impl<P: Protocol> KeyedHandle<P> {
-    pub(crate) fn new(registry: &Registry, data: &Arc<DataPlane>) -> Self {
+    pub(crate) fn new(registry: &Registry, data: &DataLane) -> Self {
         KeyedHandle {
             registry: registry.clone(),
-            data: Arc::clone(data),
+            local: Arc::clone(&data.local),
+            peers: Arc::clone(&data.peers),
+            runtime: Arc::clone(&data.runtime),
             timeout: DEFAULT_CALL_TIMEOUT,
             idempotent: false,
             budget: Arc::default(),
@@ -209,10 +218,10 @@ impl<P: Protocol> KeyedHandle<P> {
             first => first,
         };
         let handle = self.clone();
-        self.data.spawn(async move {
+        self.runtime.spawn("cast to a key", async move {
             let key = parcel.key.clone();
             if let Err(error) = handle.see_through(parcel, first, deadline).await {
-                let unsent = &handle.data.counters.casts_unsent;
+                let unsent = &handle.runtime.counters.casts_unsent;
                 let lost = unsent.fetch_add(1, Ordering::Relaxed) + 1;
                 if lost.is_power_of_two() {
                     tracing::warn!(service_type = P::NAME, %key, %error, lost, "a cast was not taken");
@@ -265,7 +274,7 @@ impl<P: Protocol> KeyedHandle<P> {
             let id = info.id().clone();
             return Err(CallError::CallsItself { id });
         }
-        let limit = self.data.max_payload_bytes();
+        let limit = self.runtime.max_payload_bytes();
         let room = wire::max_frame_bytes(limit);
         let body = codec::append(P::CODEC, message, BytesMut::new(), room)
             .map_err(|error| encode_error(error, limit))?
@@ -345,8 +354,8 @@ impl<P: Protocol> KeyedHandle<P> {
         if id.nonce == self.registry.nonce() && id.node == *self.registry.node() {
             return self.put(info, parcel, deadline);
         }
-        let lane = self.data.lane(info)?;
-        let limit = lane.max_payload_bytes(&self.data);
+        let lane = self.peers.lane(info)?;
+        let limit = lane.max_payload_bytes(&self.runtime);
         if parcel.body.len() > limit {
             return Err(CallError::TooLarge {
                 limit,
@@ -355,7 +364,7 @@ impl<P: Protocol> KeyedHandle<P> {
             .into());
         }
         let left = deadline.at.saturating_duration_since(Instant::now());
-        let call = lane.call(&self.data, true, |number| {
+        let call = lane.call(&self.runtime, true, |number| {
             let header = KeyedHeader {
                 call: CallHeader {
                     number,
@@ -369,7 +378,7 @@ impl<P: Protocol> KeyedHandle<P> {
             let outgoing = wire::with_body(kind::KEYED, &header, &parcel.body);
             Ok(outgoing.aimed(Some(Aim::keyed::<P>(to))))
         })?;
-        let counters = &self.data.counters;
+        let counters = &self.runtime.counters;
         let counter = if parcel.is_cast {
             &counters.casts_sent
         } else {
@@ -395,7 +404,7 @@ impl<P: Protocol> KeyedHandle<P> {
             deadline.at,
             Reach::Here(sender),
         )));
-        let there = self.data.with_local(info.id().sequence, |mailbox| {
+        let there = self.local.with(info.id().sequence, |mailbox| {
             if let (Some(keyed), Some(letter)) = (mailbox.keyed(), letter.take()) {
                 keyed.deliver(letter);
             }
@@ -491,7 +500,7 @@ impl<P: Protocol> KeyedHandle<P> {
             if self.is_final(&error) || (may_have_run && !self.idempotent) {
                 return Err(error);
             }
-            if self.data.is_closed() {
+            if self.runtime.is_closed() {
                 return Err(if may_have_run {
                     error
                 } else {

@@ -123,7 +123,7 @@ impl<P: Protocol> ServiceHandle<P> {
                 return Err(failed.error);
             };
             // What the view says does not change any more.
-            if self.channel.data.is_closed() {
+            if self.channel.runtime.is_closed() {
                 return Err(if may_have_run {
                     failed.error
                 } else {
@@ -243,7 +243,7 @@ impl<P: Protocol> ServiceHandle<P> {
                     .is_some()
             };
             let waited = match &failed.error {
-                _ if self.channel.data.is_closed() => false,
+                _ if self.channel.runtime.is_closed() => false,
                 // It will not come back, and nobody else is to have it.
                 _ if failed.settling && !is_listed() => {
                     return Err(CallError::NoInstance {
@@ -339,7 +339,7 @@ impl<P: Protocol> ServiceHandle<P> {
             }
             // In the view's place of each of them there is, or soon will be, the next owner.
             loop {
-                if gone.is_empty() || self.channel.data.is_closed() {
+                if gone.is_empty() || self.channel.runtime.is_closed() {
                     break;
                 }
                 let owners = self.owners(key, n);

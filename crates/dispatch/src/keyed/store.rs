@@ -22,8 +22,11 @@ use super::ready::{Job, Ready, Workers};
 use super::{Closed, Keyed};
 use crate::backlog::Share;
 use crate::call::Failure;
-use crate::data::DataPlane;
+use crate::data::lane_runtime::LaneRuntime;
+use crate::data::local::Local;
 use crate::data::mailbox::letter::{Letter, Room, States};
+use crate::data::tokens::TokenInputs;
+use crate::service::host::Host;
 
 /// What the store's clock counts in: a key remembers in four bytes when it was last used.
 const TICK: Duration = Duration::from_millis(100);
@@ -35,7 +38,9 @@ const IDLE_AT_ONCE: usize = 4_096;
 pub(super) struct Store<K: Keyed> {
     pub(super) service: K,
     pub(super) id: ServiceId,
-    pub(super) data: Arc<DataPlane>,
+    pub(super) local: Arc<Local>,
+    pub(super) runtime: Arc<LaneRuntime>,
+    pub(super) tokens: TokenInputs,
     pub(super) options: KeyedOptions,
     /// True once the service has ended, for the replies that it still owes.
     pub(super) flag: Arc<std::sync::atomic::AtomicBool>,
@@ -178,16 +183,19 @@ impl<K: Keyed> Store<K> {
     pub(super) fn new(
         service: K,
         id: ServiceId,
-        data: Arc<DataPlane>,
+        host: &Host,
+        tokens: TokenInputs,
         options: KeyedOptions,
         flag: Arc<std::sync::atomic::AtomicBool>,
         room: Arc<Room>,
     ) -> Arc<Self> {
-        let share = data.own_share();
+        let share = host.runtime.own_share();
         Arc::new_cyclic(|me| Store {
             service,
             id,
-            data,
+            local: Arc::clone(&host.local),
+            runtime: Arc::clone(&host.runtime),
+            tokens,
             options,
             flag,
             teller: Teller::default(),
@@ -309,7 +317,7 @@ impl<K: Keyed> Store<K> {
             inner.parked.remove(&slot).unwrap_or_default()
         };
         for (letter, since) in parked {
-            self.data.counters.parked.note(since.elapsed());
+            self.runtime.counters.parked.note(since.elapsed());
             letters.push(letter);
         }
         for letter in letters {
@@ -438,7 +446,7 @@ impl<K: Keyed> Store<K> {
             return;
         }
         let store = Arc::clone(self);
-        self.data.spawn_service(async move {
+        self.local.spawn_service(async move {
             for (key, cell) in left {
                 store.close_cell(&KeyBytes::from_canonical(key), cell).await;
             }

@@ -251,7 +251,7 @@ impl<K: Keyed> Store<K> {
             };
             cx.caller = reach.caller().map(Arc::clone);
             let ended = Arc::clone(&self.flag);
-            let checked = self.data.checked_limit();
+            let checked = self.runtime.checked_limit();
             let reply_to = ReplyTo::new::<K::Protocol>(reach.into_route(), ended, checked);
             caught(
                 self.service
@@ -261,7 +261,7 @@ impl<K: Keyed> Store<K> {
         };
         if ran.is_none() {
             tracing::error!(service = %self.id, key = %at.key, "a handler panicked: the state of its key is gone");
-            self.data
+            self.runtime
                 .counters
                 .key_panics
                 .fetch_add(1, Ordering::Relaxed);
@@ -280,7 +280,7 @@ impl<K: Keyed> Store<K> {
         match codec::decode(<K::Protocol as Protocol>::CODEC, body) {
             Ok(message) => Some(message),
             Err(DecodeError(cause)) => {
-                self.data
+                self.runtime
                     .counters
                     .undecodable
                     .fetch_add(1, Ordering::Relaxed);
@@ -352,12 +352,12 @@ impl<K: Keyed> Store<K> {
             return;
         };
         if here.keys.is_empty() {
-            return self.data.given(transfer, Some(Vec::new()));
+            return self.tokens.given(transfer, Some(Vec::new()));
         }
         here.away = true;
         let cells = std::mem::take(&mut here.keys);
         let store = Arc::clone(self);
-        self.data.spawn_service(async move {
+        self.local.spawn_service(async move {
             let mut away = Away { store, slot, cells };
             let given = away.encode().await;
             away.come_back(transfer, given);
@@ -449,7 +449,7 @@ impl<K: Keyed> Away<K> {
             Err(unfit) => (None, Some(unfit)),
         };
         if here.giving == Some(transfer) {
-            store.data.given(transfer, states);
+            store.tokens.given(transfer, states);
         } else {
             // It was taken back, and is to be given once more.
             store.collect(&mut inner, slot);

@@ -50,11 +50,11 @@ impl<K: Keyed> Store<K> {
             coming: true,
             ran: false,
         };
-        let task = self.data.spawn_service(handle(seat));
+        let task = self.local.spawn_service(handle(seat));
         // Rule: whoever is called can be taken by another thread. What a task spawns last is next on its own thread, and no other
         // one takes it: where that thread is held next, by a handler that begins or by one that has just sent this, nobody
         // would come, and nobody else would be called. A task that does nothing takes that place.
-        self.data.spawn_service(std::future::ready(()));
+        self.local.spawn_service(std::future::ready(()));
         let mut inner = self.lock();
         if inner.workers.ended {
             task.abort();

@@ -95,14 +95,14 @@ impl Node {
         let until = deadline::after(timeout);
         let (registry, data) = (self.registry(), self.data());
         let draining = Draining::Node { for_good: false };
-        let unaware = take_keys(registry, data, draining, until).await;
+        let unaware = take_keys(registry, &data.runtime, draining, until).await;
         let mut left = Unfinished {
             unaware: unaware.ok_or(DrainError::NodeStopped)?,
             ..Unfinished::default()
         };
         left.keys = states_given(registry, None, until).await;
-        if !data.services_caught_up(until).await {
-            left.services = data.stats().services;
+        if !data.local.services_caught_up(until).await {
+            left.services = data.local.count();
         }
         left.into_result()
     }
@@ -125,22 +125,22 @@ impl Node {
     /// [`drain_timeout`](crate::NodeBuilder::drain_timeout).
     pub async fn leave(self) -> Result<(), DrainError> {
         self.check_not_in_handler()?;
-        let until = deadline::after(self.data().drain_timeout());
+        let until = deadline::after(self.data().runtime.drain_timeout());
         let data = self.data();
         let draining = Draining::Node { for_good: true };
-        let unaware = take_keys(self.registry(), data, draining, until).await;
+        let unaware = take_keys(self.registry(), &data.runtime, draining, until).await;
         let mut left = Unfinished {
             unaware: unaware.ok_or(DrainError::NodeStopped)?,
             ..Unfinished::default()
         };
         // R14: it is gone only once it has nothing any more.
         left.keys = states_given(self.registry(), None, until).await;
-        data.turn_away();
-        data.heard_the_last(until).await;
-        left.services = data.stop_services(until).await;
+        data.callers.turn_away();
+        data.callers.heard_the_last(until).await;
+        left.services = data.local.stop_services(until).await;
         // What was made in time gets out in any case. Replies may wait for calls that tasks of the services make.
-        left.unanswered = data.all_answered(until.max(soon())).await;
-        left.own_calls = data.finish_own_calls(until.max(soon())).await;
+        left.unanswered = data.callers.all_answered(until.max(soon())).await;
+        left.own_calls = data.peers.finish_own_calls(until.max(soon())).await;
         self.say_goodbye().await;
         if left != Unfinished::default() {
             tracing::warn!(node = %self.name(), %left, "left before everything was done");

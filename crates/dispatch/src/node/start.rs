@@ -13,8 +13,9 @@ use tokio::time::Instant;
 
 use super::plan::{NodePlan, StartError, TransportKind};
 use super::{Node, NodeInner, join};
+use crate::data::lane_runtime::Limits;
 use crate::data::tokens::TokenInputs;
-use crate::data::{DataConfig, DataPlane};
+use crate::data::{DataConfig, DataLane};
 use crate::deadline;
 use crate::discovery::Seed;
 use crate::driver::clock::Clock;
@@ -32,6 +33,7 @@ use crate::reach::OutOfReach;
 use crate::registry::Registry;
 use crate::runtime::Runtimes;
 use crate::service::blocking;
+use crate::service::host::Host;
 use crate::tls::{self, Tls};
 use crate::transport::Transport;
 use crate::transport::tcp::TcpTransport;
@@ -82,16 +84,18 @@ impl Node {
         ));
         let registry = Registry::new(Arc::clone(&shared));
         let (token_inputs, token_receivers) = TokenInputs::new();
-        let data = DataPlane::new(DataConfig {
+        let data = DataLane::new(DataConfig {
             transport: transport.clone(),
             hello: Arc::clone(&hello),
             directory: cluster.directory(),
             pool_size: plan.pool_size,
-            max_payload_bytes,
-            checks_messages: plan.checks_messages,
+            limits: Limits {
+                max_payload_bytes,
+                checks_messages: plan.checks_messages,
+                waiting_bytes: plan.waiting_bytes,
+                drain_timeout: plan.drain_timeout,
+            },
             topic_bytes: plan.topic_bytes,
-            waiting_bytes: plan.waiting_bytes,
-            drain_timeout: plan.drain_timeout,
             runtimes: runtimes.clone(),
             tokens: token_inputs,
         });
@@ -99,7 +103,7 @@ impl Node {
             &cluster,
             nonce,
             plan.settings.down_period(),
-            Arc::clone(&data),
+            &data,
             token_receivers,
         );
         let mut out_of_reach = OutOfReach::new(plan.resolves_names().then_some(&address));
@@ -111,7 +115,7 @@ impl Node {
             out_of_reach,
             shared: Arc::clone(&shared),
             transport: transport.clone(),
-            data: Arc::clone(&data),
+            data: data.clone(),
             hello: Arc::clone(&hello),
             event_log: EventLog::new(plan.name.clone(), plan.log_level),
             goodbye_on_drop: plan.settings.permdown_on_shutdown(),
@@ -121,7 +125,7 @@ impl Node {
             shutdown: shutdown_receiver,
             fatal: fatal_receiver,
             phase: phase_sender,
-            links: OpenLinks::default(),
+            links: OpenLinks::new(data.runtime.tasks()),
             backlog: Backlog::default(),
             tokens,
         };
@@ -132,7 +136,7 @@ impl Node {
         if let Some(transport) = &transport {
             let patience = hello_timeout(plan.settings.down_period());
             let transport = Arc::clone(transport);
-            let accepting = accept::accept(transport, inputs, Arc::clone(&data), hello, patience);
+            let accepting = accept::accept(transport, inputs, data.answering(), hello, patience);
             let vital = Vital::unless_panicked(&fatal, "acceptor");
             tasks.push(runtimes.spawn(async move {
                 let _vital = vital;
@@ -143,8 +147,8 @@ impl Node {
                 tasks.push(runtimes.spawn(join::resolve_again(seeds.0, seeds.1, until, commands)));
             }
         }
-        let watching = blocking::watch(Arc::clone(&data), plan.name.clone(), nonce);
-        let helping = Arc::clone(&data).help();
+        let watching = blocking::watch(Arc::clone(&data.local), plan.name.clone(), nonce);
+        let helping = Arc::clone(&data.runtime).help();
         let mut ended = phase.clone();
         runtimes.spawn(async move {
             tokio::select! {
@@ -162,7 +166,13 @@ impl Node {
                 drop(kept);
             }
         });
-        let pubsub = PubSub::new(Arc::clone(&data), plan.name.clone());
+        let pubsub = PubSub::new(&data, plan.name.clone());
+        let host = Host {
+            registry: registry.clone(),
+            local: Arc::clone(&data.local),
+            runtime: Arc::clone(&data.runtime),
+            callers: Arc::clone(&data.callers),
+        };
         let node = Node {
             inner: Arc::new(NodeInner {
                 cluster: plan.cluster,
@@ -170,6 +180,7 @@ impl Node {
                 shared,
                 registry,
                 data,
+                host,
                 pubsub,
                 phase,
                 plaintext,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use keydispatch_core::{NodeName, ServiceId};
 
 use super::current::{self, Seen};
-use crate::data::DataPlane;
+use crate::data::local::Local;
 
 /// How often is looked.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -25,7 +25,7 @@ struct Held {
 }
 
 /// Runs as long as the node: says which of its services hold a thread, once for each time, and again after twice as long.
-pub(crate) async fn watch(plane: Arc<DataPlane>, node: NodeName, nonce: u64) {
+pub(crate) async fn watch(local: Arc<Local>, node: NodeName, nonce: u64) {
     let mut held: HashMap<usize, Held> = HashMap::new();
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
@@ -61,7 +61,7 @@ pub(crate) async fn watch(plane: Arc<DataPlane>, node: NodeName, nonce: u64) {
                 nonce,
                 sequence,
             };
-            let service_type = plane.local(sequence).map_or("", |mailbox| mailbox.name());
+            let service_type = local.get(sequence).map_or("", |mailbox| mailbox.name());
             tracing::warn!(
                 service = %id,
                 service_type,

@@ -14,7 +14,8 @@ use super::{BoxError, Ended, Service};
 use crate::call::Failure;
 use crate::claim::Life;
 use crate::codec::{self, DecodeError};
-use crate::data::DataPlane;
+use crate::data::lane_runtime::LaneRuntime;
+use crate::data::local::Local;
 use crate::data::mailbox::{Envelope, Payload, StopReason, queue};
 use crate::data::reply::ReplyTo;
 use crate::protocol::Protocol;
@@ -26,7 +27,8 @@ const MAX_YIELDS: u32 = 1_000;
 
 pub(super) struct Runner {
     pub(super) registry: Registry,
-    pub(super) data: Arc<DataPlane>,
+    pub(super) local: Arc<Local>,
+    pub(super) runtime: Arc<LaneRuntime>,
     /// True once the service has ended, for the replies that it still owes.
     pub(super) flag: Arc<AtomicBool>,
     /// Over before anything of it is taken out.
@@ -70,7 +72,7 @@ impl Drop for Ending {
     fn drop(&mut self) {
         self.runner.flag.store(true, Ordering::Release);
         self.runner.life.end();
-        self.runner.data.remove_local(self.id.sequence);
+        self.runner.local.remove(self.id.sequence);
         self.runner.registry.remove_soon(&self.id);
         let how = self.how.unwrap_or(if std::thread::panicking() {
             tracing::error!(service = %self.id, "a service panicked, and has ended");
@@ -113,7 +115,7 @@ impl Runner {
             .await;
         // The entry goes first, so that nobody finds a service that is stopping. A node that leaves waits for its end.
         ending.runner.life.end();
-        let _counted = ending.runner.data.remove_local(ending.id.sequence);
+        let _counted = ending.runner.local.remove(ending.id.sequence);
         // It may have been removed by hand already.
         let _ = ending.runner.registry.remove_service(&ending.id).await;
         service.stopped(reason).await;
@@ -225,7 +227,7 @@ impl Ending {
                         version: waiting.version,
                         caller: route.caller().map(Arc::clone),
                     });
-                    let checked = self.runner.data.checked_limit();
+                    let checked = self.runner.runtime.checked_limit();
                     let reply_to = ReplyTo::new::<S::Protocol>(route, Arc::clone(flag), checked)
                         .counted(inbox.receiver.load());
                     service.handle_call(call, reply_to, cx).await;
@@ -298,7 +300,7 @@ impl Ending {
     }
 
     fn count_undecodable(&self, cause: &str) {
-        let counters = &self.runner.data.counters;
+        let counters = &self.runner.runtime.counters;
         let times = counters.undecodable.fetch_add(1, Ordering::Relaxed) + 1;
         if times.is_power_of_two() {
             tracing::warn!(service = %self.id, cause = %Escaped(cause), times, "a message does not decode");

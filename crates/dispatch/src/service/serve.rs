@@ -10,16 +10,15 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::AbortHandle;
 
 use super::current::{self, Current};
+use super::host::Host;
 use super::options::ServeOptions;
 use super::runner::Runner;
 use super::{BoxError, Ended, Service};
 use crate::claim::Life;
-use crate::data::DataPlane;
 use crate::data::mailbox::{AnyMailbox, Mailbox, StopReason, queue};
 use crate::deadline;
 use crate::drain;
 use crate::protocol::Protocol;
-use crate::registry::Registry;
 use crate::registry::entry::RegistryError;
 use crate::registry::registration::Registration;
 
@@ -80,8 +79,7 @@ impl StopError {
 /// Dropping it changes nothing: the service runs until it is stopped, panics, or its node ends.
 pub struct Served<P: Protocol> {
     info: Arc<ServiceInfo>,
-    registry: Registry,
-    data: Arc<DataPlane>,
+    host: Host,
     mailbox: Arc<dyn AnyMailbox>,
     ended: watch::Receiver<Option<Ended>>,
     protocol: std::marker::PhantomData<fn() -> P>,
@@ -90,15 +88,13 @@ pub struct Served<P: Protocol> {
 impl<P: Protocol> Served<P> {
     pub(crate) fn new(
         info: Arc<ServiceInfo>,
-        registry: &Registry,
-        data: &Arc<DataPlane>,
+        host: &Host,
         mailbox: Arc<dyn AnyMailbox>,
         ended: watch::Receiver<Option<Ended>>,
     ) -> Self {
         Served {
             info,
-            registry: registry.clone(),
-            data: Arc::clone(data),
+            host: host.clone(),
             mailbox,
             ended,
             protocol: std::marker::PhantomData,
@@ -117,7 +113,7 @@ impl<P: Protocol> Served<P> {
 
     /// Its entry, to disable, drain, or change it.
     pub fn registration(&self) -> Registration {
-        Registration::new(self.registry.clone(), &self.info)
+        Registration::new(self.host.registry.clone(), &self.info)
     }
 
     /// Stops it, and loses no call by that: it gives up its keys, and once every node that is up knows, it takes nothing new,
@@ -131,25 +127,25 @@ impl<P: Protocol> Served<P> {
     /// [`drain_timeout`](crate::NodeBuilder::drain_timeout), and was ended as it was.
     pub async fn stop(&self) -> Result<(), StopError> {
         StopError::check(self.info.id())?;
-        let until = deadline::after(self.data.drain_timeout());
-        let (registry, data) = (self.registry.clone(), Arc::clone(&self.data));
+        let until = deadline::after(self.host.runtime.drain_timeout());
+        let host = self.host.clone();
         let (id, mailbox, mut ended) = (
             self.info.id().clone(),
             Arc::clone(&self.mailbox),
             self.ended.clone(),
         );
         let (in_time, stopped) = oneshot::channel();
-        self.data.spawn_service(async move {
-            drain::take_keys_of(&registry, &data, &id, until).await;
+        self.host.local.spawn_service(async move {
+            drain::take_keys_of(&host.registry, &host.runtime, &host.callers, &id, until).await;
             if mailbox.keyed().is_some() {
                 // R14: it is gone once it has nothing any more.
-                drain::states_given(&registry, Some(id.sequence), until).await;
+                drain::states_given(&host.registry, Some(id.sequence), until).await;
             }
             mailbox.stop(StopReason::Stopped);
             let ends = ended.wait_for(Option::is_some);
             let is_in_time = tokio::time::timeout_at(until, ends).await.is_ok();
             if !is_in_time {
-                data.abort_service(id.sequence);
+                host.local.abort_service(id.sequence);
             }
             // Nobody may wait for it any more.
             let _ = in_time.send(is_in_time);
@@ -187,11 +183,11 @@ impl<P: Protocol> fmt::Debug for Served<P> {
 
 /// Starts a service and registers it. Dropped half-way, neither runs nor is listed what it started.
 pub(crate) async fn serve<S: Service>(
-    registry: &Registry,
-    data: &Arc<DataPlane>,
+    host: &Host,
     options: ServeOptions,
     service: S,
 ) -> Result<Served<S::Protocol>, ServeError> {
+    let registry = &host.registry;
     let sequence = registry.next_sequence();
     let capacity = options.mailbox.unwrap_or(DEFAULT_MAILBOX);
     let max_bytes = options.mailbox_bytes.unwrap_or(DEFAULT_MAILBOX_BYTES);
@@ -201,7 +197,7 @@ pub(crate) async fn serve<S: Service>(
         nonce: registry.nonce(),
         sequence,
     };
-    let (sender, receiver) = queue::channel(capacity, max_bytes, data.own_share());
+    let (sender, receiver) = queue::channel(capacity, max_bytes, host.runtime.own_share());
     let mailbox = Mailbox { sender };
     let (started, start) = oneshot::channel();
     let (ended_sender, ended) = watch::channel(None);
@@ -209,29 +205,33 @@ pub(crate) async fn serve<S: Service>(
     let life = Life::default();
     let runner = Runner {
         registry: registry.clone(),
-        data: Arc::clone(data),
+        local: Arc::clone(&host.local),
+        runtime: Arc::clone(&host.runtime),
         flag: Arc::clone(&flag),
         life: life.clone(),
         ended: ended_sender,
     };
     let current = Current::of(&id);
     let running = runner.run(service, id, receiver, started);
-    let task = data.spawn_service(current::turns(current, Arc::clone(&flag), running));
+    let task = host
+        .local
+        .spawn_service(current::turns(current, Arc::clone(&flag), running));
     let unfinished = AbortUnlessDone::new(task.clone());
     match start.await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => return Err(ServeError::Start(error)),
         Err(_) => return Err(ServeError::EndedEarly),
     }
-    data.add_local(sequence, Arc::new(mailbox.clone()), task, flag);
+    host.local
+        .add(sequence, Arc::new(mailbox.clone()), task, flag);
     if life.is_over() {
         // It ended before it was put in, and found nothing to take out.
-        data.remove_local(sequence);
+        host.local.remove(sequence);
     }
     // It may end while this waits, and whoever serves it may give up: see `claim` for what keeps the order.
     let info = registry.add_entry(entry, &life).await?;
     unfinished.done();
-    Ok(Served::new(info, registry, data, Arc::new(mailbox), ended))
+    Ok(Served::new(info, host, Arc::new(mailbox), ended))
 }
 
 /// Ends a service whose start was given up.

@@ -16,7 +16,7 @@ use tokio::sync::{Mutex, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use crate::data::done_by;
+use crate::deadline::done_by;
 use crate::log_limit::{LogLimit, LogNow, host};
 use crate::tls::{Admitted, Role, Standing, TLS_BUFFER_BYTES, Tls, tls_error};
 use crate::transport::dialable::objection;

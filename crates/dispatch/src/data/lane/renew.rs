@@ -7,7 +7,7 @@ use std::time::Duration;
 use keydispatch_core::message::Frame;
 
 use super::Lane;
-use crate::data::DataPlane;
+use crate::data::lane_runtime::LaneRuntime;
 use crate::data::reach::{Earlier, reach};
 use crate::data::wire::{self, CallHeader, Format, kind};
 use crate::transport::{BoxFuture, Connection};
@@ -29,13 +29,13 @@ impl Lane {
     /// A connection that is to take the place of one, once that is outdated.
     pub(super) async fn renewed(
         &self,
-        plane: &Arc<DataPlane>,
+        runtime: &Arc<LaneRuntime>,
         outdated: BoxFuture<'static, ()>,
     ) -> Box<dyn Connection> {
         outdated.await;
         loop {
             // Where it does not work the old one is as good as it was: who no longer trusts it closes it.
-            if let Ok(connection) = reach(&self.target, plane, Earlier::Stay).await {
+            if let Ok(connection) = reach(&self.target, runtime, Earlier::Stay).await {
                 return connection;
             }
             tokio::time::sleep(PAUSE).await;
@@ -49,7 +49,7 @@ impl Lane {
     /// messages of one caller would overtake each other.
     pub(super) async fn hand_over(
         self: &Arc<Self>,
-        plane: &Arc<DataPlane>,
+        runtime: &Arc<LaneRuntime>,
         mut old: Box<dyn Connection>,
         new: Box<dyn Connection>,
     ) -> Result<Box<dyn Connection>, String> {
@@ -58,7 +58,9 @@ impl Lane {
         match taken {
             Ok(Ok(())) => {
                 let (lane, waiting) = (Arc::clone(self), self.waiting());
-                plane.spawn(async move { lane.read_rest(old, waiting).await });
+                runtime.spawn("outdated data connection", async move {
+                    lane.read_rest(old, waiting).await;
+                });
                 Ok(new)
             }
             Ok(Err(why)) => Err(why),

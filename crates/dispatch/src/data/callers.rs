@@ -1,22 +1,18 @@
-//! How the data lane of a node that goes away in good order runs empty.
+//! The connections that peers have open to this node, and how they run empty where it goes away in good order.
 //!
 //! On each connection that a peer opened, this node says `GO_AWAY`: send me nothing new. The peer answers `GONE_AWAY` behind
 //! its last frame, and closes the connection once it has every reply that it waits for. What arrives until then is taken.
 
 use std::collections::HashMap;
-use std::sync::atomic::{Ordering, fence};
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::DataPlane;
 use super::caller::Caller;
-use super::mailbox::StopReason;
+use super::places::Places;
 use super::wire::{self, kind};
-
-/// First and longest pause between two looks at whether something is done.
-const LOOK_PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(10));
+use crate::deadline::done_by;
 
 /// How long a peer that does not know `GO_AWAY` has for what it has sent already.
 const OLD_PEER: Duration = Duration::from_millis(200);
@@ -26,7 +22,14 @@ const FINISH_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The connections that peers have open to this node.
 #[derive(Debug, Default)]
-pub(super) struct Callers {
+pub(crate) struct Callers {
+    state: Mutex<State>,
+    /// Which of them ends another.
+    pub(super) places: Places,
+}
+
+#[derive(Debug, Default)]
+struct State {
     open: HashMap<u64, Arc<Caller>>,
     last: u64,
     /// This node goes away: a new connection is told so first of all.
@@ -40,17 +43,13 @@ pub(super) struct Callers {
 
 /// One connection of a peer, as long as it is open.
 pub(super) struct Admitted {
-    plane: Arc<DataPlane>,
+    callers: Arc<Callers>,
     number: u64,
 }
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        let mut callers = self
-            .plane
-            .callers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut callers = self.callers.lock();
         callers.open.remove(&self.number);
     }
 }
@@ -59,38 +58,23 @@ impl Drop for Admitted {
 ///
 /// Rule: nobody has its Hello answered and is then forgotten. It may have sent a call right behind the answer, which would
 /// look like one that was lost on the way and may have run.
-pub(crate) struct Greeted(Arc<DataPlane>);
+pub(crate) struct Greeted(Arc<Callers>);
 
 impl Drop for Greeted {
     fn drop(&mut self) {
-        let mut callers = self
-            .0
-            .callers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut callers = self.0.lock();
         callers.greeted -= 1;
     }
 }
 
-/// Looks again and again until it is done; false where time is up before.
-pub(crate) async fn done_by(until: Instant, mut is_done: impl FnMut() -> bool) -> bool {
-    let mut pause = LOOK_PAUSE.0;
-    loop {
-        if is_done() {
-            return true;
-        }
-        if Instant::now() >= until {
-            return false;
-        }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(LOOK_PAUSE.1);
+impl Callers {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
 
-impl DataPlane {
     /// A peer has said Hello; none where it is too late for that.
     pub(crate) fn greet(self: &Arc<Self>) -> Option<Greeted> {
-        let mut callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut callers = self.lock();
         if callers.refusing {
             return None;
         }
@@ -100,7 +84,7 @@ impl DataPlane {
 
     /// A peer has opened a connection.
     pub(super) fn admit(self: &Arc<Self>, caller: &Arc<Caller>) -> Admitted {
-        let mut callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut callers = self.lock();
         callers.last += 1;
         let number = callers.last;
         callers.open.insert(number, Arc::clone(caller));
@@ -108,14 +92,14 @@ impl DataPlane {
             caller.push(wire::empty(kind::GO_AWAY));
         }
         Admitted {
-            plane: Arc::clone(self),
+            callers: Arc::clone(self),
             number,
         }
     }
 
     /// Tells every peer to send nothing new on the connections that it opened, and whoever opens one from now on.
     pub(crate) fn turn_away(&self) {
-        let mut callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut callers = self.lock();
         callers.turned_away = true;
         for caller in callers.open.values() {
             caller.push(wire::empty(kind::GO_AWAY));
@@ -127,16 +111,13 @@ impl DataPlane {
     pub(crate) async fn heard_the_last(&self, until: Instant) -> bool {
         let old = self.open_callers(|caller| caller.is_old()) > 0;
         let heard = done_by(until, || {
-            let mut callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut callers = self.lock();
             let has_more = |caller: &Arc<Caller>| !caller.is_old() && !caller.has_gone();
             callers.refusing = callers.greeted == 0 && !callers.open.values().any(has_more);
             callers.refusing
         });
         let heard = heard.await;
-        self.callers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .refusing = true;
+        self.lock().refusing = true;
         if old {
             // Nobody says when it has sent its last.
             tokio::time::sleep_until(until.min(Instant::now() + OLD_PEER)).await;
@@ -158,7 +139,7 @@ impl DataPlane {
     /// Waits until whatever peers have sent so far has arrived here; false where time is up before.
     pub(crate) async fn fence(&self, until: Instant) -> bool {
         let fence = {
-            let mut callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut callers = self.lock();
             callers.last_fence += 1;
             callers.last_fence
         };
@@ -183,76 +164,7 @@ impl DataPlane {
     }
 
     fn for_each_caller(&self, mut look: impl FnMut(&Arc<Caller>)) {
-        let callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
+        let callers = self.lock();
         callers.open.values().for_each(&mut look);
-    }
-
-    /// Lets every service handle what it has and stop, also one that is just being started; returns how many have not when time is up.
-    pub(crate) async fn stop_services(&self, until: Instant) -> usize {
-        self.leaving.store(true, Ordering::SeqCst);
-        fence(Ordering::SeqCst);
-        for (_, local) in &self.local.pin() {
-            local.mailbox.stop(StopReason::NodeStopped);
-        }
-        let mut running = self.running.subscribe();
-        let stopped = running.wait_for(|running| *running == 0);
-        match tokio::time::timeout_at(until, stopped).await {
-            Ok(_) => 0,
-            Err(_) => *self.running.borrow(),
-        }
-    }
-
-    /// Waits until every service has handled what is in its mailbox now; false where time is up before.
-    pub(crate) async fn services_caught_up(&self, until: Instant) -> bool {
-        let marks: Vec<_> = self
-            .local
-            .pin()
-            .iter()
-            .map(|(_, local)| local.mailbox.mark())
-            .collect();
-        for mark in marks {
-            // An error says that the service has ended.
-            if tokio::time::timeout_at(until, mark).await.is_err() {
-                return false;
-            }
-        }
-        true
-    }
-
-    /// Ends a service that did not stop in time.
-    pub(crate) fn abort_service(&self, sequence: u64) {
-        if let Some(local) = self.local.pin().get(&sequence) {
-            local.ended.store(true, Ordering::Release);
-            local.task.abort();
-        }
-    }
-
-    /// Takes no calls to other nodes any more, and waits for the replies to those that were made; returns how many still
-    /// wait when time is up. What was accepted to be sent is sent.
-    pub(crate) async fn finish_own_calls(&self, until: Instant) -> usize {
-        self.departed.store(true, Ordering::SeqCst);
-        // Rule: what was accepted and waits for a connection is not given up because this node goes.
-        let waits = || {
-            let peers = self.peers.pin();
-            let mut lanes = peers.values().flat_map(|peer| peer.lanes.iter());
-            self.onward.is_at_work() || lanes.any(|lane| lane.waits_for_a_connection())
-        };
-        done_by(until, || !waits()).await;
-        let open = || {
-            let mut open = 0;
-            for (_, peer) in &self.peers.pin() {
-                for lane in &peer.lanes {
-                    lane.take_nothing_new();
-                    open += usize::from(lane.is_open());
-                }
-            }
-            open
-        };
-        if done_by(until, || open() == 0).await {
-            return 0;
-        }
-        let peers = self.peers.pin();
-        let lanes = peers.values().flat_map(|peer| peer.lanes.iter());
-        lanes.map(|lane| lane.pending()).sum()
     }
 }
