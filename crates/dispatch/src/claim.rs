@@ -12,11 +12,13 @@
 //!
 //! Without the first two, an entry without a service stays for good, and its share of the keys with it.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use keydispatch_core::ServiceInfo;
 use tokio::sync::Notify;
+
+use crate::mutex::Mutex;
 
 /// Whether a service still is to be found, as its task says.
 #[derive(Clone, Debug, Default)]
@@ -63,9 +65,7 @@ impl Removals {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<u64>> {
-        self.sequences
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.sequences.lock()
     }
 }
 

@@ -18,6 +18,7 @@ pub(crate) mod aim;
 pub(crate) mod caller;
 pub(crate) mod callers;
 mod contact;
+mod error;
 mod forward;
 mod helped;
 mod hints;

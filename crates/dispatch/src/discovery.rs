@@ -2,12 +2,14 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use keydispatch_core::limits::MAX_ADDRESS_BYTES;
 use keydispatch_core::message::Address;
 use tokio::time::timeout;
+
+use crate::mutex::Mutex;
 
 /// How long one name may take to be looked up; it is tried again later.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
@@ -104,7 +106,7 @@ impl Seed {
 
     /// Logs what has changed since the last time.
     fn log_fault(&self, fault: Option<String>) {
-        let mut last = self.fault.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.fault.lock();
         if *last == fault {
             return;
         }
@@ -279,7 +281,7 @@ mod tests {
         assert!(found.contains(&"127.0.0.1:7400") || found.contains(&"[::1]:7400"));
         assert!(found.iter().all(|address| !address.contains("invalid")));
         assert_eq!(found.iter().filter(|a| **a == "10.0.0.1:7400").count(), 1);
-        let fault = seeds[2].fault.lock().unwrap().clone();
+        let fault = seeds[2].fault.lock().clone();
         assert!(fault.is_some());
     }
 

@@ -37,7 +37,7 @@ use self::link::{Input, OpenLinks, Queued};
 use self::phase::{Fatal, Phase};
 use self::shared::NodeShared;
 use self::tokens::Tokens;
-use self::turn::{Backlog, SLICE, Turn};
+use self::turn::{Leftovers, SLICE, Turn};
 
 /// Commands and frames handled before what they lead to is sent: one delta carries them all.
 const BATCH: usize = 256;
@@ -84,7 +84,7 @@ pub(crate) struct Driver {
     pub(crate) fatal: mpsc::UnboundedReceiver<Fatal>,
     pub(crate) phase: watch::Sender<Phase>,
     pub(crate) links: OpenLinks,
-    pub(crate) backlog: Backlog,
+    pub(crate) backlog: Leftovers,
     pub(crate) tokens: Tokens,
 }
 
@@ -585,13 +585,13 @@ impl Driver {
         }
         self.links.abort_all();
         self.data.close();
+        if let Some(transport) = &self.transport {
+            transport.unbind().await;
+        }
         // What still runs ends at its next step, unless it has none: where handlers hold all threads.
         let ended = self.data.runtime.tasks().ended();
         if tokio::time::timeout(END_TIMEOUT, ended).await.is_err() {
             tracing::debug!("some tasks of connections had not ended in time");
-        }
-        if let Some(transport) = &self.transport {
-            transport.unbind().await;
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::service::BoxError;
 mod cells;
 pub(crate) mod context;
 pub(crate) mod current;
+mod error;
 pub(crate) mod events;
 pub(crate) mod options;
 mod ready;

@@ -62,6 +62,7 @@ pub mod fuzzing;
 mod handle;
 mod keyed;
 mod log_limit;
+mod mutex;
 mod node;
 mod protocol;
 mod pubsub;

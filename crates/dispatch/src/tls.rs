@@ -21,8 +21,8 @@ mod standing;
 pub(crate) mod watch;
 
 pub use error::TlsError;
-pub(crate) use error::tls_error;
-use error::{explain, other_cluster};
+use error::explain;
+pub(crate) use error::{PeerError, tls_error};
 pub use files::TlsFiles;
 use files::{OwnFiles, TrustFiles};
 pub(crate) use identity::{Identity, Role};
@@ -30,7 +30,7 @@ use identity::{Judgement, Own, Trust};
 use looks::Watch;
 use names::Contents;
 pub use names::{cluster_dns_name, node_uri};
-use standing::Peers;
+use standing::CertifiedPeers;
 pub(crate) use standing::Standing;
 
 /// Bytes that TLS holds back while the socket takes no more.
@@ -49,7 +49,7 @@ pub(crate) struct Tls {
     cluster: ClusterName,
     server_name: ServerName<'static>,
     current: ArcSwap<Identity>,
-    peers: Arc<Peers>,
+    peers: Arc<CertifiedPeers>,
     /// Held while the files are looked at.
     watch: Arc<tokio::sync::Mutex<Watch>>,
 }
@@ -116,22 +116,19 @@ impl Tls {
         identity: &Identity,
         chain: Option<&[CertificateDer<'_>]>,
         role: Role,
-    ) -> Result<Admitted, String> {
+    ) -> Result<Admitted, PeerError> {
         let chain = chain.unwrap_or_default();
         let Some(certificate) = chain.first() else {
-            return Err("it presents no certificate".to_owned());
+            return Err(PeerError::NoCertificate);
         };
-        let contents = Contents::read(certificate)
-            .map_err(|why| format!("its certificate cannot be read: {why}"))?;
+        let contents = Contents::read(certificate).map_err(PeerError::Unreadable)?;
         EndEntityCert::try_from(certificate)
             .and_then(|certificate| certificate.verify_is_valid_for_subject_name(&self.server_name))
-            .map_err(|_| other_cluster(&self.cluster, &contents.dns_names))?;
+            .map_err(|_| self.of_other_cluster(&contents.dns_names))?;
         if !contents.names(&self.cluster) {
-            return Err(other_cluster(&self.cluster, &contents.dns_names));
+            return Err(self.of_other_cluster(&contents.dns_names));
         }
-        let nodes = contents
-            .nodes
-            .map_err(|why| format!("its certificate names no node: {why}"))?;
+        let nodes = contents.nodes.map_err(PeerError::NoNode)?;
         let who = match &nodes {
             NodeNames::Any => "a node of any name".to_owned(),
             NodeNames::Exact(names) => {
@@ -139,13 +136,16 @@ impl Tls {
                 names.join(", ")
             }
         };
-        let standing = self.peers.register(identity, chain, role, who)?;
+        let standing = self
+            .peers
+            .register(identity, chain, role, who)
+            .map_err(PeerError::Unreadable)?;
         // From here on it is judged with the others. What was read during the handshake is not overlooked.
         let current = self.current.load();
         if current.number != identity.number {
             current
                 .verify(chain, role, &self.server_name, SystemTime::now())
-                .map_err(|error| explain(&self.cluster, &error))?;
+                .map_err(|error| PeerError::Handshake(explain(&self.cluster, &error)))?;
         }
         Ok(Admitted {
             credentials: Credentials::Certificate {
@@ -156,9 +156,16 @@ impl Tls {
         })
     }
 
+    fn of_other_cluster(&self, names: &[String]) -> PeerError {
+        PeerError::OtherCluster {
+            cluster: self.cluster.clone(),
+            names: names.to_vec(),
+        }
+    }
+
     /// What a failed handshake says about the peer, for operators.
-    pub(crate) fn explain(&self, error: &io::Error) -> String {
-        match tls_error(error) {
+    pub(crate) fn explain(&self, error: &io::Error) -> PeerError {
+        PeerError::Handshake(match tls_error(error) {
             Some(error) => explain(&self.cluster, error),
             None => match error.kind() {
                 io::ErrorKind::UnexpectedEof
@@ -169,7 +176,7 @@ impl Tls {
                     .to_owned(),
                 _ => format!("the TLS handshake failed: {error}"),
             },
-        }
+        })
     }
 }
 

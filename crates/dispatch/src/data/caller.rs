@@ -1,8 +1,8 @@
 //! Whoever is on the other side of a connection that it opened, and what it is sent.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use keydispatch_core::message::Frame;
 use keydispatch_core::{Codec, NodeName};
@@ -13,6 +13,7 @@ use super::wire::{self, Outgoing, kind};
 use crate::backlog::Share;
 use crate::call::Failure;
 use crate::codec::EncodeError;
+use crate::mutex::Mutex;
 
 /// Replies that a peer may leave unread before its connection is closed.
 const MAX_REPLIES: usize = 1 << 20;
@@ -168,10 +169,7 @@ impl Caller {
         if self.cancelled_count.load(Ordering::Relaxed) == 0 {
             return false;
         }
-        let mut cancelled = self
-            .cancelled
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut cancelled = self.cancelled.lock();
         let was = cancelled.remove(&number);
         self.cancelled_count
             .store(cancelled.len(), Ordering::Relaxed);
@@ -179,10 +177,7 @@ impl Caller {
     }
 
     pub(super) fn cancel(&self, number: u64) {
-        let mut cancelled = self
-            .cancelled
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut cancelled = self.cancelled.lock();
         if cancelled.len() >= MAX_CANCELLED {
             // Those that are still there were answered before they could be cancelled.
             cancelled.clear();

@@ -4,7 +4,7 @@
 //! its last frame, and closes the connection once it has every reply that it waits for. What arrives until then is taken.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -13,6 +13,7 @@ use super::caller::Caller;
 use super::places::Places;
 use super::wire::{self, kind};
 use crate::deadline::done_by;
+use crate::mutex::Mutex;
 
 /// How long a peer that does not know `GO_AWAY` has for what it has sent already.
 const OLD_PEER: Duration = Duration::from_millis(200);
@@ -23,13 +24,13 @@ const FINISH_TIMEOUT: Duration = Duration::from_millis(500);
 /// The connections that peers have open to this node.
 #[derive(Debug, Default)]
 pub(crate) struct Callers {
-    state: Mutex<State>,
+    state: Mutex<CallersState>,
     /// Which of them ends another.
     pub(super) places: Places,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct CallersState {
     open: HashMap<u64, Arc<Caller>>,
     last: u64,
     /// This node goes away: a new connection is told so first of all.
@@ -42,12 +43,12 @@ struct State {
 }
 
 /// One connection of a peer, as long as it is open.
-pub(super) struct Admitted {
+pub(super) struct AdmittedCaller {
     callers: Arc<Callers>,
     number: u64,
 }
 
-impl Drop for Admitted {
+impl Drop for AdmittedCaller {
     fn drop(&mut self) {
         let mut callers = self.callers.lock();
         callers.open.remove(&self.number);
@@ -68,8 +69,8 @@ impl Drop for Greeted {
 }
 
 impl Callers {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, CallersState> {
+        self.state.lock()
     }
 
     /// A peer has said Hello; none where it is too late for that.
@@ -83,7 +84,7 @@ impl Callers {
     }
 
     /// A peer has opened a connection.
-    pub(super) fn admit(self: &Arc<Self>, caller: &Arc<Caller>) -> Admitted {
+    pub(super) fn admit(self: &Arc<Self>, caller: &Arc<Caller>) -> AdmittedCaller {
         let mut callers = self.lock();
         callers.last += 1;
         let number = callers.last;
@@ -91,7 +92,7 @@ impl Callers {
         if callers.turned_away {
             caller.push(wire::empty(kind::GO_AWAY));
         }
-        Admitted {
+        AdmittedCaller {
             callers: Arc::clone(self),
             number,
         }

@@ -1,7 +1,7 @@
 //! What all connections to one peer share: what it takes, and when it was last heard on its control connection.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+
 use std::time::Duration;
 
 use keydispatch_core::Instant;
@@ -10,6 +10,7 @@ use tokio::sync::Notify;
 
 use super::activity::Activity;
 use super::undialled::Undialled;
+use crate::mutex::Mutex;
 
 /// How long messages wait for a connection to a peer that cannot be dialled; from then on they fail at once.
 ///
@@ -23,7 +24,7 @@ const FORGOTTEN_AFTER: Duration = Duration::from_secs(10);
 
 /// Since when the dials have failed, and the last of them.
 #[derive(Clone, Copy, Debug)]
-struct Unreached {
+struct UnreachedSince {
     since: tokio::time::Instant,
     last: tokio::time::Instant,
 }
@@ -42,7 +43,7 @@ pub(super) struct Contact {
     /// Told of everything that is heard there.
     hearing: Notify,
     pub(super) undialled: Undialled,
-    unreached: Mutex<Option<Unreached>>,
+    unreached: Mutex<Option<UnreachedSince>>,
 }
 
 impl Default for Contact {
@@ -93,12 +94,9 @@ impl Contact {
 
     /// A data connection was not to be had, from then on until now.
     pub(super) fn unreached(&self, from: tokio::time::Instant) {
-        let mut unreached = self
-            .unreached
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut unreached = self.unreached.lock();
         let before = unreached.filter(|before| from <= before.last + FORGOTTEN_AFTER);
-        *unreached = Some(Unreached {
+        *unreached = Some(UnreachedSince {
             since: before.map_or(from, |before| before.since.min(from)),
             last: tokio::time::Instant::now(),
         });
@@ -106,18 +104,12 @@ impl Contact {
 
     /// A data connection has come about, and lasts.
     pub(super) fn reached(&self) {
-        *self
-            .unreached
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = None;
+        *self.unreached.lock() = None;
     }
 
     /// True while messages wait for a connection, however often it failed.
     pub(super) fn is_patient(&self) -> bool {
-        let unreached = self
-            .unreached
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let unreached = self.unreached.lock();
         unreached.is_none_or(|unreached| {
             unreached.since.elapsed() < PATIENCE || unreached.last.elapsed() > FORGOTTEN_AFTER
         })

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::lane_runtime::LaneRuntime;
 use super::local::Local;
-use super::onward::Waiting;
+use super::onward::WaitingCast;
 use super::peers::Peers;
 use super::wire::{CastHeader, Outgoing, kind};
 
@@ -95,8 +95,8 @@ impl Forwarding {
     }
 
     /// True where somebody has taken it.
-    fn pass_on(&self, waiting: &mut Waiting) -> bool {
-        let Waiting { cast, by, .. } = waiting;
+    fn pass_on(&self, waiting: &mut WaitingCast) -> bool {
+        let WaitingCast { cast, by, .. } = waiting;
         let (Some(aim), Some((header, start))) = (&cast.aim, cast.as_cast()) else {
             return false;
         };

@@ -10,8 +10,9 @@ use keydispatch_core::{Escaped, KeyBytes, MAX_KEY_BYTES, NodeId, Topic};
 
 use super::activity::Activity;
 use super::caller::Caller;
-use super::callers::{Admitted, Callers, Greeted};
+use super::callers::{AdmittedCaller, Callers, Greeted};
 use super::contact::Contact;
+use super::error::LaneError;
 use super::lane_runtime::LaneRuntime;
 use super::local::Local;
 use super::mailbox::letter::{Letter, Reach};
@@ -20,7 +21,7 @@ use super::places::Inbound;
 use super::pump::{self, Reading, Terms};
 use super::tokens::TokenInputs;
 use super::topics::Topics;
-use super::wire::{self, BoundedHeader, CallHeader, CastHeader, KeyedHeader, kind};
+use super::wire::{self, BoundedHeader, CallHeader, CastHeader, FrameError, KeyedHeader, kind};
 use crate::call::Failure;
 use crate::deadline;
 use crate::transport::Connection;
@@ -71,7 +72,7 @@ impl Answering {
     }
 
     /// A broadcast from a peer.
-    fn deliver(&self, from: &Caller, body: &Bytes) -> Result<(), String> {
+    fn deliver(&self, from: &Caller, body: &Bytes) -> Result<(), FrameError> {
         let (topic, payload) = wire::split::<Topic>(body)?;
         self.topics
             .publish_from(&topic, from.peer(), payload, from.share());
@@ -85,7 +86,7 @@ pub(super) struct Serving {
     inbound: Arc<Inbound>,
     answering: Arc<Answering>,
     /// Whoever leaves waits for it until it is dropped.
-    _admitted: Admitted,
+    _admitted: AdmittedCaller,
 }
 
 /// Rule: however the task ends, also by a panic, the connection is not counted any more, and what is still replied goes
@@ -101,7 +102,7 @@ impl Serving {
     pub(super) fn new(
         caller: Arc<Caller>,
         inbound: Arc<Inbound>,
-        admitted: Admitted,
+        admitted: AdmittedCaller,
         answering: Arc<Answering>,
     ) -> Self {
         Serving {
@@ -144,10 +145,8 @@ impl Serving {
                 Ok(()) => return,
                 Err(why) => why,
             },
-            () = inbound.replaced() => "a later one has taken its place".to_owned(),
-            () = inbound.forsaken(&heard, |node| answering.peers.is_up_as(node)) => {
-                "nothing was heard on it for long".to_owned()
-            }
+            () = inbound.replaced() => LaneError::Replaced,
+            () = inbound.forsaken(&heard, |node| answering.peers.is_up_as(node)) => LaneError::Silent,
         };
         tracing::debug!(%peer, why = %Escaped(why), "a data connection from a peer is gone");
     }
@@ -158,7 +157,7 @@ fn handle(
     peer: &NodeId,
     caller: &Arc<Caller>,
     answering: &Answering,
-) -> Result<(), String> {
+) -> Result<(), FrameError> {
     match frame.kind {
         kind::CALL => {
             let (header, message) = wire::split::<CallHeader>(&frame.body)?;

@@ -1,7 +1,7 @@
 //! The calling side of one data connection: dialled when first needed, suspended when silent, never on a caller's path.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use keydispatch_core::message::{Address, Frame};
@@ -12,11 +12,12 @@ use tokio::time::Instant;
 
 use super::activity::Activity;
 use super::contact::Contact;
+use super::error::LaneError;
 use super::lane_runtime::LaneRuntime;
 use super::outbox::{Outbox, PushError};
 use super::pump::{self, Reading, Terms};
 use super::reach::{Target, Unreached};
-use super::wire::{self, Outgoing, kind};
+use super::wire::{self, FrameError, Outgoing, kind};
 use crate::backlog::Share;
 use crate::call::{CallError, Failure, Unsent};
 use crate::transport::Connection;
@@ -29,6 +30,8 @@ mod waiting;
 
 pub(crate) use pending::Outcome;
 use pending::Pending;
+
+use crate::mutex::Mutex;
 
 /// Frames that wait for the connection's task.
 const MAX_FRAMES: usize = 1 << 16;
@@ -260,13 +263,13 @@ impl Lane {
     }
 
     fn broken(&self) -> MutexGuard<'_, Broken> {
-        self.broken.lock().unwrap_or_else(PoisonError::into_inner)
+        self.broken.lock()
     }
 
     /// One connection after the other, as long as it is needed: those that take the place of one that is stuck, and those
     /// that are dialled again for what waits.
     async fn run(self: Arc<Self>, runtime: Arc<LaneRuntime>) {
-        let running = Running {
+        let running = RunningLane {
             lane: &self,
             runtime: &runtime,
         };
@@ -302,15 +305,15 @@ impl Lane {
         self: &Arc<Self>,
         mut connection: Box<dyn Connection>,
         runtime: &Arc<LaneRuntime>,
-    ) -> Option<String> {
+    ) -> Option<LaneError> {
         loop {
             self.connected.store(true, Ordering::SeqCst);
             let served = self.serve(connection, runtime).await;
             self.connected.store(false, Ordering::SeqCst);
             match served {
-                Served::Ended(why) => return Some(why),
-                Served::Idle => return None,
-                Served::Moved(other) => connection = other,
+                ServingEnd::Ended(why) => return Some(why),
+                ServingEnd::Idle => return None,
+                ServingEnd::Moved(other) => connection = other,
             }
         }
     }
@@ -319,7 +322,7 @@ impl Lane {
         self: &Arc<Self>,
         mut connection: Box<dyn Connection>,
         runtime: &Arc<LaneRuntime>,
-    ) -> Served {
+    ) -> ServingEnd {
         connection.set_frame_limit(wire::max_frame_bytes(runtime.max_payload_bytes()));
         self.heard.record_read();
         let outdated = connection.outdated();
@@ -339,20 +342,20 @@ impl Lane {
             ended = serving => return match ended {
                 Ok(()) if self.going.load(Ordering::Relaxed) => {
                     self.read_to_the_end(connection).await;
-                    Served::Idle
+                    ServingEnd::Idle
                 }
-                Ok(()) => Served::Ended(DOWN.to_owned()),
+                Ok(()) => ServingEnd::Ended(LaneError::Down),
                 // Nobody waits, and nothing was lost: it was idle for the peer.
-                Err(why) if why == pump::CLOSED_BY_PEER && self.has_nothing_to_do() => Served::Idle,
-                Err(why) => Served::Ended(why),
+                Err(LaneError::ClosedByPeer) if self.has_nothing_to_do() => ServingEnd::Idle,
+                Err(why) => ServingEnd::Ended(why),
             },
-            () = self.watch() => return Served::Idle,
-            other = self.replacement(runtime) => return Served::Moved(other),
+            () = self.watch() => return ServingEnd::Idle,
+            other = self.replacement(runtime) => return ServingEnd::Moved(other),
             renewed = self.renewed(runtime, outdated) => renewed,
         };
         match self.hand_over(runtime, connection, renewed).await {
-            Ok(connection) => Served::Moved(connection),
-            Err(why) => Served::Ended(why),
+            Ok(connection) => ServingEnd::Moved(connection),
+            Err(why) => ServingEnd::Ended(why),
         }
     }
 
@@ -360,7 +363,7 @@ impl Lane {
         self.outbox.len() == 0 && self.pending() == 0
     }
 
-    fn handle(&self, frame: &Frame) -> Result<(), String> {
+    fn handle(&self, frame: &Frame) -> Result<(), FrameError> {
         if self.suspended.load(Ordering::Relaxed) {
             self.heard.record_read();
             self.suspend(false);
@@ -481,8 +484,8 @@ impl Lane {
 }
 
 /// How the serving of a connection ended.
-enum Served {
-    Ended(String),
+enum ServingEnd {
+    Ended(LaneError),
     /// It was closed with nobody waiting for it.
     Idle,
     /// This one has taken its place.
@@ -490,12 +493,12 @@ enum Served {
 }
 
 /// Rule: however a lane's task ends, also by a panic, what waits for it fails, and the next call may dial again.
-struct Running<'a> {
+struct RunningLane<'a> {
     lane: &'a Arc<Lane>,
     runtime: &'a Arc<LaneRuntime>,
 }
 
-impl Running<'_> {
+impl RunningLane<'_> {
     fn end(self, why: &str) {
         self.lane.end(self.runtime, why);
         std::mem::forget(self);
@@ -507,7 +510,7 @@ impl Running<'_> {
     }
 }
 
-impl Drop for Running<'_> {
+impl Drop for RunningLane<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             tracing::error!(peer = %self.lane.target.peer.name, "the task of a data connection panicked");

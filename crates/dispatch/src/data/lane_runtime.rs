@@ -1,8 +1,8 @@
 //! What the connections of the data lane need of their node: the network, what this node says of itself, the limits, the
 //! counters, what may wait, and the tasks.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
@@ -17,6 +17,7 @@ use super::stats::Counters;
 use super::tasks::Tasks;
 use super::wire::Outgoing;
 use crate::backlog::{Backlog, Share};
+use crate::mutex::Mutex;
 use crate::runtime::Runtimes;
 use crate::transport::Transport;
 
@@ -112,10 +113,7 @@ impl LaneRuntime {
     }
 
     pub(super) fn transport(&self) -> Option<Arc<dyn Transport>> {
-        self.transport
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.transport.lock().clone()
     }
 
     pub(super) fn hello(&self) -> Guard<Arc<Hello>> {
@@ -175,10 +173,7 @@ impl LaneRuntime {
     /// Nothing is dialled any more.
     pub(super) fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
-        self.transport
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        self.transport.lock().take();
     }
 
     /// Ends all tasks.

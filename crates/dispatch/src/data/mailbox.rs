@@ -20,7 +20,7 @@ pub(crate) mod letter;
 pub(crate) mod queue;
 
 use letter::KeyedMailbox;
-use queue::{Load, Weigh};
+use queue::{Load, TakesRoom};
 
 /// Messages of at most so many bytes are copied where they are going to wait.
 const COPIED_BYTES: usize = 16 * 1024;
@@ -155,7 +155,7 @@ impl<M: 'static> Payload<M> {
     }
 }
 
-impl<P: Protocol> Weigh for Envelope<P> {
+impl<P: Protocol> TakesRoom for Envelope<P> {
     fn bytes(&self) -> usize {
         match self {
             Envelope::Call(WaitingCall { call, .. }) => {

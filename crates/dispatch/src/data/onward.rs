@@ -2,13 +2,14 @@
 //! have them by then.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, MutexGuard, OnceLock};
 
 use keydispatch_core::ServiceInfo;
 use tokio::time::Instant;
 
 use super::contact::PATIENCE;
 use super::wire::{Outgoing, kind};
+use crate::mutex::Mutex;
 
 /// Casts that wait at once, and bytes of them: as much as one connection holds.
 const MAX_CASTS: usize = 1 << 16;
@@ -17,21 +18,21 @@ const MAX_BYTES: usize = 128 * 1024 * 1024;
 /// Those of one node.
 #[derive(Default)]
 pub(super) struct Onward {
-    state: Mutex<State>,
+    state: Mutex<OnwardState>,
     /// Begins with them: it knows where they can go, which connections do not.
     forward: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    waiting: VecDeque<Waiting>,
+struct OnwardState {
+    waiting: VecDeque<WaitingCast>,
     bytes: usize,
     /// A task is at it, and may have some in its hands.
     at_work: bool,
 }
 
 #[derive(Debug)]
-pub(super) struct Waiting {
+pub(super) struct WaitingCast {
     pub(super) cast: Outgoing,
     /// Rule: an accepted cast waits for so long and no longer. Where nobody takes it by then it is lost, and counted.
     pub(super) until: Instant,
@@ -61,7 +62,7 @@ impl Onward {
                 continue;
             }
             state.bytes += bytes;
-            state.waiting.push_back(Waiting {
+            state.waiting.push_back(WaitingCast {
                 cast,
                 until,
                 by: None,
@@ -87,7 +88,7 @@ impl Onward {
     }
 
     /// Takes what is there; the task ends where that is nothing.
-    pub(super) fn take(&self) -> VecDeque<Waiting> {
+    pub(super) fn take(&self) -> VecDeque<WaitingCast> {
         let mut state = self.lock();
         state.at_work = !state.waiting.is_empty();
         state.bytes = 0;
@@ -95,18 +96,18 @@ impl Onward {
     }
 
     /// Before those that came meanwhile.
-    pub(super) fn put_back(&self, left: VecDeque<Waiting>) {
+    pub(super) fn put_back(&self, left: VecDeque<WaitingCast>) {
         let mut state = self.lock();
         state.bytes += bytes(&left);
         let later = std::mem::replace(&mut state.waiting, left);
         state.waiting.extend(later);
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, OnwardState> {
+        self.state.lock()
     }
 }
 
-fn bytes(casts: &VecDeque<Waiting>) -> usize {
+fn bytes(casts: &VecDeque<WaitingCast>) -> usize {
     casts.iter().map(|waiting| waiting.cast.bytes()).sum()
 }

@@ -1,13 +1,14 @@
 //! Frames on their way to one connection's task: bounded, and handed over all at once.
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::task::{Context, Poll, Waker};
 
 use keydispatch_core::message::Frame;
 
 use super::wire::{Outgoing, kind};
 use crate::backlog::Share;
+use crate::mutex::Mutex;
 
 /// Replies of so many bytes together are always taken.
 ///
@@ -25,7 +26,7 @@ pub(crate) enum PushError {
 }
 
 #[derive(Debug, Default)]
-struct Inner {
+struct OutboxInner {
     frames: Vec<Outgoing>,
     bytes: usize,
     closed: bool,
@@ -40,7 +41,7 @@ struct Inner {
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Outbox {
-    inner: Mutex<Inner>,
+    inner: Mutex<OutboxInner>,
     max_frames: usize,
     max_bytes: usize,
     /// Where its frames are counted until they are with the connection.
@@ -239,8 +240,8 @@ impl Outbox {
         self.lock().frames.len()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, OutboxInner> {
+        self.inner.lock()
     }
 }
 

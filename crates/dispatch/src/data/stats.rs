@@ -1,12 +1,13 @@
 //! What the data lane counts.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+
 use std::time::Duration;
 
 use keydispatch_core::NodeName;
 
 use super::parked::Parked;
+use crate::mutex::Mutex;
 
 /// Counters of the data lane, from the node's start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -85,10 +86,7 @@ impl Counters {
     pub(super) fn count_dropped_cast(&self, peer: &NodeName) {
         const PAUSE: Duration = Duration::from_secs(10);
         let dropped = self.casts_dropped.fetch_add(1, Ordering::Relaxed) + 1;
-        let mut logged = self
-            .dropped_cast_logged
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut logged = self.dropped_cast_logged.lock();
         if logged.is_none_or(|at| at.elapsed() >= PAUSE) {
             *logged = Some(tokio::time::Instant::now());
             tracing::warn!(%peer, dropped, "a cast was dropped: its mailbox was full or gone");

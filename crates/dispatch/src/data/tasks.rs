@@ -8,11 +8,11 @@ use tokio::sync::Notify;
 /// See the module.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Tasks {
-    state: Arc<State>,
+    state: Arc<TasksState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct TasksState {
     running: AtomicUsize,
     panics: AtomicU64,
     /// Told when the last of them has ended.
@@ -25,7 +25,7 @@ struct State {
 /// task is closed by guards of its own, before this one is dropped.
 struct Owned {
     name: &'static str,
-    state: Arc<State>,
+    state: Arc<TasksState>,
 }
 
 impl Drop for Owned {

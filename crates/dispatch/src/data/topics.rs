@@ -44,12 +44,12 @@ pub enum TopicEvent {
 
 /// A message that waits, and the room that it takes until the last of its subscribers has it.
 #[derive(Clone)]
-struct Waiting {
+struct WaitingMessage {
     message: TopicMessage,
     _held: Arc<Held>,
 }
 
-impl Weigh for Waiting {
+impl Weigh for WaitingMessage {
     fn bytes(&self) -> usize {
         self.message.payload.len()
     }
@@ -58,7 +58,7 @@ impl Weigh for Waiting {
 /// The subscribers of one node, by topic.
 #[derive(Debug)]
 pub(crate) struct Topics {
-    fanout: Fanout<Topic, Waiting>,
+    fanout: Fanout<Topic, WaitingMessage>,
     /// Of what this node says itself.
     own: Arc<Share>,
 }
@@ -120,7 +120,7 @@ impl Topics {
             return;
         }
         match share.take(payload.len()) {
-            Some(held) => self.fanout.publish(topic, skip, || Waiting {
+            Some(held) => self.fanout.publish(topic, skip, || WaitingMessage {
                 message: TopicMessage {
                     from: from.clone(),
                     payload,
@@ -147,7 +147,7 @@ pub struct SubscriptionId(ReaderId);
 #[derive(Debug)]
 pub struct TopicSubscription {
     topic: Topic,
-    reader: Reader<Topic, Waiting>,
+    reader: Reader<Topic, WaitingMessage>,
 }
 
 impl TopicSubscription {

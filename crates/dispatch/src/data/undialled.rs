@@ -3,12 +3,13 @@
 //! Others may reach such a member, and it may have dialled this node itself, so it is up and stays up. But no call gets
 //! there: mostly its address is not one by which this host reaches it.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use keydispatch_core::message::Address;
 use keydispatch_core::{Escaped, NodeId};
 use tokio::time::Instant;
+
+use crate::mutex::Mutex;
 
 /// How long dials have to fail before it is said: a node that has died is down by then, and one that restarts is back.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -46,12 +47,12 @@ impl Undialled {
 
     /// A dial succeeded.
     pub(super) fn over(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.0.lock() = None;
     }
 
     /// Since when dials have failed, where that is to be said now.
     fn should_log(&self, now: Instant) -> Option<Instant> {
-        let mut failing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut failing = self.0.lock();
         let failing = failing.get_or_insert(Failing {
             since: now,
             next: now + PATIENCE,

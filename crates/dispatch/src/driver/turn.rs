@@ -54,7 +54,7 @@ impl Turn {
 
 /// What earlier turns left.
 #[derive(Default)]
-pub(crate) struct Backlog {
+pub(crate) struct Leftovers {
     pub(super) commands: VecDeque<Command>,
     pub(super) inputs: VecDeque<Input>,
     /// A batch that is being added, before which no further command is handled.
@@ -63,7 +63,7 @@ pub(crate) struct Backlog {
     pub(super) events: bool,
 }
 
-impl Backlog {
+impl Leftovers {
     pub(super) fn is_empty(&self) -> bool {
         self.commands.is_empty() && self.inputs.is_empty() && self.adding.is_none() && !self.events
     }

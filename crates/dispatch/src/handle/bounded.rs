@@ -1,6 +1,6 @@
 //! Calls by what their handle has learnt: of load, where routing is bounded, and of latencies, where calls are hedged.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 
 use keydispatch_core::route::{
     self, Ask, Candidate, Choice, HotKeys, MAX_OWNERS, MAX_REFUSALS, Standing,
@@ -12,10 +12,11 @@ use super::send::{Bound, Deadline, Failed, Tried};
 use super::{Answer, ServiceHandle};
 use crate::call::CallError;
 use crate::data::aim::{Copies, To};
+use crate::mutex::Mutex;
 use crate::protocol::Protocol;
 
 /// The message of a call that goes to one instance after the other.
-enum Parcel<'a, M> {
+enum CarriedMessage<'a, M> {
     /// It goes with the call.
     Own(M),
     /// It stays, as it may be sent to two at once. Behind a lock, as a message need not be `Sync`, and the future of a call is
@@ -57,11 +58,12 @@ impl<P: Protocol> ServiceHandle<P> {
             let message = Mutex::new(message);
             let result = self.call_hedged(key, &message, &asked, deadline).await;
             result.map_err(|failed| Failed {
-                message: Some(message.into_inner().unwrap_or_else(PoisonError::into_inner)),
+                message: Some(message.into_inner()),
                 ..failed
             })
         } else {
-            self.walk(key, Parcel::Own(message), &asked, deadline).await
+            self.walk(key, CarriedMessage::Own(message), &asked, deadline)
+                .await
         };
         match result {
             Ok(answer) => Ok(answer),
@@ -82,7 +84,7 @@ impl<P: Protocol> ServiceHandle<P> {
     }
 
     fn known(&self, owners: &[Arc<ServiceInfo>], asked: &Asked) -> Vec<Candidate> {
-        let asked = asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let asked = asked.lock();
         let channel = &self.channel;
         let zone = self.channel.registry.zone();
         let zone = zone.filter(|_| self.options.zone_first);
@@ -112,7 +114,7 @@ impl<P: Protocol> ServiceHandle<P> {
     async fn walk(
         &self,
         key: Key,
-        message: Parcel<'_, P::Call>,
+        message: CarriedMessage<'_, P::Call>,
         asked: &Asked,
         deadline: Deadline,
     ) -> Result<Answer<P::Reply>, Failed<P::Call>> {
@@ -139,8 +141,8 @@ impl<P: Protocol> ServiceHandle<P> {
             }
             let Some(Choice { at, refuse_at }) = choice else {
                 return Err(self.unowned(match message {
-                    Parcel::Own(message) => Some(message),
-                    Parcel::Kept(_) => None,
+                    CarriedMessage::Own(message) => Some(message),
+                    CarriedMessage::Kept(_) => None,
                 }));
             };
             if routing != Routing::Owner {
@@ -173,7 +175,7 @@ impl<P: Protocol> ServiceHandle<P> {
                 && !failed.0.error.may_have_run();
             message = match failed.1.take() {
                 Some(message) if may_go_on => message,
-                Some(Parcel::Own(message)) => {
+                Some(CarriedMessage::Own(message)) => {
                     failed.0.message = Some(message);
                     return Err(failed.0);
                 }
@@ -217,22 +219,22 @@ impl<P: Protocol> ServiceHandle<P> {
         &self,
         by: &Arc<ServiceInfo>,
         to: Option<To>,
-        message: Parcel<'a, P::Call>,
+        message: CarriedMessage<'a, P::Call>,
         deadline: Deadline,
         bound: Bound,
-    ) -> Result<P::Reply, (Failed<P::Call>, Option<Parcel<'a, P::Call>>)> {
+    ) -> Result<P::Reply, (Failed<P::Call>, Option<CarriedMessage<'a, P::Call>>)> {
         match message {
-            Parcel::Own(message) => {
+            CarriedMessage::Own(message) => {
                 let keep = self.options.idempotent;
                 let called = self
                     .channel
                     .call_bounded(by, to, message, keep, deadline, bound);
                 called.await.map_err(|mut failed| {
-                    let back = failed.message.take().map(Parcel::Own);
+                    let back = failed.message.take().map(CarriedMessage::Own);
                     (failed, back)
                 })
             }
-            Parcel::Kept(message) => {
+            CarriedMessage::Kept(message) => {
                 let started = self
                     .channel
                     .start_bounded(by, to, &locked(message), deadline, bound);
@@ -240,13 +242,13 @@ impl<P: Protocol> ServiceHandle<P> {
                     Ok(started) => self.channel.finish(started, deadline).await,
                     Err(failed) => Err(failed),
                 };
-                result.map_err(|failed| (failed, Some(Parcel::Kept(message))))
+                result.map_err(|failed| (failed, Some(CarriedMessage::Kept(message))))
             }
         }
     }
 
     fn stand(&self, asked: &Asked, by: &ServiceInfo, standing: Standing) {
-        let mut asked = asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut asked = asked.lock();
         asked.push((Tried::of(by), standing));
     }
 
@@ -260,7 +262,7 @@ impl<P: Protocol> ServiceHandle<P> {
         deadline: Deadline,
     ) -> Result<Answer<P::Reply>, Failed<P::Call>> {
         let began = Instant::now();
-        let first = self.walk(key, Parcel::Kept(message), asked, deadline);
+        let first = self.walk(key, CarriedMessage::Kept(message), asked, deadline);
         let mut first = std::pin::pin!(first);
         let after = self.learnt.latencies(|latencies| latencies.p95());
         let in_time = match after {
@@ -328,5 +330,5 @@ impl<P: Protocol> ServiceHandle<P> {
 }
 
 fn locked<M>(message: &Mutex<M>) -> MutexGuard<'_, M> {
-    message.lock().unwrap_or_else(PoisonError::into_inner)
+    message.lock()
 }

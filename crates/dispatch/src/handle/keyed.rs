@@ -82,7 +82,7 @@ impl<P: Protocol> std::fmt::Debug for KeyedHandle<P> {
 }
 
 /// A message on its way to one instance.
-enum Started {
+enum StartedKeyed {
     Here(oneshot::Receiver<Result<Bytes, Failure>>),
     Remote(PendingCall),
 }
@@ -310,7 +310,7 @@ impl<P: Protocol> KeyedHandle<P> {
         )
     }
 
-    fn start_at_owner(&self, parcel: &Parcel, deadline: Deadline) -> Result<Started, Missed> {
+    fn start_at_owner(&self, parcel: &Parcel, deadline: Deadline) -> Result<StartedKeyed, Missed> {
         match self.owner(parcel.place) {
             Some(info) => self.start(&info, To::Owner(parcel.place), parcel, deadline),
             None => Err(self.nobody().into()),
@@ -341,7 +341,7 @@ impl<P: Protocol> KeyedHandle<P> {
         to: To,
         parcel: &Parcel,
         deadline: Deadline,
-    ) -> Result<Started, Missed> {
+    ) -> Result<StartedKeyed, Missed> {
         let accepts = info.accepts();
         if !accepts.is_some_and(|accepts| accepts.takes(P::VERSION, P::CODEC)) {
             let theirs = info.protocol_version().zip(accepts);
@@ -385,7 +385,7 @@ impl<P: Protocol> KeyedHandle<P> {
             &counters.calls_sent
         };
         counter.fetch_add(1, Ordering::Relaxed);
-        Ok(Started::Remote(call))
+        Ok(StartedKeyed::Remote(call))
     }
 
     /// Hands it to an instance in this process.
@@ -394,7 +394,7 @@ impl<P: Protocol> KeyedHandle<P> {
         info: &ServiceInfo,
         parcel: &Parcel,
         deadline: Deadline,
-    ) -> Result<Started, Missed> {
+    ) -> Result<StartedKeyed, Missed> {
         let (sender, receiver) = oneshot::channel();
         let letter = Cell::new(Some(Letter::new(
             parcel.key.clone(),
@@ -410,21 +410,23 @@ impl<P: Protocol> KeyedHandle<P> {
             }
         });
         match there {
-            Some(()) => Ok(Started::Here(receiver)),
+            Some(()) => Ok(StartedKeyed::Here(receiver)),
             None => Err(gone(info).into()),
         }
     }
 
-    async fn finish(&self, started: Started, deadline: Deadline) -> Result<Bytes, Missed> {
+    async fn finish(&self, started: StartedKeyed, deadline: Deadline) -> Result<Bytes, Missed> {
         let node = || self.registry.node().clone();
         let (failure, node) = match started {
-            Started::Here(receiver) => match tokio::time::timeout_at(deadline.at, receiver).await {
-                Ok(Ok(Ok(bytes))) => return Ok(bytes),
-                Ok(Ok(Err(failure))) => (failure, node()),
-                Ok(Err(_)) => (Failure::Stopped, node()),
-                Err(_) => return Err(deadline.passed().into()),
-            },
-            Started::Remote(mut call) => {
+            StartedKeyed::Here(receiver) => {
+                match tokio::time::timeout_at(deadline.at, receiver).await {
+                    Ok(Ok(Ok(bytes))) => return Ok(bytes),
+                    Ok(Ok(Err(failure))) => (failure, node()),
+                    Ok(Err(_)) => (Failure::Stopped, node()),
+                    Err(_) => return Err(deadline.passed().into()),
+                }
+            }
+            StartedKeyed::Remote(mut call) => {
                 let Ok(outcome) = tokio::time::timeout_at(deadline.at, call.outcome()).await else {
                     // Rule: what still waits for its connection when its time is over has not run.
                     let node = call.node().clone();
@@ -479,7 +481,7 @@ impl<P: Protocol> KeyedHandle<P> {
     async fn see_through(
         &self,
         parcel: Parcel,
-        first: Result<Started, Missed>,
+        first: Result<StartedKeyed, Missed>,
         deadline: Deadline,
     ) -> Result<Bytes, CallError> {
         let mut next = first;

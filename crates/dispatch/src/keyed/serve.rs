@@ -134,7 +134,7 @@ pub(crate) async fn serve_keyed<K: Keyed>(
     let (stop, stopping) = watch::channel(None);
     let (ended_sender, ended) = watch::channel(None);
     let life = Life::default();
-    let ending = Ending {
+    let ending = KeyedEnding {
         store: Arc::clone(&store),
         registry: registry.clone(),
         life: life.clone(),
@@ -161,7 +161,10 @@ pub(crate) async fn serve_keyed<K: Keyed>(
 }
 
 /// Sees to what waits, until the instance is to stop; then lets it finish.
-async fn run<K: Keyed>(mut ending: Ending<K>, mut stopping: watch::Receiver<Option<StopReason>>) {
+async fn run<K: Keyed>(
+    mut ending: KeyedEnding<K>,
+    mut stopping: watch::Receiver<Option<StopReason>>,
+) {
     let store = Arc::clone(&ending.store);
     let idle = store.options.idle_after;
     let pause = idle.map_or(LOOK, |idle| (idle / 2).clamp(MIN_IDLE_LOOK, LOOK));
@@ -202,7 +205,7 @@ async fn run<K: Keyed>(mut ending: Ending<K>, mut stopping: watch::Receiver<Opti
 }
 
 /// Takes an instance out of everything when it ends, in whatever way.
-struct Ending<K: Keyed> {
+struct KeyedEnding<K: Keyed> {
     store: Arc<Store<K>>,
     registry: Registry,
     /// Over before anything of it is taken out.
@@ -211,7 +214,7 @@ struct Ending<K: Keyed> {
     how: Option<Ended>,
 }
 
-impl<K: Keyed> Drop for Ending<K> {
+impl<K: Keyed> Drop for KeyedEnding<K> {
     fn drop(&mut self) {
         self.store.flag.store(true, Ordering::Release);
         self.life.end();

@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::{Deref, DerefMut};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, MutexGuard, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -26,6 +26,7 @@ use crate::data::lane_runtime::LaneRuntime;
 use crate::data::local::Local;
 use crate::data::mailbox::letter::{Letter, Room, States};
 use crate::data::tokens::TokenInputs;
+use crate::mutex::Mutex;
 use crate::service::host::Host;
 
 /// What the store's clock counts in: a key remembers in four bytes when it was last used.
@@ -50,7 +51,7 @@ pub(super) struct Store<K: Keyed> {
     started: Instant,
     /// Itself, for the workers that it calls.
     me: Weak<Store<K>>,
-    inner: Mutex<Inner<K::State>>,
+    inner: Mutex<StoreInner<K::State>>,
 }
 
 /// What is behind the lock, while it is held.
@@ -60,11 +61,11 @@ pub(super) struct Store<K: Keyed> {
 pub(super) struct Locked<'a, K: Keyed> {
     store: &'a Store<K>,
     /// None once it is let go.
-    inner: Option<MutexGuard<'a, Inner<K::State>>>,
+    inner: Option<MutexGuard<'a, StoreInner<K::State>>>,
 }
 
 impl<K: Keyed> Deref for Locked<'_, K> {
-    type Target = Inner<K::State>;
+    type Target = StoreInner<K::State>;
 
     fn deref(&self) -> &Self::Target {
         self.inner
@@ -91,7 +92,7 @@ impl<K: Keyed> Drop for Locked<'_, K> {
     }
 }
 
-pub(super) struct Inner<S> {
+pub(super) struct StoreInner<S> {
     /// What becomes of messages; of a slot that is not there nothing is known.
     gates: HashMap<u32, Now>,
     pub(super) slots: HashMap<u32, Slot<S>>,
@@ -203,7 +204,7 @@ impl<K: Keyed> Store<K> {
             share,
             started: Instant::now(),
             me: Weak::clone(me),
-            inner: Mutex::new(Inner {
+            inner: Mutex::new(StoreInner {
                 gates: HashMap::new(),
                 slots: HashMap::new(),
                 parked: HashMap::new(),
@@ -217,7 +218,7 @@ impl<K: Keyed> Store<K> {
     }
 
     pub(super) fn lock(&self) -> Locked<'_, K> {
-        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let inner = self.inner.lock();
         Locked {
             store: self,
             inner: Some(inner),
@@ -254,7 +255,7 @@ impl<K: Keyed> Store<K> {
 
     fn dispatch(
         self: &Arc<Self>,
-        inner: &mut Inner<K::State>,
+        inner: &mut StoreInner<K::State>,
         slot: u32,
         letter: Letter,
         leaving: &mut Leaving,
@@ -269,7 +270,7 @@ impl<K: Keyed> Store<K> {
         }
     }
 
-    fn enqueue(self: &Arc<Self>, inner: &mut Inner<K::State>, slot: u32, letter: Letter) {
+    fn enqueue(self: &Arc<Self>, inner: &mut StoreInner<K::State>, slot: u32, letter: Letter) {
         let here = inner.slots.entry(slot).or_default();
         match here.work.get_mut(letter.key.as_bytes()) {
             Some(work) => work.queue.push_back(letter),
@@ -281,7 +282,13 @@ impl<K: Keyed> Store<K> {
     }
 
     /// Puts a key to work that is not.
-    fn begin(self: &Arc<Self>, inner: &mut Inner<K::State>, slot: u32, key: &KeyBytes, job: Job) {
+    fn begin(
+        self: &Arc<Self>,
+        inner: &mut StoreInner<K::State>,
+        slot: u32,
+        key: &KeyBytes,
+        job: Job,
+    ) {
         inner.working += 1;
         let here = inner.slots.entry(slot).or_default();
         let (stored, cell) = match here.keys.remove_entry(key.as_bytes()) {
@@ -300,7 +307,7 @@ impl<K: Keyed> Store<K> {
     }
 
     /// Sees to what waits for a slot, after what becomes of its messages has changed.
-    pub(super) fn see_to(self: &Arc<Self>, inner: &mut Inner<K::State>, slot: u32) -> Leaving {
+    pub(super) fn see_to(self: &Arc<Self>, inner: &mut StoreInner<K::State>, slot: u32) -> Leaving {
         let mut leaving = Leaving::default();
         let gate = inner.gate(slot);
         let mut letters = Vec::new();
@@ -586,7 +593,7 @@ impl<K: Keyed> Store<K> {
     }
 }
 
-impl<S> Inner<S> {
+impl<S> StoreInner<S> {
     fn gate(&self, slot: u32) -> Now {
         let now = self.gates.get(&slot).cloned().unwrap_or(Now::Moved(None));
         let is_away = || self.slots.get(&slot).is_some_and(|here| here.away);

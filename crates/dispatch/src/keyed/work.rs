@@ -16,9 +16,10 @@ use tokio::time::Instant;
 use super::cells::{Cell, Form, Unreadable};
 use super::context::{Instance, KeyContext};
 use super::current::AT_WORK;
+use super::error::StateError;
 use super::events::KeyedEvent;
 use super::ready::{Job, Ready};
-use super::store::{Inner, Store};
+use super::store::{Store, StoreInner};
 
 use super::{Closed, Idle, Keyed};
 use crate::call::Failure;
@@ -141,7 +142,7 @@ async fn handle_all<K: Keyed>(mut guard: AtWork<K>, cell: Option<Cell<K::State>>
 
 impl<K: Keyed> Store<K> {
     /// A key is not at work any more.
-    fn ends(self: &Arc<Self>, inner: &mut Inner<K::State>, slot: u32) {
+    fn ends(self: &Arc<Self>, inner: &mut StoreInner<K::State>, slot: u32) {
         inner.working = inner.working.saturating_sub(1);
         self.collect(inner, slot);
         inner.tidy(slot);
@@ -209,14 +210,14 @@ impl<K: Keyed> Store<K> {
         let mut state = match have {
             Have::State(state) => state,
             Have::Unread(unread) => {
-                let cause = unread.why.clone();
+                let cause = unread.why.to_string();
                 letter.refuse(Failure::NoState { cause });
                 return Have::Unread(unread);
             }
             Have::Nothing => match self.open(&at.key).await {
                 Ok(state) => state,
                 Err(cause) => {
-                    self.refuse_all(at, letter, cause);
+                    self.refuse_all(at, letter, cause.to_string());
                     return Have::Nothing;
                 }
             },
@@ -292,14 +293,14 @@ impl<K: Keyed> Store<K> {
         }
     }
 
-    async fn open(&self, key: &KeyBytes) -> Result<K::State, String> {
+    async fn open(&self, key: &KeyBytes) -> Result<K::State, StateError> {
         let limit = self.options.open_timeout;
         let opening = caught(self.service.open(key));
         match tokio::time::timeout(limit, opening).await {
             Ok(Some(Ok(state))) => Ok(state),
-            Ok(Some(Err(error))) => Err(format!("it did not open: {error}")),
-            Ok(None) => Err("it did not open: it panicked".to_owned()),
-            Err(_) => Err(format!("it did not open within {limit:?}")),
+            Ok(Some(Err(error))) => Err(StateError::NotOpened(error)),
+            Ok(None) => Err(StateError::OpenPanicked),
+            Err(_) => Err(StateError::OpenTooSlow { limit }),
         }
     }
 
@@ -344,7 +345,7 @@ impl<K: Keyed> Store<K> {
     }
 
     /// Begins to encode the states of a slot that is to be given, where nothing of it is at work.
-    pub(super) fn collect(self: &Arc<Self>, inner: &mut Inner<K::State>, slot: u32) {
+    pub(super) fn collect(self: &Arc<Self>, inner: &mut StoreInner<K::State>, slot: u32) {
         let Some(here) = inner.slots.get_mut(&slot) else {
             return;
         };
@@ -364,18 +365,16 @@ impl<K: Keyed> Store<K> {
         });
     }
 
-    fn encode(&self, state: &K::State) -> Result<Bytes, String> {
+    fn encode(&self, state: &K::State) -> Result<Bytes, StateError> {
         let limit = self.options.max_state_bytes;
         let encoding = AssertUnwindSafe(|| {
             codec::append(Codec::Postcard, state, BytesMut::new(), limit).map(BytesMut::freeze)
         });
         match std::panic::catch_unwind(encoding) {
             Ok(Ok(bytes)) => Ok(bytes),
-            Ok(Err(EncodeError::TooLarge)) => Err(format!(
-                "it is over the limit of {limit} bytes (max_state_bytes)"
-            )),
-            Ok(Err(EncodeError::Unfit(cause))) => Err(format!("it does not encode: {cause}")),
-            Err(_) => Err("it does not encode: that panicked".to_owned()),
+            Ok(Err(EncodeError::TooLarge)) => Err(StateError::TooLarge { limit }),
+            Ok(Err(EncodeError::Unfit(cause))) => Err(StateError::Unfit { cause }),
+            Err(_) => Err(StateError::EncodePanicked),
         }
     }
 }
@@ -389,7 +388,7 @@ struct Away<K: Keyed> {
 
 impl<K: Keyed> Away<K> {
     /// All of them as bytes, which they are from then on here, too; an error where one stays as it is.
-    async fn encode(&mut self) -> Result<States, (KeyBytes, String)> {
+    async fn encode(&mut self) -> Result<States, (KeyBytes, StateError)> {
         let mut states = States::with_capacity(self.cells.len());
         let mut bytes = 0;
         let keys: Vec<Bytes> = self.cells.keys().cloned().collect();
@@ -432,7 +431,7 @@ impl<K: Keyed> Away<K> {
         Ok(states)
     }
 
-    fn come_back(self, transfer: u64, given: Result<States, (KeyBytes, String)>) {
+    fn come_back(self, transfer: u64, given: Result<States, (KeyBytes, StateError)>) {
         let Away { store, slot, cells } = self;
         let mut inner = store.lock();
         let here = inner.slots.entry(slot).or_default();
@@ -460,7 +459,10 @@ impl<K: Keyed> Away<K> {
         leaving.now();
         if let Some((key, why)) = unfit {
             tracing::warn!(service = %store.id, %key, why = %Escaped(&why), "a state cannot be given: all of its slot stay");
-            store.teller.tell(KeyedEvent::KeptBack { key, why });
+            store.teller.tell(KeyedEvent::KeptBack {
+                key,
+                why: why.to_string(),
+            });
         }
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::Keyed;
 use super::ready::Ready;
-use super::store::{Inner, Store};
+use super::store::{Store, StoreInner};
 use super::work;
 
 /// Keys after which other tasks get their turn.
@@ -24,7 +24,7 @@ struct Seat<K: Keyed> {
     ran: bool,
 }
 
-impl<S> Inner<S> {
+impl<S> StoreInner<S> {
     /// Follows the rule of the module. The worker begins once the lock is let go.
     pub(super) fn call_worker(&mut self) {
         if self.ready.is_empty() || self.workers.coming > 0 || self.workers.ended {

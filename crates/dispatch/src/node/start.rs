@@ -25,7 +25,7 @@ use crate::driver::link::OpenLinks;
 use crate::driver::phase::Phase;
 use crate::driver::shared::NodeShared;
 use crate::driver::tokens::Tokens;
-use crate::driver::turn::Backlog;
+use crate::driver::turn::Leftovers;
 use crate::driver::{Driver, accept};
 use crate::ending::Vital;
 use crate::pubsub::PubSub;
@@ -126,7 +126,7 @@ impl Node {
             fatal: fatal_receiver,
             phase: phase_sender,
             links: OpenLinks::new(data.runtime.tasks()),
-            backlog: Backlog::default(),
+            backlog: Leftovers::default(),
             tokens,
         };
         let mut tasks = Vec::new();
@@ -230,9 +230,9 @@ impl Node {
 }
 
 /// The transport, and what it is encrypted by.
-type Bound = (Option<Arc<dyn Transport>>, Option<Arc<Tls>>);
+type BoundTransport = (Option<Arc<dyn Transport>>, Option<Arc<Tls>>);
 
-async fn bind(plan: &NodePlan, runtimes: &Runtimes) -> Result<Bound, StartError> {
+async fn bind(plan: &NodePlan, runtimes: &Runtimes) -> Result<BoundTransport, StartError> {
     Ok(match &plan.network {
         None => (None, None),
         Some(TransportKind::Memory(network)) => (Some(network.bind(&plan.bind)?), None),

@@ -16,7 +16,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 const LOOKS: u32 = 4;
 
 /// One turn that has been seen before.
-struct Held {
+struct HeldThread {
     turn: u64,
     /// Rule: what counts is how often it was seen, not how long ago: a process that stood still was not blocked.
     looks: u32,
@@ -26,7 +26,7 @@ struct Held {
 
 /// Runs as long as the node: says which of its services hold a thread, once for each time, and again after twice as long.
 pub(crate) async fn watch(local: Arc<Local>, node: NodeName, nonce: u64) {
-    let mut held: HashMap<usize, Held> = HashMap::new();
+    let mut held: HashMap<usize, HeldThread> = HashMap::new();
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         let seen = current::at_work(nonce);
@@ -37,14 +37,14 @@ pub(crate) async fn watch(local: Arc<Local>, node: NodeName, nonce: u64) {
             sequence,
         } in seen
         {
-            let first = Held {
+            let first = HeldThread {
                 turn,
                 looks: 0,
                 say_at: LOOKS,
             };
             let known = held.entry(thread).or_insert(first);
             if known.turn != turn {
-                *known = Held {
+                *known = HeldThread {
                     turn,
                     looks: 0,
                     say_at: LOOKS,

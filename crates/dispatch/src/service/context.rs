@@ -19,7 +19,7 @@ use crate::protocol::Protocol;
 /// Where a service finds itself, and how it sends messages to itself.
 pub struct Context<S: Service> {
     pub(super) id: ServiceId,
-    pub(super) own: VecDeque<Own<S>>,
+    pub(super) own: VecDeque<OwnMessage<S>>,
     /// None until a handle to send some was asked for: most services never do.
     pub(super) infos: Option<Infos<S>>,
     /// Messages that may wait in each of its mailboxes.
@@ -43,23 +43,23 @@ pub(super) struct Origin {
 type CastOf<S> = <<S as Service>::Protocol as Protocol>::Cast;
 
 /// What a service tells itself, or its tasks tell it.
-pub(super) enum Own<S: Service> {
+pub(super) enum OwnMessage<S: Service> {
     Cast(CastOf<S>),
-    Info(Box<dyn Turn<S>>),
+    Info(Box<dyn InfoTurn<S>>),
 }
 
 pub(super) type Handling<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
 
 /// A private message whose type is not known: what runs a service knows nothing of [`HandleInfo`](super::info::HandleInfo), so that services
 /// without private messages say nothing of them.
-pub(super) trait Turn<S: Service>: Send + Sync {
+pub(super) trait InfoTurn<S: Service>: Send + Sync {
     fn handle<'a>(self: Box<Self>, service: &'a mut S, cx: &'a mut Context<S>) -> Handling<'a>;
 }
 
 /// The private messages that wait for a service, once somebody can send them.
 pub(super) struct Infos<S: Service> {
-    pub(super) sender: mpsc::Sender<Box<dyn Turn<S>>>,
-    pub(super) receiver: mpsc::Receiver<Box<dyn Turn<S>>>,
+    pub(super) sender: mpsc::Sender<Box<dyn InfoTurn<S>>>,
+    pub(super) receiver: mpsc::Receiver<Box<dyn InfoTurn<S>>>,
 }
 
 impl<S: Service> Infos<S> {
@@ -76,7 +76,7 @@ pub struct Timer(u64);
 struct Due<S: Service> {
     at: Instant,
     number: u64,
-    message: Own<S>,
+    message: OwnMessage<S>,
 }
 
 impl<S: Service> PartialEq for Due<S> {
@@ -142,15 +142,15 @@ impl<S: Service> Context<S> {
 
     /// Sends a message to this service itself. It is handled after this one, in turn with what waits in the mailbox.
     pub fn cast(&mut self, message: CastOf<S>) {
-        self.own.push_back(Own::Cast(message));
+        self.own.push_back(OwnMessage::Cast(message));
     }
 
     /// Sends a message to this service itself after a while, of thirty years at most. Timers end with the service.
     pub fn cast_after(&mut self, after: Duration, message: CastOf<S>) -> Timer {
-        self.after(after, Own::Cast(message))
+        self.after(after, OwnMessage::Cast(message))
     }
 
-    pub(super) fn after(&mut self, after: Duration, message: Own<S>) -> Timer {
+    pub(super) fn after(&mut self, after: Duration, message: OwnMessage<S>) -> Timer {
         self.last_timer += 1;
         self.timers.push(Due {
             at: deadline::after(after),
@@ -187,7 +187,7 @@ impl<S: Service> Context<S> {
         }
     }
 
-    pub(super) fn due(&mut self) -> Option<Own<S>> {
+    pub(super) fn due(&mut self) -> Option<OwnMessage<S>> {
         let at = self.next_timer()?;
         if at > Instant::now() {
             return None;

@@ -1,13 +1,14 @@
 //! A service's private messages: what its own tasks tell it, and what never leaves the process.
 
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
+
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 
 use super::Service;
-use super::context::{Context, Handling, Infos, Own, Timer, Turn};
+use super::context::{Context, Handling, InfoTurn, Infos, OwnMessage, Timer};
+use crate::mutex::Mutex;
 
 /// A service that also takes private messages, which nobody else can send and which need not be serialisable.
 ///
@@ -64,7 +65,7 @@ pub trait HandleInfo: Service {
 ///
 /// It does not keep the service alive.
 pub struct InfoSender<S: HandleInfo> {
-    sender: mpsc::Sender<Box<dyn Turn<S>>>,
+    sender: mpsc::Sender<Box<dyn InfoTurn<S>>>,
 }
 
 /// Why a private message was not sent. It gives the message back.
@@ -153,14 +154,14 @@ impl<S: HandleInfo> fmt::Debug for InfoSender<S> {
 /// Behind a lock that nobody waits for: a message need not be shareable, and a [`Context`] that holds some is.
 struct Told<S: HandleInfo>(Mutex<S::Info>);
 
-impl<S: HandleInfo> Turn<S> for Told<S> {
+impl<S: HandleInfo> InfoTurn<S> for Told<S> {
     fn handle<'a>(self: Box<Self>, service: &'a mut S, cx: &'a mut Context<S>) -> Handling<'a> {
-        let info = self.0.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let info = self.0.into_inner();
         Box::pin(service.handle_info(info, cx))
     }
 }
 
-fn turn<S: HandleInfo>(info: S::Info) -> Box<dyn Turn<S>> {
+fn turn<S: HandleInfo>(info: S::Info) -> Box<dyn InfoTurn<S>> {
     Box::new(Told::<S>(Mutex::new(info)))
 }
 
@@ -178,7 +179,7 @@ impl<S: Service> Context<S> {
     where
         S: HandleInfo,
     {
-        self.own.push_back(Own::Info(turn(info)));
+        self.own.push_back(OwnMessage::Info(turn(info)));
     }
 
     /// Sends a private message to this service itself after a while, as [`cast_after`](Self::cast_after) does.
@@ -186,7 +187,7 @@ impl<S: Service> Context<S> {
     where
         S: HandleInfo,
     {
-        self.after(after, Own::Info(turn(info)))
+        self.after(after, OwnMessage::Info(turn(info)))
     }
 
     /// How the tasks that this service spawns send it private messages; as many may wait as its mailbox holds.

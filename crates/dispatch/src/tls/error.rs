@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use keydispatch_core::{ClusterName, NodeName};
 use rustls::CertificateError;
 
-use super::names::{cluster_dns_name, node_uri};
+use super::names::{ContentsError, cluster_dns_name, node_uri};
 
 /// Why certificates cannot be used.
 #[derive(thiserror::Error)]
@@ -146,12 +146,36 @@ fn reason(why: &Option<String>) -> String {
         .unwrap_or_default()
 }
 
+/// Why a peer is not let in.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum PeerError {
+    /// The handshake took too long.
+    #[error("it did not complete the TLS handshake in time")]
+    TooSlow,
+    /// The handshake failed: what is known of it, for operators.
+    #[error("{0}")]
+    Handshake(String),
+    #[error("it presents no certificate")]
+    NoCertificate,
+    #[error("its certificate cannot be read: {0}")]
+    Unreadable(ContentsError),
+    #[error("its certificate names no node: {0}")]
+    NoNode(ContentsError),
+    #[error("{}", other_cluster(cluster, names))]
+    OtherCluster {
+        /// This node's cluster.
+        cluster: ClusterName,
+        /// The names in the certificate.
+        names: Vec<String>,
+    },
+}
+
 /// The TLS error inside an error of a stream.
 pub(crate) fn tls_error(error: &io::Error) -> Option<&rustls::Error> {
     error.get_ref()?.downcast_ref::<rustls::Error>()
 }
 
-pub(super) fn other_cluster(cluster: &ClusterName, names: &[String]) -> String {
+fn other_cluster(cluster: &ClusterName, names: &[String]) -> String {
     format!(
         "its certificate is not of the cluster {cluster}: it names {}, not {}",
         if names.is_empty() {

@@ -12,13 +12,13 @@ pub(crate) const LOOK_INTERVAL: Duration = Duration::from_secs(30);
 pub(super) struct Watch {
     pub(super) looked: Option<Instant>,
     /// What was wrong with the files when they were last of no use, and what they held: said once.
-    pub(super) failed: Option<Failure>,
+    pub(super) failed: Option<LookFailure>,
     /// When an end that is near was last warned about.
     pub(super) warned: Option<SystemTime>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Failure {
+pub(super) struct LookFailure {
     pub(super) trust: Option<Digest>,
     pub(super) own: Option<Digest>,
     pub(super) why: String,

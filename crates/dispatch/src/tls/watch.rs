@@ -7,7 +7,7 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::files::{Digest, OwnFiles, TrustFiles};
 use super::identity::{Identity, Judgement, Own, Trust};
-use super::looks::{Failure, LOOK_INTERVAL, Watch};
+use super::looks::{LOOK_INTERVAL, LookFailure, Watch};
 use super::{Tls, TlsError};
 
 /// How often they are looked at because connections are made.
@@ -133,7 +133,7 @@ impl Tls {
             return;
         };
         // Files are replaced one after the other, so this may pass.
-        let failure = Failure {
+        let failure = LookFailure {
             trust: digests.0,
             own: digests.1,
             why: error.to_string(),

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, MutexGuard, Weak};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -15,6 +15,7 @@ use tokio::time::timeout;
 mod pipe;
 
 use self::pipe::{Ends, Pipe};
+use crate::mutex::Mutex;
 use crate::transport::framing::Framed;
 use crate::transport::metered::{Metered, Received};
 use crate::transport::{
@@ -50,7 +51,7 @@ pub struct MemoryNetwork {
 }
 
 struct NetworkInner {
-    state: Mutex<State>,
+    state: Mutex<NetworkState>,
     /// Counts changes of the rules, for the dials that wait.
     changes: watch::Sender<u64>,
 }
@@ -65,7 +66,7 @@ impl Default for NetworkInner {
 }
 
 #[derive(Default)]
-struct State {
+struct NetworkState {
     listeners: HashMap<String, mpsc::Sender<MemoryConnection>>,
     /// The last one that matches holds.
     rules: Vec<Rule>,
@@ -88,7 +89,7 @@ impl Rule {
     }
 }
 
-impl State {
+impl NetworkState {
     fn is_cut(&self, from: &str, to: &str) -> bool {
         let last = self.rules.iter().rev().find(|rule| rule.matches(from, to));
         last.is_some_and(|rule| rule.cut)
@@ -167,7 +168,7 @@ impl MemoryNetwork {
         }
     }
 
-    fn change(&self, change: impl FnOnce(&mut State)) {
+    fn change(&self, change: impl FnOnce(&mut NetworkState)) {
         let mut state = self.inner.lock();
         change(&mut state);
         for pipe in state.pipes() {
@@ -216,8 +217,8 @@ impl fmt::Debug for MemoryNetwork {
 }
 
 impl NetworkInner {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, NetworkState> {
+        self.state.lock()
     }
 }
 

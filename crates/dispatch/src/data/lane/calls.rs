@@ -1,7 +1,7 @@
 //! A connection's calls, until each has its outcome.
 
+use std::sync::MutexGuard;
 use std::sync::atomic::Ordering;
-use std::sync::{MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
@@ -42,6 +42,6 @@ impl Lane {
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Pending> {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+        self.pending.lock()
     }
 }

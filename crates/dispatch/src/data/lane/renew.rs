@@ -7,9 +7,10 @@ use std::time::Duration;
 use keydispatch_core::message::Frame;
 
 use super::Lane;
+use crate::data::error::LaneError;
 use crate::data::lane_runtime::LaneRuntime;
 use crate::data::reach::{Earlier, reach};
-use crate::data::wire::{self, CallHeader, Format, kind};
+use crate::data::wire::{self, CallHeader, Format, FrameError, kind};
 use crate::transport::{BoxFuture, Connection};
 
 /// How long the peer may take to have taken what the old connection carries. What is queued meanwhile would have to wait for
@@ -52,7 +53,7 @@ impl Lane {
         runtime: &Arc<LaneRuntime>,
         mut old: Box<dyn Connection>,
         new: Box<dyn Connection>,
-    ) -> Result<Box<dyn Connection>, String> {
+    ) -> Result<Box<dyn Connection>, LaneError> {
         let reading = read_out(&mut *old, |frame| self.handle(frame));
         let taken = tokio::time::timeout(HAND_OVER, reading).await;
         match taken {
@@ -95,7 +96,7 @@ impl Lane {
                     }
                 }
                 Ok(Err(why)) => {
-                    tracing::debug!(peer = %self.target.peer.name, why, "an outdated data connection is gone");
+                    tracing::debug!(peer = %self.target.peer.name, %why, "an outdated data connection is gone");
                     return;
                 }
                 // A connection on which nothing is said may be taken for one that nobody needs.
@@ -114,12 +115,10 @@ impl Lane {
 /// Ends once the peer has taken everything that was sent; what it says until then is handled.
 async fn read_out(
     old: &mut dyn Connection,
-    mut handle: impl FnMut(&Frame) -> Result<(), String>,
-) -> Result<(), String> {
+    mut handle: impl FnMut(&Frame) -> Result<(), FrameError>,
+) -> Result<(), LaneError> {
     old.send(mark());
-    poll_fn(|cx| old.poll_flush(cx))
-        .await
-        .map_err(|error| error.to_string())?;
+    poll_fn(|cx| old.poll_flush(cx)).await?;
     loop {
         let frame = next(old).await?;
         if is_mark(&frame) {
@@ -129,10 +128,10 @@ async fn read_out(
     }
 }
 
-async fn next(connection: &mut dyn Connection) -> Result<Frame, String> {
+async fn next(connection: &mut dyn Connection) -> Result<Frame, LaneError> {
     match poll_fn(|cx| connection.poll_frame(cx)).await {
-        Some(frame) => frame.map_err(|error| error.to_string()),
-        None => Err("closed by the peer".to_owned()),
+        Some(frame) => Ok(frame?),
+        None => Err(LaneError::ClosedByPeer),
     }
 }
 
