@@ -471,7 +471,7 @@ impl Driver {
                 }
             }
             Input::Drained { link } => {
-                if self.links.is_no_more_congested(link) {
+                if self.links.end_congestion(link) {
                     self.cluster.set_congested(now, link, false);
                 }
             }

@@ -5,9 +5,7 @@ use std::sync::Arc;
 use keydispatch_core::{Key, NameError, ServiceInfo, ServiceType, View};
 
 use crate::call::{CallError, CallOptions, CastError};
-use crate::data::DataLane;
 use crate::protocol::Protocol;
-use crate::registry::Registry;
 use crate::registry::entry::{NoService, RegistryError};
 use crate::watch::services::Subscription;
 
@@ -19,10 +17,12 @@ pub(crate) mod keyed;
 mod learnt;
 mod route;
 mod send;
+pub(crate) mod ways;
 
 use budget::RetryBudget;
 use learnt::Learnt;
 use send::{Channel, Deadline, Failed};
+use ways::Ways;
 
 /// Calls and casts the services of one protocol by key. Cheap to clone; made by
 /// [`Node::services`](crate::Node::services).
@@ -68,9 +68,9 @@ pub struct Answer<R> {
 }
 
 impl<P: Protocol> ServiceHandle<P> {
-    pub(crate) fn new(registry: &Registry, data: &DataLane) -> Self {
+    pub(crate) fn new(ways: &Ways) -> Self {
         ServiceHandle {
-            channel: Channel::new(registry, data),
+            channel: Channel::new(ways),
             options: CallOptions::default(),
             budget: Arc::default(),
             learnt: Arc::default(),
@@ -230,7 +230,7 @@ impl<P: Protocol> ServiceHandle<P> {
         }
     }
 
-    /// The services that join, leave or change; see [`Registry::subscribe`].
+    /// The services that join, leave or change; see [`Registry::subscribe`](crate::Registry::subscribe).
     pub fn subscribe(&self) -> Result<Subscription, NameError> {
         self.channel.registry.subscribe(P::NAME)
     }

@@ -15,6 +15,7 @@ use crate::driver::phase::{Fatal, Phase};
 use crate::driver::shared::NodeShared;
 use crate::handle::ServiceHandle;
 use crate::handle::keyed::KeyedHandle;
+use crate::handle::ways::Ways;
 use crate::keyed::Keyed;
 use crate::keyed::options::KeyedOptions;
 use crate::keyed::serve::ServedKeyed;
@@ -55,6 +56,7 @@ struct NodeInner {
     registry: Registry,
     data: DataLane,
     host: Host,
+    ways: Ways,
     pubsub: PubSub,
     phase: watch::Receiver<Phase>,
     /// True for a network between hosts without encryption.
@@ -173,12 +175,12 @@ impl Node {
 
     /// A typed handle to the keys of a [`Keyed`] service, wherever their states are. Cheap to clone.
     pub fn keyed<P: Protocol>(&self) -> KeyedHandle<P> {
-        KeyedHandle::new(&self.inner.registry, &self.inner.data)
+        KeyedHandle::new(&self.inner.ways)
     }
 
     /// A typed handle to the services of a protocol, wherever they run. Cheap to clone.
     pub fn services<P: Protocol>(&self) -> ServiceHandle<P> {
-        ServiceHandle::new(&self.inner.registry, &self.inner.data)
+        ServiceHandle::new(&self.inner.ways)
     }
 
     /// The untyped registry, which also holds external endpoints.

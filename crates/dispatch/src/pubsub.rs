@@ -7,7 +7,6 @@ use keydispatch_core::message::Frame;
 use keydispatch_core::{NameError, NodeName, Topic};
 
 use crate::call::CallError;
-use crate::data::DataLane;
 use crate::data::lane_runtime::LaneRuntime;
 use crate::data::peers::Peers;
 use crate::data::topics::{SubscriptionId, TopicSubscription, Topics};
@@ -51,11 +50,16 @@ pub struct PubSub {
 }
 
 impl PubSub {
-    pub(crate) fn new(data: &DataLane, node: NodeName) -> Self {
+    pub(crate) fn new(
+        topics: Arc<Topics>,
+        peers: Arc<Peers>,
+        runtime: Arc<LaneRuntime>,
+        node: NodeName,
+    ) -> Self {
         PubSub {
-            topics: Arc::clone(&data.topics),
-            peers: Arc::clone(&data.peers),
-            runtime: Arc::clone(&data.runtime),
+            topics,
+            peers,
+            runtime,
             node,
         }
     }

@@ -19,12 +19,12 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How often they go on with a task while the services' threads are held.
 const HELP_EVERY: Duration = Duration::from_millis(10);
 
-type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
+type BoxedWork = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// One task, polled by whoever has it.
 struct Task {
     /// None once it has ended.
-    work: Mutex<Option<Work>>,
+    work: Mutex<Option<BoxedWork>>,
     /// Of the task on the services' runtime.
     waker: OnceLock<Waker>,
     /// True from when it was woken until that runtime polls it.

@@ -174,7 +174,7 @@ impl OpenLinks {
     }
 
     /// The queue of a link is short again; true where it was congested until now.
-    pub(super) fn is_no_more_congested(&mut self, link: LinkId) -> bool {
+    pub(super) fn end_congestion(&mut self, link: LinkId) -> bool {
         let open = self.open.get_mut(&link);
         open.is_some_and(|open| std::mem::take(&mut open.congested))
     }

@@ -15,9 +15,9 @@ use tokio::time::Instant;
 use super::budget::RetryBudget;
 use super::route::{HANDOVER, LOOK_PAUSE, Pause, RETRY_PAUSE};
 use super::send::{Deadline, decode_reply, encode_error, gone};
+use super::ways::Ways;
 use crate::call::{CallError, CallOptions, CastError, DEFAULT_CALL_TIMEOUT, Failure};
 use crate::codec;
-use crate::data::DataLane;
 use crate::data::aim::{Aim, To};
 use crate::data::lane::{Outcome, PendingCall};
 use crate::data::lane_runtime::LaneRuntime;
@@ -126,12 +126,12 @@ struct Parcel {
 }
 
 impl<P: Protocol> KeyedHandle<P> {
-    pub(crate) fn new(registry: &Registry, data: &DataLane) -> Self {
+    pub(crate) fn new(ways: &Ways) -> Self {
         KeyedHandle {
-            registry: registry.clone(),
-            local: Arc::clone(&data.local),
-            peers: Arc::clone(&data.peers),
-            runtime: Arc::clone(&data.runtime),
+            registry: ways.registry.clone(),
+            local: Arc::clone(&ways.local),
+            peers: Arc::clone(&ways.peers),
+            runtime: Arc::clone(&ways.runtime),
             timeout: DEFAULT_CALL_TIMEOUT,
             idempotent: false,
             budget: Arc::default(),

@@ -16,9 +16,9 @@ use keydispatch_core::route::Hint;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use super::ways::Ways;
 use crate::call::{CallError, CastError, Failure, Unsent};
 use crate::codec::{self, DecodeError, EncodeError};
-use crate::data::DataLane;
 use crate::data::aim::{Aim, To};
 use crate::data::lane::{Outcome, PendingCall};
 use crate::data::lane_runtime::LaneRuntime;
@@ -113,12 +113,12 @@ impl<P: Protocol> Clone for Channel<P> {
 }
 
 impl<P: Protocol> Channel<P> {
-    pub(super) fn new(registry: &Registry, data: &DataLane) -> Self {
+    pub(super) fn new(ways: &Ways) -> Self {
         Channel {
-            registry: registry.clone(),
-            local: Arc::clone(&data.local),
-            peers: Arc::clone(&data.peers),
-            runtime: Arc::clone(&data.runtime),
+            registry: ways.registry.clone(),
+            local: Arc::clone(&ways.local),
+            peers: Arc::clone(&ways.peers),
+            runtime: Arc::clone(&ways.runtime),
             protocol: PhantomData,
         }
     }

@@ -28,6 +28,7 @@ use crate::driver::tokens::Tokens;
 use crate::driver::turn::Leftovers;
 use crate::driver::{Driver, accept};
 use crate::ending::Vital;
+use crate::handle::ways::Ways;
 use crate::pubsub::PubSub;
 use crate::reach::OutOfReach;
 use crate::registry::Registry;
@@ -166,12 +167,23 @@ impl Node {
                 drop(kept);
             }
         });
-        let pubsub = PubSub::new(&data, plan.name.clone());
+        let pubsub = PubSub::new(
+            Arc::clone(&data.topics),
+            Arc::clone(&data.peers),
+            Arc::clone(&data.runtime),
+            plan.name.clone(),
+        );
         let host = Host {
             registry: registry.clone(),
             local: Arc::clone(&data.local),
             runtime: Arc::clone(&data.runtime),
             callers: Arc::clone(&data.callers),
+        };
+        let ways = Ways {
+            registry: registry.clone(),
+            local: Arc::clone(&data.local),
+            peers: Arc::clone(&data.peers),
+            runtime: Arc::clone(&data.runtime),
         };
         let node = Node {
             inner: Arc::new(NodeInner {
@@ -181,6 +193,7 @@ impl Node {
                 registry,
                 data,
                 host,
+                ways,
                 pubsub,
                 phase,
                 plaintext,
