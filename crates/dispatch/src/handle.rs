@@ -21,7 +21,7 @@ pub(crate) mod ways;
 
 use budget::RetryBudget;
 use learnt::Learnt;
-use send::{Channel, Deadline, Failed};
+use send::Channel;
 use ways::Ways;
 
 /// Calls and casts the services of one protocol by key. Cheap to clone; made by
@@ -134,40 +134,8 @@ impl<P: Protocol> ServiceHandle<P> {
     ///
     /// Dropping the future cancels the call: if it was not started yet, it will not be.
     pub async fn call(&self, key: impl Into<Key>, message: P::Call) -> Result<P::Reply, CallError> {
-        let (key, deadline) = (key.into(), self.deadline());
-        if self.is_learning() {
-            return Ok(Box::pin(self.call_learning(key, message, deadline))
-                .await?
-                .reply);
-        }
-        self.budget.count_call();
-        // A call that may be sent again whatever became of it keeps its message.
-        let keep = self.options.idempotent;
-        let mut message = Some(message);
-        // Where the owner runs here, the call is sent while the view is looked at: its entry's reference count is shared
-        // by all callers.
-        let sent = self.look(|view| {
-            let info = view.owner(key)?;
-            let message = message.take()?;
-            Some(if !keep && self.channel.is_local(info) {
-                Ok(self.channel.start_with(info, message, deadline))
-            } else {
-                Err((Arc::clone(info), message))
-            })
-        });
-        let result = match sent {
-            Some(Ok(Ok(started))) => self.channel.finish(started, deadline).await,
-            Some(Ok(Err(failed))) => Err(failed),
-            Some(Err((by, message))) => {
-                let to = self.first_to(key);
-                self.channel.call(&by, to, message, keep, deadline).await
-            }
-            None => Err(self.unowned(message)),
-        };
-        match result {
-            Ok(reply) => Ok(reply),
-            Err(failed) => Ok(Box::pin(self.send_on(key, failed, deadline)).await?.reply),
-        }
+        let called = self.call_owner::<()>(key.into(), message).await;
+        called.map(|(reply, ())| reply)
     }
 
     /// As [`call`](Self::call), and says who answered.
@@ -176,23 +144,8 @@ impl<P: Protocol> ServiceHandle<P> {
         key: impl Into<Key>,
         message: P::Call,
     ) -> Result<Answer<P::Reply>, CallError> {
-        let (key, deadline) = (key.into(), self.deadline());
-        if self.is_learning() {
-            return Box::pin(self.call_learning(key, message, deadline)).await;
-        }
-        self.budget.count_call();
-        let keep = self.options.idempotent;
-        let failed = match self.owner(key) {
-            Some(by) => {
-                let to = self.first_to(key);
-                match self.channel.call(&by, to, message, keep, deadline).await {
-                    Ok(reply) => return Ok(Answer { reply, by }),
-                    Err(failed) => failed,
-                }
-            }
-            None => self.unowned(Some(message)),
-        };
-        Box::pin(self.send_on(key, failed, deadline)).await
+        let (reply, by) = self.call_owner(key.into(), message).await?;
+        Ok(Answer { reply, by })
     }
 
     /// Sends a message to the first `n` owners of a key; returns how many it was accepted for.
@@ -233,49 +186,6 @@ impl<P: Protocol> ServiceHandle<P> {
     /// The services that join, leave or change; see [`Registry::subscribe`](crate::Registry::subscribe).
     pub fn subscribe(&self) -> Result<Subscription, NameError> {
         self.channel.registry.subscribe(P::NAME)
-    }
-
-    /// Reads the current view of those that take our messages, without a reference count.
-    fn look<T>(&self, read: impl FnOnce(&View) -> Option<T>) -> Option<T> {
-        self.look_at_all(|view| read(view.accepting(P::VERSION, P::CODEC)))
-    }
-
-    /// The same of all, whatever they take.
-    fn look_at_all<T>(&self, read: impl FnOnce(&View) -> Option<T>) -> Option<T> {
-        let directory = self.channel.registry.directory();
-        directory.read(P::NAME, |view| read(view))?
-    }
-
-    fn owner(&self, key: Key) -> Option<Arc<ServiceInfo>> {
-        self.look(|view| view.owner(key).cloned())
-    }
-
-    fn owners(&self, key: Key, n: usize) -> Vec<Arc<ServiceInfo>> {
-        let spread = self.options.spread;
-        self.look(|view| {
-            let owners = view.owners_spread(key, n, spread);
-            Some(owners.into_iter().cloned().collect())
-        })
-        .unwrap_or_default()
-    }
-
-    fn deadline(&self) -> Deadline {
-        Deadline::after(self.options.timeout)
-    }
-
-    fn nobody(&self) -> CallError {
-        CallError::NoService {
-            service_type: P::NAME.to_owned(),
-        }
-    }
-
-    fn unowned(&self, message: Option<P::Call>) -> Failed<P::Call> {
-        Failed {
-            error: self.nobody(),
-            message,
-            settling: false,
-            tried: None,
-        }
     }
 }
 
