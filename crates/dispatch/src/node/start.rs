@@ -6,23 +6,23 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use arc_swap::ArcSwap;
 use keydispatch_core::limits::MAX_PAYLOAD_BYTES;
 use keydispatch_core::links::hello_timeout;
-use keydispatch_core::message::Offers;
-use keydispatch_core::{Cluster, ClusterConfig};
+use keydispatch_core::message::{Address, Hello, Offers};
+use keydispatch_core::{Cluster, ClusterConfig, NodeName};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::plan::{NodePlan, StartError, TransportKind};
 use super::{Node, NodeInner, join};
 use crate::data::lane_runtime::Limits;
-use crate::data::tokens::TokenInputs;
+use crate::data::tokens::{TokenInputs, TokenReceivers};
 use crate::data::{DataConfig, DataLane};
 use crate::deadline;
-use crate::discovery::Seed;
+use crate::discovery::{Resolved, Seed};
 use crate::driver::clock::Clock;
 use crate::driver::command::QUEUE;
 use crate::driver::event_log::EventLog;
 use crate::driver::link::OpenLinks;
-use crate::driver::phase::Phase;
+use crate::driver::phase::{Fatal, Phase};
 use crate::driver::shared::NodeShared;
 use crate::driver::tokens::Tokens;
 use crate::driver::turn::Leftovers;
@@ -48,29 +48,13 @@ impl Node {
             .as_ref()
             .map(|transport| transport.local_address());
         let (seeds, address) = join::meet(&plan, listening, until).await?;
-        let max_payload_bytes = plan.max_payload_bytes.min(MAX_PAYLOAD_BYTES);
         let plaintext = plan.is_plaintext();
-        let known_seeds = seeds.addresses.clone();
         let nonce = rand::random();
         let clock = Clock::start();
-        let cluster = Cluster::new(
-            ClusterConfig {
-                cluster: plan.cluster.clone(),
-                name: plan.name.clone(),
-                address: address.clone(),
-                seeds: seeds.addresses,
-                seeds_awaited: seeds.awaited,
-                settings: plan.settings.clone(),
-                wall_clock_micros: wall_clock_micros(plan.clock_behind),
-                nonce,
-                offers: Offers {
-                    max_payload_bytes: Some(max_payload_bytes as u64),
-                    ..Offers::default()
-                },
-                seed: rand::random(),
-            },
-            clock.now(),
-        );
+        let mut out_of_reach = OutOfReach::new(plan.resolves_names().then_some(&address));
+        out_of_reach.met(&seeds.addresses);
+        let seeds_awaited = seeds.awaited;
+        let cluster = cluster(&plan, &address, seeds, nonce, clock.now());
         let hello = Arc::new(ArcSwap::from_pointee(cluster.hello().clone()));
         let (commands, command_receiver) = mpsc::channel(QUEUE);
         let (inputs, input_receiver) = mpsc::channel(QUEUE);
@@ -84,22 +68,8 @@ impl Node {
             commands.clone(),
         ));
         let registry = Registry::new(Arc::clone(&shared));
-        let (token_inputs, token_receivers) = TokenInputs::new();
-        let data = DataLane::new(DataConfig {
-            transport: transport.clone(),
-            hello: Arc::clone(&hello),
-            directory: cluster.directory(),
-            pool_size: plan.pool_size,
-            limits: Limits {
-                max_payload_bytes,
-                checks_messages: plan.checks_messages,
-                waiting_bytes: plan.waiting_bytes,
-                drain_timeout: plan.drain_timeout,
-            },
-            topic_bytes: plan.topic_bytes,
-            runtimes: runtimes.clone(),
-            tokens: token_inputs,
-        });
+        let network = (transport.clone(), Arc::clone(&hello));
+        let (data, token_receivers) = data_lane(&plan, network, &cluster, &runtimes);
         let tokens = Tokens::new(
             &cluster,
             nonce,
@@ -107,8 +77,6 @@ impl Node {
             &data,
             token_receivers,
         );
-        let mut out_of_reach = OutOfReach::new(plan.resolves_names().then_some(&address));
-        out_of_reach.met(&known_seeds);
         let (fatal, fatal_receiver) = mpsc::unbounded_channel();
         let driver = Driver {
             cluster,
@@ -144,22 +112,12 @@ impl Node {
                 accepting.await;
             }));
             if plan.resolves_names() && plan.seeds.iter().any(Seed::is_name) {
-                let seeds = (plan.seeds.clone(), seeds.awaited);
+                let seeds = (plan.seeds.clone(), seeds_awaited);
                 tasks.push(runtimes.spawn(join::resolve_again(seeds.0, seeds.1, until, commands)));
             }
         }
-        let watching = blocking::watch(Arc::clone(&data.local), plan.name.clone(), nonce);
-        let helping = Arc::clone(&data.runtime).help();
-        let mut ended = phase.clone();
-        runtimes.spawn(async move {
-            tokio::select! {
-                () = watching => {}
-                () = helping => {}
-                _ = ended.wait_for(Phase::is_final) => {}
-            }
-        });
-        let vital = Vital::as_long_as_the_node(&fatal, "services' runtime");
-        runtimes.spawn_service(vital.until(phase.clone()));
+        let watched = (plan.name.clone(), nonce);
+        see_to_services(&runtimes, &data, watched, &fatal, &phase);
         runtimes.spawn({
             let kept = kept.clone();
             async move {
@@ -240,6 +198,84 @@ impl Node {
             }
         }
     }
+}
+
+/// The state machine of a node of that address.
+fn cluster(
+    plan: &NodePlan,
+    address: &Address,
+    seeds: Resolved,
+    nonce: u64,
+    now: keydispatch_core::Instant,
+) -> Cluster {
+    let config = ClusterConfig {
+        cluster: plan.cluster.clone(),
+        name: plan.name.clone(),
+        address: address.clone(),
+        seeds: seeds.addresses,
+        seeds_awaited: seeds.awaited,
+        settings: plan.settings.clone(),
+        wall_clock_micros: wall_clock_micros(plan.clock_behind),
+        nonce,
+        offers: Offers {
+            max_payload_bytes: Some(max_payload_bytes(plan) as u64),
+            ..Offers::default()
+        },
+        seed: rand::random(),
+    };
+    Cluster::new(config, now)
+}
+
+/// Its data lane, and the driver's end of what is said there of states.
+fn data_lane(
+    plan: &NodePlan,
+    (transport, hello): (Option<Arc<dyn Transport>>, Arc<ArcSwap<Hello>>),
+    cluster: &Cluster,
+    runtimes: &Runtimes,
+) -> (DataLane, TokenReceivers) {
+    let (tokens, token_receivers) = TokenInputs::new();
+    let data = DataLane::new(DataConfig {
+        transport,
+        hello,
+        directory: cluster.directory(),
+        pool_size: plan.pool_size,
+        limits: Limits {
+            max_payload_bytes: max_payload_bytes(plan),
+            checks_messages: plan.checks_messages,
+            waiting_bytes: plan.waiting_bytes,
+            drain_timeout: plan.drain_timeout,
+        },
+        topic_bytes: plan.topic_bytes,
+        runtimes: runtimes.clone(),
+        tokens,
+    });
+    (data, token_receivers)
+}
+
+fn max_payload_bytes(plan: &NodePlan) -> usize {
+    plan.max_payload_bytes.min(MAX_PAYLOAD_BYTES)
+}
+
+/// Looks, as long as the node, whether its services hold their threads, and whether these are there at all.
+fn see_to_services(
+    runtimes: &Runtimes,
+    data: &DataLane,
+    (name, nonce): (NodeName, u64),
+    fatal: &mpsc::UnboundedSender<Fatal>,
+    phase: &watch::Receiver<Phase>,
+) {
+    let watching = blocking::watch(Arc::clone(&data.local), name, nonce);
+    let helping = Arc::clone(&data.runtime).help();
+    let mut ended = phase.clone();
+    runtimes.spawn(async move {
+        tokio::select! {
+            () = watching => {}
+            () = helping => {}
+            _ = ended.wait_for(Phase::is_final) => {}
+        }
+    });
+    let vital = Vital::as_long_as_the_node(fatal, "services' runtime");
+    runtimes.spawn_service(vital.until(phase.clone()));
 }
 
 /// The transport, and what it is encrypted by.
