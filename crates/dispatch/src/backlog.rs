@@ -12,9 +12,11 @@
 use std::collections::HashMap;
 use std::fs;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use keydispatch_core::NodeName;
+
+use crate::mutex::Mutex;
 
 /// The largest default, in bytes.
 const MAX_DEFAULT_BYTES: usize = 1024 * 1024 * 1024;
@@ -85,7 +87,7 @@ impl Backlog {
 
     /// The one share of all connections from one peer.
     pub(crate) fn share_of(self: &Arc<Self>, peer: &NodeName) -> Arc<Share> {
-        let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut peers = self.peers.lock();
         if let Some(share) = peers.get(peer).and_then(Weak::upgrade) {
             return share;
         }
@@ -217,7 +219,7 @@ mod tests {
         assert!(!Arc::ptr_eq(&one, &another));
         drop((one, other));
         backlog.share_of(&NodeName::try_new("c").unwrap());
-        assert!(!backlog.peers.lock().unwrap().contains_key(&name));
+        assert!(!backlog.peers.lock().contains_key(&name));
     }
 
     #[test]

@@ -442,6 +442,32 @@ pub(crate) enum Failure {
 }
 
 impl Failure {
+    /// As the caller sees it.
+    pub(crate) fn into_error(self, ours: u32, node: &NodeName) -> CallError {
+        match self {
+            Failure::Stopped => CallError::Stopped,
+            Failure::Gone => CallError::Gone { node: node.clone() },
+            Failure::NoReply => CallError::NoReply,
+            Failure::Overloaded => CallError::Overloaded { node: node.clone() },
+            Failure::Incompatible { theirs } => CallError::Incompatible { ours, theirs },
+            Failure::Decode { cause } => CallError::Decode {
+                cause,
+                reply: false,
+            },
+            Failure::ReplyTooLarge { limit } => CallError::TooLarge {
+                limit: usize::try_from(limit).unwrap_or(usize::MAX),
+                reply: true,
+            },
+            Failure::ReplyEncode { cause } => CallError::Decode { cause, reply: true },
+            Failure::Moved { .. } => CallError::Moved { node: node.clone() },
+            Failure::NoState { cause } => CallError::NoState { cause },
+            Failure::Expired => CallError::NotSent {
+                node: node.clone(),
+                why: "its time was over before it was started".to_owned(),
+            },
+        }
+    }
+
     /// Bytes that are kept of a cause where all of it is too long to travel.
     const CAUSE_BYTES: usize = 400;
 

@@ -16,8 +16,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 use keydispatch_core::ServiceInfo;
+use tokio::sync::Notify;
 
-use crate::driver::Shared;
+use crate::mutex::Mutex;
 
 /// Whether a service still is to be found, as its task says.
 #[derive(Clone, Debug, Default)]
@@ -37,18 +38,49 @@ impl Life {
     }
 }
 
+/// What is to be removed where nobody could wait for the driver: services that ended, and entries that were given up.
+///
+/// Bounded by the services of this process, each of which ends once, and by the additions under way.
+#[derive(Debug, Default)]
+pub(crate) struct Removals {
+    sequences: Mutex<Vec<u64>>,
+    signal: Notify,
+}
+
+impl Removals {
+    /// Removes these soon.
+    pub(crate) fn ask(&self, sequences: impl IntoIterator<Item = u64>) {
+        self.lock().extend(sequences);
+        self.signal.notify_one();
+    }
+
+    /// Waits until some were asked for since this was last waited for.
+    pub(crate) async fn asked(&self) {
+        self.signal.notified().await;
+    }
+
+    /// Those that were asked for, for the driver to remove.
+    pub(crate) fn take(&self) -> Vec<u64> {
+        std::mem::take(&mut *self.lock())
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<u64>> {
+        self.sequences.lock()
+    }
+}
+
 /// Entries that were added for somebody who may have given up by now: they go unless they are taken.
 #[derive(Debug)]
 pub(crate) struct Claim {
     added: Vec<Arc<ServiceInfo>>,
-    shared: Arc<Shared>,
+    removals: Arc<Removals>,
 }
 
 impl Claim {
-    pub(crate) fn new(added: Vec<Arc<ServiceInfo>>, shared: &Arc<Shared>) -> Self {
+    pub(crate) fn new(added: Vec<Arc<ServiceInfo>>, removals: &Arc<Removals>) -> Self {
         Claim {
             added,
-            shared: Arc::clone(shared),
+            removals: Arc::clone(removals),
         }
     }
 
@@ -62,7 +94,7 @@ impl Drop for Claim {
     fn drop(&mut self) {
         if !self.added.is_empty() {
             let sequences = self.added.iter().map(|info| info.id().sequence);
-            self.shared.remove_soon(sequences);
+            self.removals.ask(sequences);
         }
     }
 }

@@ -171,8 +171,8 @@ impl<'a> Shallow<'a> {
         }
     }
 
-    fn reader<'s>(&'s self) -> Reader<'s> {
-        Reader {
+    fn reader<'s>(&'s self) -> BytesReader<'s> {
+        BytesReader {
             left: self.bytes,
             base: self.base,
             too_deep: &self.too_deep,
@@ -205,13 +205,13 @@ fn is_too_deep(base: usize, too_deep: &Cell<bool>) -> bool {
 }
 
 /// See [`Shallow`].
-struct Reader<'a> {
+struct BytesReader<'a> {
     left: &'a [u8],
     base: usize,
     too_deep: &'a Cell<bool>,
 }
 
-impl io::Read for Reader<'_> {
+impl io::Read for BytesReader<'_> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         if is_too_deep(self.base, self.too_deep) {
             return Err(io::ErrorKind::InvalidData.into());

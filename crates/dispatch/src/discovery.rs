@@ -2,12 +2,14 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use keydispatch_core::limits::MAX_ADDRESS_BYTES;
 use keydispatch_core::message::Address;
 use tokio::time::timeout;
+
+use crate::mutex::Mutex;
 
 /// How long one name may take to be looked up; it is tried again later.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
@@ -61,8 +63,8 @@ keydispatch_core::debug_as_display!(SeedError);
 pub(crate) struct Seed {
     address: Address,
     is_name: bool,
-    /// What was last complained about, so that looking up again and again is not logged again and again. Shared by clones.
-    complaint: Arc<Mutex<Option<String>>>,
+    /// What was last wrong, so that looking up again and again is not logged again and again. Shared by clones.
+    fault: Arc<Mutex<Option<String>>>,
 }
 
 impl Seed {
@@ -83,14 +85,14 @@ impl Seed {
             tokio::net::lookup_host(self.address.as_str()),
         )
         .await;
-        let complaint = match outcome {
+        let fault = match outcome {
             Ok(Ok(found)) => {
                 let found: Vec<Address> = found
                     .take(MAX_ADDRESSES_PER_NAME)
                     .filter_map(|address| Address::try_new(address.to_string()).ok())
                     .collect();
                 if !found.is_empty() {
-                    self.complain(None);
+                    self.log_fault(None);
                     return found;
                 }
                 "it has no addresses".to_owned()
@@ -98,26 +100,23 @@ impl Seed {
             Ok(Err(error)) => error.to_string(),
             Err(_) => format!("no answer within {LOOKUP_TIMEOUT:?}"),
         };
-        self.complain(Some(complaint));
+        self.log_fault(Some(fault));
         Vec::new()
     }
 
     /// Logs what has changed since the last time.
-    fn complain(&self, complaint: Option<String>) {
-        let mut last = self
-            .complaint
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if *last == complaint {
+    fn log_fault(&self, fault: Option<String>) {
+        let mut last = self.fault.lock();
+        if *last == fault {
             return;
         }
-        match &complaint {
+        match &fault {
             Some(why) => {
                 tracing::warn!(seed = %self.address, why, "a seed's name is not found, and is tried again");
             }
             None => tracing::info!(seed = %self.address, "a seed's name is found again"),
         }
-        *last = complaint;
+        *last = fault;
     }
 }
 
@@ -154,7 +153,7 @@ impl FromStr for Seed {
         Ok(Seed {
             address: Address::try_new(text).map_err(|_| SeedError::Host { seed: seed() })?,
             is_name,
-            complaint: Arc::default(),
+            fault: Arc::default(),
         })
     }
 }
@@ -282,8 +281,8 @@ mod tests {
         assert!(found.contains(&"127.0.0.1:7400") || found.contains(&"[::1]:7400"));
         assert!(found.iter().all(|address| !address.contains("invalid")));
         assert_eq!(found.iter().filter(|a| **a == "10.0.0.1:7400").count(), 1);
-        let complaint = seeds[2].complaint.lock().unwrap().clone();
-        assert!(complaint.is_some());
+        let fault = seeds[2].fault.lock().clone();
+        assert!(fault.is_some());
     }
 
     #[tokio::test]

@@ -1,46 +1,43 @@
 //! The one task that owns the core's state machine: commands and frames in, frames and events out.
 
-use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::PoisonError;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use keydispatch_core::Escaped;
-use keydispatch_core::links::{DialFailure, LinkId, Origin, Output};
-use keydispatch_core::message::{Address, Frame, Hello};
+use keydispatch_core::links::{DialFailure, Origin, Output};
+use keydispatch_core::message::Hello;
 use keydispatch_core::{
-    AddError, Cluster, ClusterEvent, ClusterStats, Directory, EntryUpdate, Instant, NewEntry,
-    NodeName, ServiceInfo, ServiceState, UpdateError, Zone,
+    Cluster, ClusterEvent, ClusterStats, EntryUpdate, Instant, NewEntry, NodeName, ServiceState,
 };
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinSet;
-use tracing::Instrument as _;
 
 use crate::claim::{Claim, Life};
-use crate::control::{self, Outgoing};
-use crate::data::DataPlane;
+use crate::data::DataLane;
 use crate::data::tokens::TokenInput;
-use crate::ending::{Ending, Fatal};
-use crate::events::Watchers;
-use crate::journal::Journal;
-use crate::members::{Member, MemberChange, MemberWatchers};
+use crate::ending::Ending;
 use crate::reach::OutOfReach;
-use crate::runtime::logged;
-use crate::trace;
-use crate::transport::{Connection, DialError, Transport};
+use crate::transport::{DialError, Transport};
+use crate::watch::members::{Member, MemberChange};
 
-mod tokens;
-mod turn;
+pub(crate) mod accept;
+pub(crate) mod clock;
+pub(crate) mod command;
+pub(crate) mod event_log;
+pub(crate) mod link;
+pub(crate) mod phase;
+pub(crate) mod shared;
+pub(crate) mod tokens;
+pub(crate) mod turn;
 
-pub(crate) use tokens::{StatesLeft, Tokens};
-pub(crate) use turn::Backlog;
-use turn::{Longest, SLICE, Turn};
-
-/// Commands and frames that wait for the driver; senders wait beyond that.
-pub(crate) const QUEUE: usize = 1_024;
+use self::clock::Clock;
+use self::command::{Added, Changed, Command, Draining, StatesLeft};
+use self::event_log::EventLog;
+use self::link::{Input, OpenLinks, Queued};
+use self::phase::{Fatal, Phase};
+use self::shared::NodeShared;
+use self::tokens::Tokens;
+use self::turn::{Leftovers, SLICE, Turn};
 
 /// Commands and frames handled before what they lead to is sent: one delta carries them all.
 const BATCH: usize = 256;
@@ -51,80 +48,14 @@ const PAUSE: Duration = Duration::from_millis(300);
 /// How long what arrived during a pause is read before any timer is judged.
 const DRAIN_AFTER_PAUSE: Duration = Duration::from_millis(50);
 
-/// Bytes queued for one control link beyond which only the necessary goes there.
-const CONGESTED_BYTES: usize = 4 * 1024 * 1024;
-
-/// Bytes queued for one control link beyond which it is closed: the peer has stopped reading.
-const MAX_QUEUED_BYTES: usize = 32 * 1024 * 1024;
+/// How long the tasks of connections are waited for once they were told to end.
+const END_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// How long a leaving node flushes its goodbyes.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A command to the driver.
-#[derive(Debug)]
-pub(crate) enum Command {
-    Add {
-        entries: Vec<NewEntry>,
-        /// Of the service that runs behind the entry; none for endpoints.
-        life: Option<Life>,
-        reply: oneshot::Sender<Added>,
-    },
-    Update {
-        sequence: u64,
-        update: EntryUpdate,
-        reply: oneshot::Sender<Changed>,
-    },
-    Remove {
-        sequence: u64,
-        reply: oneshot::Sender<Changed>,
-    },
-    Stats {
-        reply: oneshot::Sender<ClusterStats>,
-    },
-    Missing {
-        reply: oneshot::Sender<Vec<NodeName>>,
-    },
-    Seeds {
-        addresses: Vec<Address>,
-        /// The name of one has no address yet.
-        awaited: bool,
-    },
-    /// Takes keys away, and asks every peer to say when it knows; answered with the version that is to be known.
-    Drain {
-        what: Draining,
-        reply: oneshot::Sender<u64>,
-    },
-    /// Which members that are up have not said that they have that version.
-    Without {
-        version: u64,
-        reply: oneshot::Sender<Vec<NodeName>>,
-    },
-    /// What is left of the states of all services of this node, or of one.
-    StatesLeft {
-        sequence: Option<u64>,
-        reply: oneshot::Sender<StatesLeft>,
-    },
-    Leave {
-        reply: oneshot::Sender<()>,
-    },
-    #[cfg(feature = "testkit-faults")]
-    Panic,
-}
-
-/// Whose keys are taken away.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Draining {
-    /// Of all services of this node; for good, whatever is added or enabled later owns nothing either.
-    Node { for_good: bool },
-    /// Of one service.
-    Service { sequence: u64 },
-}
-
-type Added = Result<Claim, AddError>;
-type Changed = Result<Arc<ServiceInfo>, UpdateError>;
-
 /// What a command came to, until it is visible.
-enum Answer {
+enum PendingReply {
     Added(oneshot::Sender<Added>, Added),
     Changed(oneshot::Sender<Changed>, Changed),
     Stats(oneshot::Sender<ClusterStats>),
@@ -134,135 +65,16 @@ enum Answer {
     StatesLeft(Option<u64>, oneshot::Sender<StatesLeft>),
 }
 
-/// What the network tells the driver.
-pub(crate) enum Input {
-    /// Somebody dialled this node; the first frame was a Hello for the control lane.
-    Accepted {
-        connection: Box<dyn Connection>,
-        hello: Frame,
-    },
-    Dialled {
-        address: Address,
-        outcome: Result<Box<dyn Connection>, DialError>,
-    },
-    Frame {
-        link: LinkId,
-        frame: Frame,
-    },
-    /// The queue of a congested link is short again.
-    Drained {
-        link: LinkId,
-    },
-    Closed {
-        link: LinkId,
-        why: String,
-    },
-}
-
-/// How far a node has come.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Phase {
-    Joining,
-    Synced,
-    /// A living node has the name; where it is, if known.
-    NameTaken(Option<Address>),
-    Stopped,
-    /// It ended without anybody having asked for it.
-    Failed(Fatal),
-}
-
-impl Phase {
-    /// True where the node has ended.
-    pub(crate) fn is_final(&self) -> bool {
-        match self {
-            Phase::Joining | Phase::Synced => false,
-            Phase::NameTaken(_) | Phase::Stopped | Phase::Failed(_) => true,
-        }
-    }
-}
-
-/// What readers and the driver share.
-#[derive(Debug)]
-pub(crate) struct Shared {
-    pub(crate) name: NodeName,
-    pub(crate) nonce: u64,
-    pub(crate) zone: Option<Zone>,
-    pub(crate) directory: Arc<Directory>,
-    pub(crate) commands: mpsc::Sender<Command>,
-    pub(crate) watchers: Watchers,
-    pub(crate) roster: ArcSwap<Vec<Member>>,
-    pub(crate) member_changes: MemberWatchers,
-    pub(crate) longest_turn: Longest,
-    sequences: AtomicU64,
-    /// Services that ended, and entries that were given up, where nobody could wait for the driver.
-    ended: Mutex<Vec<u64>>,
-    ended_signal: tokio::sync::Notify,
-}
-
-impl Shared {
-    pub(crate) fn new(
-        name: NodeName,
-        nonce: u64,
-        zone: Option<Zone>,
-        directory: Arc<Directory>,
-        commands: mpsc::Sender<Command>,
-    ) -> Self {
-        Shared {
-            name,
-            nonce,
-            zone,
-            directory,
-            commands,
-            watchers: Watchers::default(),
-            roster: ArcSwap::default(),
-            member_changes: MemberWatchers::default(),
-            longest_turn: Longest::default(),
-            sequences: AtomicU64::new(1),
-            ended: Mutex::default(),
-            ended_signal: tokio::sync::Notify::new(),
-        }
-    }
-
-    pub(crate) fn next_sequence(&self) -> u64 {
-        self.sequences.fetch_add(1, Ordering::Relaxed)
-    }
-
-    /// Bounded by the services of this process, each of which ends once, and by the additions under way.
-    pub(crate) fn remove_soon(&self, sequences: impl IntoIterator<Item = u64>) {
-        self.ended
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .extend(sequences);
-        self.ended_signal.notify_one();
-    }
-
-    /// The node has stopped: nothing is found any more, and whoever waits for news here hears the end of them.
-    pub(crate) fn close(&self) {
-        // First, so that nobody who hears the end still finds what was there.
-        self.directory.clear();
-        self.watchers.close();
-        self.member_changes.close();
-    }
-}
-
-struct Link {
-    outgoing: mpsc::UnboundedSender<Frame>,
-    queued: Arc<AtomicUsize>,
-    congested: bool,
-    /// Its span, until its peer has said who it is.
-    unnamed: Option<tracing::Span>,
-}
-
 /// Everything that the driver is started with.
 pub(crate) struct Driver {
     pub(crate) cluster: Cluster,
     pub(crate) clock: Clock,
     pub(crate) out_of_reach: OutOfReach,
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) shared: Arc<NodeShared>,
     pub(crate) transport: Option<Arc<dyn Transport>>,
-    pub(crate) data: Arc<DataPlane>,
+    pub(crate) data: DataLane,
     pub(crate) hello: Arc<ArcSwap<Hello>>,
-    pub(crate) journal: Journal,
+    pub(crate) event_log: EventLog,
     pub(crate) goodbye_on_drop: bool,
     pub(crate) commands: mpsc::Receiver<Command>,
     pub(crate) inputs: mpsc::Receiver<Input>,
@@ -271,39 +83,9 @@ pub(crate) struct Driver {
     /// What the node cannot do without has ended.
     pub(crate) fatal: mpsc::UnboundedReceiver<Fatal>,
     pub(crate) phase: watch::Sender<Phase>,
-    pub(crate) links: Links,
-    pub(crate) backlog: Backlog,
+    pub(crate) links: OpenLinks,
+    pub(crate) backlog: Leftovers,
     pub(crate) tokens: Tokens,
-}
-
-/// The open control links and the tasks that serve them.
-#[derive(Default)]
-pub(crate) struct Links {
-    open: HashMap<LinkId, Link>,
-    last: u64,
-    tasks: JoinSet<()>,
-}
-
-/// The core's time: microseconds since the node started.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Clock {
-    origin: tokio::time::Instant,
-}
-
-impl Clock {
-    pub(crate) fn start() -> Self {
-        Clock {
-            origin: tokio::time::Instant::now(),
-        }
-    }
-
-    pub(crate) fn now(self) -> Instant {
-        Instant::ZERO + self.origin.elapsed()
-    }
-
-    fn deadline(self, at: Instant) -> tokio::time::Instant {
-        self.origin + at.since(Instant::ZERO)
-    }
 }
 
 enum Wake {
@@ -324,7 +106,7 @@ impl Driver {
     pub(crate) async fn run(self) {
         let mut ending = Ending {
             shared: Arc::clone(&self.shared),
-            data: Arc::clone(&self.data),
+            data: self.data.clone(),
             phase: self.phase.clone(),
             how: None,
         };
@@ -417,7 +199,7 @@ impl Driver {
             _ = self.shutdown.wait_for(|stop| *stop) => Wake::Dropped,
             Some(fatal) = self.fatal.recv() => Wake::Fatal(fatal),
             _ = self.inputs.recv_many(inputs, BATCH), if backlog.inputs.is_empty() => Wake::Inputs,
-            () = self.shared.ended_signal.notified(), if backlog.adding.is_none() => Wake::Ended,
+            () = self.shared.removals.asked(), if backlog.adding.is_none() => Wake::Ended,
             _ = self.commands.recv_many(commands, BATCH), if backlog.takes_commands() => Wake::Commands,
             () = self.tokens.inputs.receive(about_states) => Wake::Tokens,
             () = timer => Wake::Timer,
@@ -506,7 +288,7 @@ impl Driver {
                     if let Ok(added) = &added {
                         self.tokens.added(added);
                     }
-                    drop(reply.send(added.map(|added| Claim::new(added, &self.shared))));
+                    drop(reply.send(added.map(|added| Claim::new(added, &self.shared.removals))));
                 }
             }
             if turn.is_over() {
@@ -539,7 +321,7 @@ impl Driver {
                     reply,
                 } if entries.len() > SLICE => match self.cluster.begin_add(entries) {
                     Ok(adding) => self.backlog.adding = Some((adding, reply)),
-                    Err(error) => answers.push(Answer::Added(reply, Err(error))),
+                    Err(error) => answers.push(PendingReply::Added(reply, Err(error))),
                 },
                 Command::Add {
                     entries,
@@ -547,7 +329,7 @@ impl Driver {
                     reply,
                 } => {
                     let added = self.add(now, entries, life.as_ref());
-                    answers.push(Answer::Added(reply, added));
+                    answers.push(PendingReply::Added(reply, added));
                 }
                 Command::Update {
                     sequence,
@@ -555,13 +337,16 @@ impl Driver {
                     reply,
                 } => {
                     let updated = self.cluster.update(now, sequence, update);
-                    answers.push(Answer::Changed(reply, updated));
+                    answers.push(PendingReply::Changed(reply, updated));
                 }
                 Command::Remove { sequence, reply } => {
-                    answers.push(Answer::Changed(reply, self.cluster.remove(now, sequence)));
+                    answers.push(PendingReply::Changed(
+                        reply,
+                        self.cluster.remove(now, sequence),
+                    ));
                 }
-                Command::Stats { reply } => answers.push(Answer::Stats(reply)),
-                Command::Missing { reply } => answers.push(Answer::Missing(reply)),
+                Command::Stats { reply } => answers.push(PendingReply::Stats(reply)),
+                Command::Missing { reply } => answers.push(PendingReply::Missing(reply)),
                 Command::Seeds { addresses, awaited } => {
                     self.out_of_reach.met(&addresses);
                     self.cluster.set_seeds(now, addresses);
@@ -569,13 +354,13 @@ impl Driver {
                 }
                 Command::Drain { what, reply } => {
                     self.drain(now, what);
-                    answers.push(Answer::Draining(reply));
+                    answers.push(PendingReply::Draining(reply));
                 }
                 Command::Without { version, reply } => {
-                    answers.push(Answer::Without(version, reply));
+                    answers.push(PendingReply::Without(version, reply));
                 }
                 Command::StatesLeft { sequence, reply } => {
-                    answers.push(Answer::StatesLeft(sequence, reply));
+                    answers.push(PendingReply::StatesLeft(sequence, reply));
                 }
                 Command::Leave { reply } => leave = Some(reply),
                 #[cfg(feature = "testkit-faults")]
@@ -586,17 +371,17 @@ impl Driver {
         for answer in answers {
             // Whoever asked may have gone.
             match answer {
-                Answer::Added(reply, added) => drop(reply.send(added)),
-                Answer::Changed(reply, changed) => drop(reply.send(changed)),
-                Answer::Stats(reply) => drop(reply.send(self.cluster.stats())),
-                Answer::Missing(reply) => drop(reply.send(self.cluster.missing())),
-                Answer::Draining(reply) => drop(reply.send(self.cluster.ask_who_has_it(now))),
-                Answer::StatesLeft(sequence, reply) => {
+                PendingReply::Added(reply, added) => drop(reply.send(added)),
+                PendingReply::Changed(reply, changed) => drop(reply.send(changed)),
+                PendingReply::Stats(reply) => drop(reply.send(self.cluster.stats())),
+                PendingReply::Missing(reply) => drop(reply.send(self.cluster.missing())),
+                PendingReply::Draining(reply) => drop(reply.send(self.cluster.ask_who_has_it(now))),
+                PendingReply::StatesLeft(sequence, reply) => {
                     // What was given up in this turn counts.
                     self.pump();
                     let _ = reply.send(self.tokens.left(&self.cluster, sequence));
                 }
-                Answer::Without(version, reply) => {
+                PendingReply::Without(version, reply) => {
                     drop(reply.send(self.cluster.without(version)));
                 }
             }
@@ -614,7 +399,7 @@ impl Driver {
                 let _ = self.cluster.remove(now, info.id().sequence);
             }
         }
-        Ok(Claim::new(added, &self.shared))
+        Ok(Claim::new(added, &self.shared.removals))
     }
 
     fn drain(&mut self, now: Instant, what: Draining) {
@@ -644,14 +429,7 @@ impl Driver {
     }
 
     fn take_ended(&mut self, now: Instant) {
-        let ended = std::mem::take(
-            &mut *self
-                .shared
-                .ended
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner),
-        );
-        for sequence in ended {
+        for sequence in self.shared.removals.take() {
             // It may have been removed by hand already, or never been added.
             let _ = self.cluster.remove(now, sequence);
         }
@@ -661,7 +439,7 @@ impl Driver {
         match input {
             Input::Accepted { connection, hello } => {
                 let credentials = connection.credentials().clone();
-                let link = self.open(connection);
+                let link = self.links.open(connection, &self.input_sender);
                 self.cluster
                     .handle_connected(now, link, Origin::Accepted, credentials);
                 self.cluster.handle_frame(now, link, &hello);
@@ -671,7 +449,7 @@ impl Driver {
                 outcome: Ok(connection),
             } => {
                 let credentials = connection.credentials().clone();
-                let link = self.open(connection);
+                let link = self.links.open(connection, &self.input_sender);
                 self.cluster
                     .handle_connected(now, link, Origin::Dialled(address), credentials);
             }
@@ -679,7 +457,7 @@ impl Driver {
                 address,
                 outcome: Err(error),
             } => {
-                self.data.not_dialled(&address, &error.to_string());
+                self.data.peers.not_dialled(&address, &error.to_string());
                 let failure = match error {
                     DialError::Refused { .. } => DialFailure::Refused,
                     error => DialFailure::Unreachable(error.to_string()),
@@ -689,64 +467,22 @@ impl Driver {
             Input::Frame { link, frame } => {
                 self.cluster.handle_frame(now, link, &frame);
                 if let Some(peer) = self.cluster.peer(link) {
-                    self.data.heard(peer);
-                    let open = self.links.open.get_mut(&link);
-                    if let Some(span) = open.and_then(|open| open.unnamed.take()) {
-                        span.record("keydispatch.peer", tracing::field::display(&peer.name));
-                    }
+                    self.data.peers.heard(peer);
+                    self.links.named(link, &peer.name);
                 }
             }
             Input::Drained { link } => {
-                if let Some(open) = self.links.open.get_mut(&link)
-                    && open.congested
-                {
-                    open.congested = false;
+                if self.links.end_congestion(link) {
                     self.cluster.set_congested(now, link, false);
                 }
             }
             Input::Closed { link, why } => {
-                if self.links.open.remove(&link).is_some() {
+                if self.links.close(link) {
                     tracing::debug!(link = link.0, why = %Escaped(&why), "a control connection is gone");
                     self.cluster.handle_broken(now, link, &why);
                 }
             }
         }
-    }
-
-    fn open(&mut self, connection: Box<dyn Connection>) -> LinkId {
-        self.links.last += 1;
-        let link = LinkId(self.links.last);
-        let (outgoing, receiver) = mpsc::unbounded_channel();
-        let queued = Arc::new(AtomicUsize::new(0));
-        let report = control::Report::closed(&self.input_sender, link);
-        let serving = control::serve(
-            connection,
-            link,
-            Outgoing {
-                frames: receiver,
-                queued: Arc::clone(&queued),
-                drained_below: CONGESTED_BYTES / 4,
-            },
-            self.input_sender.clone(),
-        );
-        let task = async move {
-            let _report = report;
-            serving.await;
-        };
-        let span = trace::link(link.0);
-        self.links
-            .tasks
-            .spawn(logged(task.instrument(span.clone())));
-        self.links.open.insert(
-            link,
-            Link {
-                outgoing,
-                queued,
-                congested: false,
-                unnamed: Some(span),
-            },
-        );
-        link
     }
 
     /// Does what the state machine wants done, and reports what it has to say.
@@ -766,54 +502,30 @@ impl Driver {
             }
         };
         self.shared.longest_turn.note(turn.took());
-        while self.links.tasks.try_join_next().is_some() {}
+        self.links.join_ended();
     }
 
     fn handle_output(&mut self, now: Instant, output: Output) {
         match output {
-            Output::Transmit { link, frame } => {
-                let Some(open) = self.links.open.get_mut(&link) else {
-                    return;
-                };
-                let bytes = frame.body.len() + control::FRAME_HEAD_BYTES;
-                let queued = open.queued.fetch_add(bytes, Ordering::Relaxed) + bytes;
-                let gone = open.outgoing.send(frame).is_err();
-                if queued > MAX_QUEUED_BYTES && !gone {
-                    tracing::warn!(
-                        link = link.0,
-                        queued,
-                        "closing a control connection: the peer does not read"
-                    );
-                    self.links.open.remove(&link);
-                    self.cluster.handle_disconnected(now, link);
-                } else if queued > CONGESTED_BYTES && !open.congested {
-                    open.congested = true;
-                    self.cluster.set_congested(now, link, true);
-                }
-            }
+            Output::Transmit { link, frame } => match self.links.transmit(link, frame) {
+                Queued::Fine => {}
+                Queued::Congested => self.cluster.set_congested(now, link, true),
+                Queued::TooMuch => self.cluster.handle_disconnected(now, link),
+            },
             Output::Dial { address } => {
-                let Some(transport) = self.transport.clone() else {
-                    return;
-                };
-                let inputs = self.input_sender.clone();
-                let report = control::Report::not_dialled(&inputs, &address);
-                let task = async move {
-                    let _report = report;
-                    let outcome = transport.dial(&address).await;
-                    // The driver is gone only when the node is.
-                    let _ = inputs.send(Input::Dialled { address, outcome }).await;
-                };
-                self.links.tasks.spawn(logged(task));
+                if let Some(transport) = self.transport.clone() {
+                    self.links.dial(transport, address, &self.input_sender);
+                }
             }
             // The task flushes what was queued, and then ends.
             Output::Close { link } => {
-                self.links.open.remove(&link);
+                self.links.close(link);
             }
         }
     }
 
     fn handle_event(&mut self, event: ClusterEvent) {
-        self.journal.write(&event);
+        self.event_log.write(&event);
         self.tokens.note(self.clock.now(), &self.cluster, &event);
         match event {
             ClusterEvent::Registry { event, version } => {
@@ -822,16 +534,18 @@ impl Driver {
             ClusterEvent::MemberUp { node, address } => {
                 self.out_of_reach.met(std::slice::from_ref(&address));
                 let offers = self.cluster.offers(&node);
-                self.data.member_up(node.clone(), address.clone(), offers);
+                self.data
+                    .peers
+                    .member_up(node.clone(), address.clone(), offers);
                 self.publish_member(MemberChange::Up { node, address });
             }
-            ClusterEvent::Linked { node, offers } => self.data.linked(&node, &offers),
+            ClusterEvent::Linked { node, offers } => self.data.peers.linked(&node, &offers),
             ClusterEvent::MemberDown { node } => {
-                self.data.member_down(&node);
+                self.data.peers.member_down(&node);
                 self.publish_member(MemberChange::Down { node });
             }
             ClusterEvent::MemberLeft { node } => {
-                self.data.member_down(&node);
+                self.data.peers.member_down(&node);
                 self.publish_member(MemberChange::Left { node });
             }
             ClusterEvent::Synced => {
@@ -862,19 +576,23 @@ impl Driver {
             }
         }
         // Dropping the senders lets each task flush what is queued and close its connection.
-        self.links.open.clear();
+        self.links.close_all();
         self.inputs.close();
         if said_goodbye {
-            let tasks = &mut self.links.tasks;
-            let flushed = async { while tasks.join_next().await.is_some() {} };
+            let flushed = self.links.join_all();
             if tokio::time::timeout(FLUSH_TIMEOUT, flushed).await.is_err() {
                 tracing::debug!("some peers did not take the goodbye in time");
             }
         }
-        self.links.tasks.abort_all();
+        self.links.abort_all();
         self.data.close();
         if let Some(transport) = &self.transport {
             transport.unbind().await;
+        }
+        // What still runs ends at its next step, unless it has none: where handlers hold all threads.
+        let ended = self.data.runtime.tasks().ended();
+        if tokio::time::timeout(END_TIMEOUT, ended).await.is_err() {
+            tracing::debug!("some tasks of connections had not ended in time");
         }
     }
 }

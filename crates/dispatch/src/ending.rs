@@ -4,17 +4,9 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
 
-use crate::data::DataPlane;
-use crate::driver::{Phase, Shared};
-
-/// Why a node ends without anybody having asked for it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fatal {
-    /// The runtime that it was started on has ended.
-    RuntimeEnded,
-    /// A task that it cannot do without has panicked.
-    Panicked,
-}
+use crate::data::DataLane;
+use crate::driver::phase::{Fatal, Phase};
+use crate::driver::shared::NodeShared;
 
 /// Tells the driver of the end of the task that holds it.
 pub(crate) struct Vital {
@@ -76,8 +68,8 @@ impl Drop for Vital {
 
 /// Closes everything when it is dropped: after the driver, or with it, where it panics or its runtime ends.
 pub(crate) struct Ending {
-    pub(crate) shared: Arc<Shared>,
-    pub(crate) data: Arc<DataPlane>,
+    pub(crate) shared: Arc<NodeShared>,
+    pub(crate) data: DataLane,
     pub(crate) phase: watch::Sender<Phase>,
     /// How it ended; none where nobody came to say so.
     pub(crate) how: Option<Phase>,

@@ -8,10 +8,12 @@ use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::hash::Hash;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::task::{Context, Poll, Waker, ready};
 
 use smallvec::SmallVec;
+
+use crate::mutex::Mutex;
 
 /// A queue that is empty and has room for more messages than this gives its memory back.
 const KEPT_CAPACITY: usize = 16;
@@ -76,10 +78,10 @@ struct Queue<M> {
     id: ReaderId,
     /// Where it stands among the queues of its group, changed under the group's lock alone: leaving is not a search.
     place: AtomicUsize,
-    state: Mutex<State<M>>,
+    state: Mutex<FanoutState<M>>,
 }
 
-struct State<M> {
+struct FanoutState<M> {
     waiting: VecDeque<M>,
     bytes: usize,
     missed: u64,
@@ -88,7 +90,7 @@ struct State<M> {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    mutex.lock()
 }
 
 impl<K: Clone + Eq + Hash, M: Weigh> Fanout<K, M> {
@@ -287,7 +289,7 @@ impl<M> Queue<M> {
         Queue {
             id: ReaderId::next(),
             place: AtomicUsize::new(0),
-            state: Mutex::new(State {
+            state: Mutex::new(FanoutState {
                 waiting: VecDeque::new(),
                 bytes: 0,
                 missed: 0,
@@ -298,7 +300,7 @@ impl<M> Queue<M> {
     }
 }
 
-impl<M> State<M> {
+impl<M> FanoutState<M> {
     /// Whom to wake.
     fn close(&mut self) -> Option<Waker> {
         self.closed = true;
@@ -306,7 +308,7 @@ impl<M> State<M> {
     }
 }
 
-impl<M: Weigh> State<M> {
+impl<M: Weigh> FanoutState<M> {
     fn push(&mut self, message: M, bounds: Bounds, dropped: &mut Vec<M>) -> Option<Waker> {
         let bytes = message.bytes();
         while !self.waiting.is_empty()

@@ -2,29 +2,28 @@
 
 use std::sync::Arc;
 
-use keydispatch_core::{Key, NameError, ServiceId, ServiceInfo, ServiceType, View};
+use keydispatch_core::{Key, NameError, ServiceInfo, ServiceType, View};
 
 use crate::call::{CallError, CallOptions, CastError};
-use crate::data::DataPlane;
-use crate::events::Subscription;
 use crate::protocol::Protocol;
-use crate::registry::{NoService, Registry, RegistryError};
+use crate::registry::entry::{NoService, RegistryError};
 use crate::trace;
+use crate::watch::services::Subscription;
 
 mod bounded;
 mod budget;
 mod copies;
-mod instance;
-mod keyed;
+pub(crate) mod instance;
+pub(crate) mod keyed;
+mod learnt;
 mod route;
 mod send;
+pub(crate) mod ways;
 
-pub use instance::InstanceHandle;
-pub use keyed::KeyedHandle;
-
-use bounded::Learnt;
 use budget::RetryBudget;
-use send::{Channel, Deadline, Failed};
+use learnt::Learnt;
+use send::Channel;
+use ways::Ways;
 
 /// Calls and casts the services of one protocol by key. Cheap to clone; made by
 /// [`Node::services`](crate::Node::services).
@@ -70,9 +69,9 @@ pub struct Answer<R> {
 }
 
 impl<P: Protocol> ServiceHandle<P> {
-    pub(crate) fn new(registry: &Registry, data: &Arc<DataPlane>) -> Self {
+    pub(crate) fn new(ways: &Ways) -> Self {
         ServiceHandle {
-            channel: Channel::new(registry, data),
+            channel: Channel::new(ways),
             options: CallOptions::default(),
             budget: Arc::default(),
             learnt: Arc::default(),
@@ -136,48 +135,8 @@ impl<P: Protocol> ServiceHandle<P> {
     ///
     /// Dropping the future cancels the call: if it was not started yet, it will not be.
     pub async fn call(&self, key: impl Into<Key>, message: P::Call) -> Result<P::Reply, CallError> {
-        let key = key.into();
-        match trace::call(P::NAME, "call", Some(key.slot())) {
-            None => self.call_owner(key, message).await,
-            Some(span) => Box::pin(trace::within(span, self.call_owner(key, message))).await,
-        }
-    }
-
-    async fn call_owner(&self, key: Key, message: P::Call) -> Result<P::Reply, CallError> {
-        let deadline = self.deadline();
-        if self.is_learning() {
-            return Ok(Box::pin(self.call_learning(key, message, deadline))
-                .await?
-                .reply);
-        }
-        self.budget.count_call();
-        // A call that may be sent again whatever became of it keeps its message.
-        let keep = self.options.idempotent;
-        let mut message = Some(message);
-        // Where the owner runs here, the call is sent while the view is looked at: its entry's reference count is shared
-        // by all callers.
-        let sent = self.look(|view| {
-            let info = view.owner(key)?;
-            let message = message.take()?;
-            Some(if !keep && self.channel.is_local(info) {
-                Ok(self.channel.start_with(info, message, deadline))
-            } else {
-                Err((Arc::clone(info), message))
-            })
-        });
-        let result = match sent {
-            Some(Ok(Ok(started))) => self.channel.finish(started, deadline).await,
-            Some(Ok(Err(failed))) => Err(failed),
-            Some(Err((by, message))) => {
-                let to = self.first_to(key);
-                self.channel.call(&by, to, message, keep, deadline).await
-            }
-            None => Err(self.unowned(message)),
-        };
-        match result {
-            Ok(reply) => Ok(reply),
-            Err(failed) => Ok(Box::pin(self.send_on(key, failed, deadline)).await?.reply),
-        }
+        let called = self.call_owner::<()>(key.into(), message).await;
+        called.map(|(reply, ())| reply)
     }
 
     /// As [`call`](Self::call), and says who answered.
@@ -186,37 +145,8 @@ impl<P: Protocol> ServiceHandle<P> {
         key: impl Into<Key>,
         message: P::Call,
     ) -> Result<Answer<P::Reply>, CallError> {
-        let key = key.into();
-        match trace::call(P::NAME, "call", Some(key.slot())) {
-            None => self.call_owner_answered(key, message).await,
-            Some(span) => {
-                Box::pin(trace::within(span, self.call_owner_answered(key, message))).await
-            }
-        }
-    }
-
-    async fn call_owner_answered(
-        &self,
-        key: Key,
-        message: P::Call,
-    ) -> Result<Answer<P::Reply>, CallError> {
-        let deadline = self.deadline();
-        if self.is_learning() {
-            return Box::pin(self.call_learning(key, message, deadline)).await;
-        }
-        self.budget.count_call();
-        let keep = self.options.idempotent;
-        let failed = match self.owner(key) {
-            Some(by) => {
-                let to = self.first_to(key);
-                match self.channel.call(&by, to, message, keep, deadline).await {
-                    Ok(reply) => return Ok(Answer { reply, by }),
-                    Err(failed) => failed,
-                }
-            }
-            None => self.unowned(Some(message)),
-        };
-        Box::pin(self.send_on(key, failed, deadline)).await
+        let (reply, by) = self.call_owner(key.into(), message).await?;
+        Ok(Answer { reply, by })
     }
 
     /// Sends a message to the first `n` owners of a key; returns how many it was accepted for.
@@ -247,14 +177,6 @@ impl<P: Protocol> ServiceHandle<P> {
         }
     }
 
-    /// One particular instance, whatever it owns.
-    pub fn at(&self, id: ServiceId) -> InstanceHandle<P> {
-        InstanceHandle {
-            services: self.clone(),
-            id,
-        }
-    }
-
     /// Waits until at least so many instances are online here, of whatever version: an error once the node has stopped, as
     /// none ever will be.
     pub async fn wait_online(&self, instances: usize) -> Result<(), RegistryError> {
@@ -270,52 +192,9 @@ impl<P: Protocol> ServiceHandle<P> {
         }
     }
 
-    /// The services that join, leave or change; see [`Registry::subscribe`].
+    /// The services that join, leave or change; see [`Registry::subscribe`](crate::Registry::subscribe).
     pub fn subscribe(&self) -> Result<Subscription, NameError> {
         self.channel.registry.subscribe(P::NAME)
-    }
-
-    /// Reads the current view of those that take our messages, without a reference count.
-    fn look<T>(&self, read: impl FnOnce(&View) -> Option<T>) -> Option<T> {
-        self.look_at_all(|view| read(view.accepting(P::VERSION, P::CODEC)))
-    }
-
-    /// The same of all, whatever they take.
-    fn look_at_all<T>(&self, read: impl FnOnce(&View) -> Option<T>) -> Option<T> {
-        let directory = self.channel.registry.directory();
-        directory.read(P::NAME, |view| read(view))?
-    }
-
-    fn owner(&self, key: Key) -> Option<Arc<ServiceInfo>> {
-        self.look(|view| view.owner(key).cloned())
-    }
-
-    fn owners(&self, key: Key, n: usize) -> Vec<Arc<ServiceInfo>> {
-        let spread = self.options.spread;
-        self.look(|view| {
-            let owners = view.owners_spread(key, n, spread);
-            Some(owners.into_iter().cloned().collect())
-        })
-        .unwrap_or_default()
-    }
-
-    fn deadline(&self) -> Deadline {
-        Deadline::after(self.options.timeout)
-    }
-
-    fn nobody(&self) -> CallError {
-        CallError::NoService {
-            service_type: P::NAME.to_owned(),
-        }
-    }
-
-    fn unowned(&self, message: Option<P::Call>) -> Failed<P::Call> {
-        Failed {
-            error: self.nobody(),
-            message,
-            settling: false,
-            tried: None,
-        }
     }
 }
 

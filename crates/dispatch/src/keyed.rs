@@ -4,25 +4,23 @@ use keydispatch_core::KeyBytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::mailbox::ReplyTo;
+use crate::data::reply::ReplyTo;
 use crate::protocol::Protocol;
 use crate::service::BoxError;
 
 mod cells;
-mod context;
-mod events;
-mod options;
-mod serve;
+pub(crate) mod context;
+pub(crate) mod current;
+mod error;
+pub(crate) mod events;
+pub(crate) mod options;
+mod ready;
+pub(crate) mod serve;
 mod store;
 mod work;
 mod workers;
 
-pub use context::KeyContext;
-pub use events::{KeyedEvent, KeyedEvents};
-pub use options::KeyedOptions;
-pub use serve::ServedKeyed;
-pub(crate) use serve::serve_keyed;
-pub(crate) use work::current_key;
+use self::context::KeyContext;
 
 /// What becomes of a key that nobody has called for a while.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +35,7 @@ pub enum Idle {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Closed {
-    /// Nobody has called the key for [`KeyedOptions::idle_after`].
+    /// Nobody has called the key for [`KeyedOptions::idle_after`](crate::KeyedOptions::idle_after).
     Idle,
     /// A handler has asked for it, by [`KeyContext::close`].
     ByHandler,
@@ -93,7 +91,7 @@ pub enum Closed {
 ///
 /// A state is in the memory of one process at a time. A planned change (leaving, draining, another weight, an instance more)
 /// moves it. A process that dies takes its states along: their keys are opened anew on their next owners, and
-/// [`KeyedEvent::Anew`] says which slots that may be. In a partition both sides serve, each with states of its own; once it
+/// [`KeyedEvent::Anew`](crate::KeyedEvent::Anew) says which slots that may be. In a partition both sides serve, each with states of its own; once it
 /// is over, [`merge`](Self::merge) makes one of two.
 ///
 /// # Panics
@@ -118,7 +116,7 @@ pub trait Keyed: Sized + Send + Sync + 'static {
     /// # Errors
     ///
     /// Whatever it fails with is what the callers get who wait, as [`CallError::NoState`](crate::CallError::NoState). So does
-    /// taking longer than [`KeyedOptions::open_timeout`].
+    /// taking longer than [`KeyedOptions::open_timeout`](crate::KeyedOptions::open_timeout).
     fn open(&self, key: &KeyBytes) -> impl Future<Output = Result<Self::State, BoxError>> + Send;
 
     /// A call. `reply_to` is used now, moved away and used later, or dropped: then the caller gets
@@ -144,7 +142,7 @@ pub trait Keyed: Sized + Send + Sync + 'static {
         async {}
     }
 
-    /// A key that nobody has called for [`KeyedOptions::idle_after`]; without that option it is never asked.
+    /// A key that nobody has called for [`KeyedOptions::idle_after`](crate::KeyedOptions::idle_after); without that option it is never asked.
     fn idle(&self, key: &KeyBytes, state: &mut Self::State) -> impl Future<Output = Idle> + Send {
         let _ = (key, state);
         async { Idle::Close }

@@ -46,33 +46,25 @@
 //!
 //! Calls, handlers, links and nodes have spans, at `debug`; [`trace`] lists them, and says how a trace crosses nodes.
 
-#[cfg(any(test, feature = "testkit-certificates"))]
-mod authority;
 mod backlog;
-mod builder;
 mod call;
 mod claim;
 mod codec;
-mod complaints;
-mod control;
+pub mod config;
 mod data;
 mod deadline;
 mod discovery;
 mod drain;
 mod driver;
 mod ending;
-mod events;
 mod fanout;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;
 mod handle;
-mod join;
-mod journal;
 mod keyed;
-mod mailbox;
-mod members;
-mod memory;
+mod log_limit;
+mod mutex;
 mod node;
 mod protocol;
 mod pubsub;
@@ -80,56 +72,66 @@ mod reach;
 mod registry;
 mod runtime;
 mod service;
-mod settings;
-mod supervise;
 pub mod tls;
 pub mod trace;
 mod transport;
+mod watch;
 
-pub use builder::{DEFAULT_START_TIMEOUT, NodeBuilder, StartError};
 pub use call::{CallError, CallOptions, CastError, DEFAULT_CALL_TIMEOUT, Replies};
-pub use data::DataStats;
+#[doc(inline)]
+pub use config::{Adapter, Config, ConfigError, LogLevel, MAX_POOL_SIZE};
+pub use data::mailbox::StopReason;
+pub use data::reply::ReplyTo;
+pub use data::stats::DataStats;
+pub use data::topics::{
+    DEFAULT_TOPIC_BYTES, SubscriptionId, TopicEvent, TopicMessage, TopicSubscription,
+};
 pub use discovery::SeedError;
-pub use drain::{DEFAULT_DRAIN_TIMEOUT, DrainError, Unfinished};
-pub use events::{AllSubscription, RegistryChange, ServiceEvent, Subscription};
-pub use handle::{Answer, InstanceHandle, KeyedHandle, ServiceHandle};
+pub use drain::DEFAULT_DRAIN_TIMEOUT;
+pub use handle::instance::InstanceHandle;
+pub use handle::keyed::KeyedHandle;
+pub use handle::{Answer, ServiceHandle};
 pub use keydispatch_core::{
     Accepts, AddError, ClusterName, ClusterStats, Codec, EntryError, Escaped, Explanation,
     FoundOwners, Generation, InstanceName, KEYED_SLOTS, Key, KeyBytes, KeyError, KeyMove, KeyPart,
     MAX_KEY_BYTES, MemberState, NameError, NodeId, NodeName, OwnerStats, Owners, PlanError,
     PlannedChange, Preferred, Reference, Routing, SLOTS, ServiceId, ServiceIdError, ServiceInfo,
     ServiceState, ServiceType, SettingsError, Slot, Spread, Topic, UpdateError, View, Weight, Zone,
-    config, limits, message::Address, placement,
+    limits, message::Address, placement,
 };
-pub use keyed::{
-    Closed, Idle, KeyContext, Keyed, KeyedEvent, KeyedEvents, KeyedOptions, ServedKeyed,
-};
-pub use mailbox::ReplyTo;
-pub use members::{Member, MemberChange, MemberChanges};
+pub use keyed::context::KeyContext;
+pub use keyed::events::{KeyedEvent, KeyedEvents};
+pub use keyed::options::KeyedOptions;
+pub use keyed::serve::ServedKeyed;
+pub use keyed::{Closed, Idle, Keyed};
+pub use node::builder::{DEFAULT_START_TIMEOUT, NodeBuilder};
+pub use node::leave::{DrainError, Unfinished};
+pub use node::plan::StartError;
 pub use node::{Node, NodeStats, StopCause};
 pub use protocol::{Message, Protocol};
-pub use pubsub::{
-    BroadcastError, DEFAULT_TOPIC_BYTES, PubSub, SubscriptionId, TopicEvent, TopicMessage,
-    TopicSubscription,
-};
+pub use pubsub::{BroadcastError, PubSub};
 pub use reach::AdvertiseError;
-pub use registry::{NewService, NoService, Registration, Registry, RegistryError, ServiceUpdate};
-pub use service::{
-    BoxError, Context, DEFAULT_MAILBOX, Ended, HandleInfo, InfoError, InfoSender, ServeError,
-    ServeOptions, Served, Service, StopError, StopReason, Timer,
-};
-pub use settings::{Adapter, Config, ConfigError, LogLevel, MAX_POOL_SIZE};
-pub use supervise::{SuperviseOptions, Supervised, SupervisedEnd};
+pub use registry::Registry;
+pub use registry::entry::{NewService, NoService, RegistryError, ServiceUpdate};
+pub use registry::registration::Registration;
+pub use service::context::{Context, Timer};
+pub use service::info::{HandleInfo, InfoError, InfoSender};
+pub use service::options::ServeOptions;
+pub use service::serve::{DEFAULT_MAILBOX, ServeError, Served, StopError};
+pub use service::supervisor::{SuperviseOptions, Supervised, SupervisedEnd};
+pub use service::{BoxError, Ended, Service};
 pub use tls::{TlsError, TlsFiles};
 pub use transport::BindError;
+pub use watch::members::{Member, MemberChange, MemberChanges};
+pub use watch::services::{AllSubscription, RegistryChange, ServiceEvent, Subscription};
 
 /// For the tests of whole clusters, yours among them.
 pub mod testkit {
-    #[cfg(any(test, feature = "testkit-certificates"))]
-    pub use crate::authority::{
-        AUTHORITY_LIFETIME, Authority, AuthorityError, Issued, NODE_LIFETIME, Revoked,
-    };
-    pub use crate::memory::MemoryNetwork;
     #[cfg(feature = "testkit-faults")]
     pub use crate::node::panic_inside;
+    #[cfg(any(test, feature = "testkit-certificates"))]
+    pub use crate::tls::authority::{
+        AUTHORITY_LIFETIME, Authority, AuthorityError, Issued, NODE_LIFETIME, Revoked,
+    };
+    pub use crate::transport::memory::MemoryNetwork;
 }

@@ -1,50 +1,16 @@
 //! Topics across the cluster: subscribe, broadcast, local and direct broadcast.
 
-use std::future::poll_fn;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use bytes::{BufMut, Bytes, BytesMut};
-use futures_core::Stream;
 use keydispatch_core::message::Frame;
 use keydispatch_core::{NameError, NodeName, Topic};
 
-use crate::backlog::{Held, Share};
 use crate::call::CallError;
-use crate::data::DataPlane;
+use crate::data::lane_runtime::LaneRuntime;
+use crate::data::peers::Peers;
+use crate::data::topics::{SubscriptionId, TopicSubscription, Topics};
 use crate::data::wire::kind;
-use crate::fanout::{Bounds, Fanout, Heard, Reader, ReaderId, Weigh};
-
-/// Messages that a subscriber may be behind before it is told that it lagged.
-const BACKLOG: usize = 1_024;
-
-/// Bytes that a subscriber of a topic may be behind before it is told that it lagged, unless
-/// [`NodeBuilder::topic_bytes`](crate::NodeBuilder::topic_bytes) says otherwise: 64 MiB.
-pub const DEFAULT_TOPIC_BYTES: usize = 64 * 1024 * 1024;
-
-/// Something that was said on a topic.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct TopicMessage {
-    /// The node that said it.
-    pub from: NodeName,
-    /// What was said.
-    pub payload: Bytes,
-}
-
-/// What a subscriber of a topic is told.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum TopicEvent {
-    /// A message.
-    Message(TopicMessage),
-    /// The subscriber was too slow: so many messages were dropped.
-    Lagged {
-        /// How many.
-        missed: u64,
-    },
-}
 
 /// Why a broadcast was not sent.
 #[derive(Clone, PartialEq, Eq, thiserror::Error)]
@@ -77,18 +43,30 @@ keydispatch_core::debug_as_display!(BroadcastError);
 /// ([`NodeBuilder::waiting_bytes`](crate::NodeBuilder::waiting_bytes)).
 #[derive(Clone)]
 pub struct PubSub {
-    data: Arc<DataPlane>,
+    topics: Arc<Topics>,
+    peers: Arc<Peers>,
+    runtime: Arc<LaneRuntime>,
     node: NodeName,
 }
 
 impl PubSub {
-    pub(crate) fn new(data: Arc<DataPlane>, node: NodeName) -> Self {
-        PubSub { data, node }
+    pub(crate) fn new(
+        topics: Arc<Topics>,
+        peers: Arc<Peers>,
+        runtime: Arc<LaneRuntime>,
+        node: NodeName,
+    ) -> Self {
+        PubSub {
+            topics,
+            peers,
+            runtime,
+            node,
+        }
     }
 
     /// What is said on a topic from now on. Dropping it ends it.
     pub fn subscribe(&self, topic: &str) -> Result<TopicSubscription, NameError> {
-        Ok(self.data.topics.subscribe(Topic::try_new(topic)?))
+        Ok(self.topics.subscribe(Topic::try_new(topic)?))
     }
 
     /// Says something to the subscribers on every node. Returns how many other nodes it was sent to: one whose queue is
@@ -121,15 +99,15 @@ impl PubSub {
         let (topic, payload) = self.check(topic, payload)?;
         let frame = frame(&topic, &payload);
         let sent = self
-            .data
+            .peers
             .nodes()
             .iter()
             .filter(|node| {
-                let sent = self.data.send_to_node(node, frame.clone(), payload.len());
+                let sent = self.peers.send_to_node(node, frame.clone(), payload.len());
                 sent.is_ok()
             })
             .count();
-        let topics = &self.data.topics;
+        let topics = &self.topics;
         topics.publish_but(from, &topic, &self.node, payload);
         Ok(sent)
     }
@@ -141,7 +119,7 @@ impl PubSub {
         payload: impl Into<Bytes>,
     ) -> Result<(), BroadcastError> {
         let (topic, payload) = self.check(topic, payload.into())?;
-        self.data.topics.publish(&topic, &self.node, payload);
+        self.topics.publish(&topic, &self.node, payload);
         Ok(())
     }
 
@@ -153,7 +131,7 @@ impl PubSub {
         payload: impl Into<Bytes>,
     ) -> Result<(), BroadcastError> {
         let (topic, payload) = self.check(topic, payload.into())?;
-        let topics = &self.data.topics;
+        let topics = &self.topics;
         topics.publish_but(Some(from), &topic, &self.node, payload);
         Ok(())
     }
@@ -168,11 +146,11 @@ impl PubSub {
         let (topic, payload) = self.check(topic, payload.into())?;
         let node = NodeName::try_new(node)?;
         if node == self.node {
-            self.data.topics.publish(&topic, &self.node, payload);
+            self.topics.publish(&topic, &self.node, payload);
             return Ok(());
         }
         let frame = frame(&topic, &payload);
-        match self.data.send_to_node(&node, frame, payload.len()) {
+        match self.peers.send_to_node(&node, frame, payload.len()) {
             Err(CallError::TooLarge { limit, .. }) => Err(BroadcastError::TooLarge {
                 bytes: payload.len(),
                 limit,
@@ -183,7 +161,7 @@ impl PubSub {
 
     fn check(&self, topic: &str, payload: Bytes) -> Result<(Topic, Bytes), BroadcastError> {
         let topic = Topic::try_new(topic)?;
-        let limit = self.data.max_payload_bytes();
+        let limit = self.runtime.max_payload_bytes();
         if payload.len() > limit {
             return Err(BroadcastError::TooLarge {
                 bytes: payload.len(),
@@ -210,147 +188,5 @@ fn frame(topic: &Topic, payload: &Bytes) -> Frame {
     Frame {
         kind: kind::BROADCAST,
         body: body.freeze(),
-    }
-}
-
-/// A message that waits, and the room that it takes until the last of its subscribers has it.
-#[derive(Clone)]
-struct Waiting {
-    message: TopicMessage,
-    _held: Arc<Held>,
-}
-
-impl Weigh for Waiting {
-    fn bytes(&self) -> usize {
-        self.message.payload.len()
-    }
-}
-
-/// The subscribers of one node, by topic.
-#[derive(Debug)]
-pub(crate) struct Topics {
-    fanout: Fanout<Topic, Waiting>,
-    /// Of what this node says itself.
-    own: Arc<Share>,
-}
-
-impl Topics {
-    /// `bytes` may wait for each subscription.
-    pub(crate) fn new(bytes: usize, own: Arc<Share>) -> Self {
-        Topics {
-            fanout: Fanout::new(Bounds {
-                messages: BACKLOG,
-                bytes,
-            }),
-            own,
-        }
-    }
-
-    fn subscribe(&self, topic: Topic) -> TopicSubscription {
-        TopicSubscription {
-            reader: self.fanout.subscribe(topic.clone()),
-            topic,
-        }
-    }
-
-    pub(crate) fn publish(&self, topic: &Topic, from: &NodeName, payload: Bytes) {
-        self.publish_in(None, topic, from, payload, &self.own);
-    }
-
-    /// What a peer said: it waits in that peer's share.
-    pub(crate) fn publish_from(
-        &self,
-        topic: &Topic,
-        from: &NodeName,
-        payload: Bytes,
-        share: &Arc<Share>,
-    ) {
-        self.publish_in(None, topic, from, payload, share);
-    }
-
-    fn publish_but(
-        &self,
-        skip: Option<SubscriptionId>,
-        topic: &Topic,
-        from: &NodeName,
-        payload: Bytes,
-    ) {
-        self.publish_in(skip, topic, from, payload, &self.own);
-    }
-
-    fn publish_in(
-        &self,
-        skip: Option<SubscriptionId>,
-        topic: &Topic,
-        from: &NodeName,
-        payload: Bytes,
-        share: &Arc<Share>,
-    ) {
-        let skip = skip.map(|SubscriptionId(id)| id);
-        if !self.fanout.has_readers(topic) {
-            return;
-        }
-        match share.take(payload.len()) {
-            Some(held) => self.fanout.publish(topic, skip, || Waiting {
-                message: TopicMessage {
-                    from: from.clone(),
-                    payload,
-                },
-                _held: Arc::new(held),
-            }),
-            None => self.fanout.publish_a_miss(topic, skip),
-        }
-    }
-
-    /// The node has stopped: every subscription ends after what it has not read yet.
-    pub(crate) fn close(&self) {
-        self.fanout.close();
-    }
-}
-
-/// Names one subscription of this process, for [`PubSub::broadcast_from`]; see [`TopicSubscription::id`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct SubscriptionId(ReaderId);
-
-/// A subscription to one topic; see [`PubSub::subscribe`].
-///
-/// It is a [`Stream`], too, of what [`next`](Self::next) gives.
-#[derive(Debug)]
-pub struct TopicSubscription {
-    topic: Topic,
-    reader: Reader<Topic, Waiting>,
-}
-
-impl TopicSubscription {
-    /// The topic.
-    pub fn topic(&self) -> &Topic {
-        &self.topic
-    }
-
-    /// What names it where something is to be said to all others: never given to another subscription of this process.
-    pub fn id(&self) -> SubscriptionId {
-        SubscriptionId(self.reader.id())
-    }
-
-    /// What is said next; none once the node has stopped. Cancelling the wait loses nothing.
-    pub async fn next(&mut self) -> Option<TopicEvent> {
-        poll_fn(|cx| self.poll_event(cx)).await
-    }
-
-    fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Option<TopicEvent>> {
-        self.reader.poll_next(cx).map(|heard| {
-            Some(match heard? {
-                Heard::Message(waiting) => TopicEvent::Message(waiting.message),
-                Heard::Lagged(missed) => TopicEvent::Lagged { missed },
-            })
-        })
-    }
-}
-
-impl Stream for TopicSubscription {
-    type Item = TopicEvent;
-
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<TopicEvent>> {
-        self.get_mut().poll_event(cx)
     }
 }

@@ -3,13 +3,15 @@
 use std::future::Future;
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::task::JoinHandle;
 use tracing::Dispatch;
 use tracing::instrument::WithSubscriber;
 use tracing::subscriber::NoSubscriber;
+
+use crate::mutex::Mutex;
 
 /// Most threads that the nodes of one process run on: enough to encrypt some gigabytes a second.
 const MAX_THREADS: usize = 4;
@@ -29,7 +31,7 @@ struct Threads {
 
 impl Threads {
     fn shared() -> io::Result<Arc<Self>> {
-        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut shared = SHARED.lock();
         if let Some(threads) = shared.upgrade() {
             return Ok(threads);
         }

@@ -3,6 +3,7 @@
 pub(crate) mod dialable;
 pub(crate) mod doorstep;
 pub(crate) mod framing;
+pub(crate) mod memory;
 pub(crate) mod metered;
 pub(crate) mod socket;
 pub(crate) mod tcp;
@@ -174,7 +175,7 @@ pub(crate) enum ConnectionError {
 
 impl ConnectionError {
     /// Logs what is the peer's fault, and not the network's.
-    pub(crate) fn complain(&self, peer: &str) {
+    pub(crate) fn log_fault(&self, peer: &str) {
         if let ConnectionError::Decode(error) = self {
             tracing::warn!(peer = %Escaped(peer), error = %Escaped(error), "closing a connection: the peer sent what is no frame");
         }

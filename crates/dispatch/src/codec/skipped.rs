@@ -38,11 +38,11 @@ impl ser::Error for Found {
     }
 }
 
-type Outcome = Result<(), Found>;
+type SkipOutcome = Result<(), Found>;
 
 macro_rules! nothing {
     ($($name:ident($type:ty)),* $(,)?) => {
-        $(fn $name(self, _: $type) -> Outcome {
+        $(fn $name(self, _: $type) -> SkipOutcome {
             Ok(())
         })*
     };
@@ -84,19 +84,19 @@ impl Serializer for Finder {
         false
     }
 
-    fn serialize_none(self) -> Outcome {
+    fn serialize_none(self) -> SkipOutcome {
         Ok(())
     }
 
-    fn serialize_unit(self) -> Outcome {
+    fn serialize_unit(self) -> SkipOutcome {
         Ok(())
     }
 
-    fn serialize_some<T: Serialize + ?Sized>(self, value: &T) -> Outcome {
+    fn serialize_some<T: Serialize + ?Sized>(self, value: &T) -> SkipOutcome {
         value.serialize(self)
     }
 
-    fn serialize_unit_variant(self, _: &'static str, _: u32, _: &'static str) -> Outcome {
+    fn serialize_unit_variant(self, _: &'static str, _: u32, _: &'static str) -> SkipOutcome {
         Ok(())
     }
 
@@ -104,7 +104,7 @@ impl Serializer for Finder {
         self,
         _: &'static str,
         value: &T,
-    ) -> Outcome {
+    ) -> SkipOutcome {
         value.serialize(self)
     }
 
@@ -114,7 +114,7 @@ impl Serializer for Finder {
         _: u32,
         _: &'static str,
         value: &T,
-    ) -> Outcome {
+    ) -> SkipOutcome {
         value.serialize(self)
     }
 
@@ -165,11 +165,11 @@ macro_rules! each {
             type Ok = ();
             type Error = Found;
 
-            fn $name<T: Serialize + ?Sized>(&mut self, value: &T) -> Outcome {
+            fn $name<T: Serialize + ?Sized>(&mut self, value: &T) -> SkipOutcome {
                 value.serialize(*self)
             }
 
-            fn end(self) -> Outcome {
+            fn end(self) -> SkipOutcome {
                 Ok(())
             }
         })*
@@ -187,15 +187,15 @@ impl ser::SerializeMap for Finder {
     type Ok = ();
     type Error = Found;
 
-    fn serialize_key<T: Serialize + ?Sized>(&mut self, key: &T) -> Outcome {
+    fn serialize_key<T: Serialize + ?Sized>(&mut self, key: &T) -> SkipOutcome {
         key.serialize(*self)
     }
 
-    fn serialize_value<T: Serialize + ?Sized>(&mut self, value: &T) -> Outcome {
+    fn serialize_value<T: Serialize + ?Sized>(&mut self, value: &T) -> SkipOutcome {
         value.serialize(*self)
     }
 
-    fn end(self) -> Outcome {
+    fn end(self) -> SkipOutcome {
         Ok(())
     }
 }
@@ -206,15 +206,15 @@ macro_rules! fields {
             type Ok = ();
             type Error = Found;
 
-            fn serialize_field<T: Serialize + ?Sized>(&mut self, _: &'static str, value: &T) -> Outcome {
+            fn serialize_field<T: Serialize + ?Sized>(&mut self, _: &'static str, value: &T) -> SkipOutcome {
                 value.serialize(*self)
             }
 
-            fn skip_field(&mut self, field: &'static str) -> Outcome {
+            fn skip_field(&mut self, field: &'static str) -> SkipOutcome {
                 Err(Found::Skipped(field))
             }
 
-            fn end(self) -> Outcome {
+            fn end(self) -> SkipOutcome {
                 Ok(())
             }
         })*

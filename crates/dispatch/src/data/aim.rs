@@ -4,10 +4,11 @@
 //! of one process; its aim says why it was that one.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use keydispatch_core::{Codec, Directory, Key, NodeId, ServiceInfo, Spread, View};
 
+use crate::mutex::Mutex;
 use crate::protocol::Protocol;
 
 /// What a message is of: enough to look at the view that its sender sees.
@@ -93,7 +94,7 @@ impl Copies {
         &self,
         owners: impl IntoIterator<Item = &'a Arc<ServiceInfo>>,
     ) -> Option<Arc<ServiceInfo>> {
-        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut asked = self.asked.lock();
         let mut owners = owners.into_iter();
         let next = owners.find(|info| !asked.contains(&(info.id().nonce, info.id().sequence)))?;
         asked.push((next.id().nonce, next.id().sequence));

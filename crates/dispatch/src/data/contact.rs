@@ -1,15 +1,16 @@
 //! What all connections to one peer share: what it takes, and when it was last heard on its control connection.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+
 use std::time::Duration;
 
 use keydispatch_core::Instant;
 use keydispatch_core::message::Offers;
 use tokio::sync::Notify;
 
-use super::Heard;
+use super::activity::Activity;
 use super::undialled::Undialled;
+use crate::mutex::Mutex;
 
 /// How long messages wait for a connection to a peer that cannot be dialled; from then on they fail at once.
 ///
@@ -23,7 +24,7 @@ const FORGOTTEN_AFTER: Duration = Duration::from_secs(10);
 
 /// Since when the dials have failed, and the last of them.
 #[derive(Clone, Copy, Debug)]
-struct Unreached {
+struct UnreachedSince {
     since: tokio::time::Instant,
     last: tokio::time::Instant,
 }
@@ -40,11 +41,11 @@ pub(super) struct Contact {
     /// The peer knows of the spans that calls belong to.
     traces: AtomicBool,
     /// On the control connection.
-    heard: Heard,
+    heard: Activity,
     /// Told of everything that is heard there.
     hearing: Notify,
     pub(super) undialled: Undialled,
-    unreached: Mutex<Option<Unreached>>,
+    unreached: Mutex<Option<UnreachedSince>>,
 }
 
 impl Default for Contact {
@@ -54,7 +55,7 @@ impl Default for Contact {
             replaces: AtomicBool::new(false),
             bounds: AtomicBool::new(false),
             traces: AtomicBool::new(false),
-            heard: Heard::default(),
+            heard: Activity::default(),
             hearing: Notify::new(),
             undialled: Undialled::default(),
             unreached: Mutex::default(),
@@ -102,12 +103,9 @@ impl Contact {
 
     /// A data connection was not to be had, from then on until now.
     pub(super) fn unreached(&self, from: tokio::time::Instant) {
-        let mut unreached = self
-            .unreached
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut unreached = self.unreached.lock();
         let before = unreached.filter(|before| from <= before.last + FORGOTTEN_AFTER);
-        *unreached = Some(Unreached {
+        *unreached = Some(UnreachedSince {
             since: before.map_or(from, |before| before.since.min(from)),
             last: tokio::time::Instant::now(),
         });
@@ -115,18 +113,12 @@ impl Contact {
 
     /// A data connection has come about, and lasts.
     pub(super) fn reached(&self) {
-        *self
-            .unreached
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = None;
+        *self.unreached.lock() = None;
     }
 
     /// True while messages wait for a connection, however often it failed.
     pub(super) fn is_patient(&self) -> bool {
-        let unreached = self
-            .unreached
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let unreached = self.unreached.lock();
         unreached.is_none_or(|unreached| {
             unreached.since.elapsed() < PATIENCE || unreached.last.elapsed() > FORGOTTEN_AFTER
         })
@@ -134,7 +126,7 @@ impl Contact {
 
     /// Something was heard on the control connection.
     pub(super) fn hear(&self) {
-        self.heard.now();
+        self.heard.record_read();
         self.hearing.notify_waiters();
     }
 
@@ -145,7 +137,7 @@ impl Contact {
 
     /// True where the peer was heard on the control connection after that time.
     pub(super) fn heard_since(&self, then: Instant) -> bool {
-        self.heard.at() > then
+        self.heard.last_read() > then
     }
 
     /// Waits until the peer has been heard on the control connection within so much time.
@@ -154,7 +146,7 @@ impl Contact {
             let mut hearing = std::pin::pin!(self.hearing.notified());
             // From here on nothing is missed.
             hearing.as_mut().enable();
-            if self.heard.at() > Instant::ZERO && self.heard.since() <= time {
+            if self.heard.last_read() > Instant::ZERO && self.heard.since() <= time {
                 return;
             }
             hearing.await;

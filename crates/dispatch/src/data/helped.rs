@@ -4,10 +4,11 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, TryLockError, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
+use crate::mutex::Mutex;
 use crate::runtime::Runtimes;
 use crate::transport::socket;
 
@@ -18,12 +19,12 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How often they go on with a task while the services' threads are held.
 const HELP_EVERY: Duration = Duration::from_millis(10);
 
-type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
+type BoxedWork = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// One task, polled by whoever has it.
 struct Task {
     /// None once it has ended.
-    work: Mutex<Option<Work>>,
+    work: Mutex<Option<BoxedWork>>,
     /// Of the task on the services' runtime.
     waker: OnceLock<Waker>,
     /// True from when it was woken until that runtime polls it.
@@ -57,11 +58,9 @@ impl Task {
         let polls = self.polls.load(Ordering::Relaxed) + 1;
         self.polls.store(polls, Ordering::Relaxed);
         self.due.store(false, Ordering::Release);
-        let mut work = match self.work.try_lock() {
-            Ok(work) => work,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+        let Some(mut work) = self.work.try_lock() else {
             // Whoever helps wakes this task when done.
-            Err(TryLockError::WouldBlock) => return Poll::Pending,
+            return Poll::Pending;
         };
         let Some(running) = work.as_mut() else {
             return Poll::Ready(());
@@ -75,11 +74,9 @@ impl Task {
 
     /// On the node's own threads.
     fn help(self: &Arc<Self>) {
-        let mut work = match self.work.try_lock() {
-            Ok(work) => work,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+        let Some(mut work) = self.work.try_lock() else {
             // It is being polled.
-            Err(TryLockError::WouldBlock) => return,
+            return;
         };
         if let Some(running) = work.as_mut() {
             let waker = Waker::from(Arc::clone(self));
@@ -89,10 +86,8 @@ impl Task {
             match ended {
                 Ok(Poll::Pending) => {}
                 Ok(Poll::Ready(())) => *work = None,
-                Err(_) => {
-                    tracing::error!("a task of the data lane has panicked");
-                    *work = None;
-                }
+                // Whoever owns it has said so.
+                Err(_) => *work = None,
             }
         }
         drop(work);
@@ -100,11 +95,7 @@ impl Task {
     }
 
     fn end(&self) {
-        let work = self
-            .work
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let work = self.work.lock().take();
         // Outside the lock: it may wake others, this task among them.
         drop(work);
     }
@@ -206,6 +197,6 @@ impl Helper {
     }
 
     fn tasks(&self) -> std::sync::MutexGuard<'_, Vec<Looked>> {
-        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+        self.tasks.lock()
     }
 }

@@ -3,17 +3,15 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use keydispatch_core::route::Hint;
-use keydispatch_core::{Instant as Since, ServiceId, ServiceInfo};
+use keydispatch_core::{Instant as Since, ServiceId};
 use tokio::time::Instant;
-
-use super::DataPlane;
 
 /// Instances that are remembered. Beyond that all are forgotten: what was told counts for a second at most.
 const MAX_HINTS: usize = 1 << 16;
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Hints {
+pub(crate) struct Hints {
     started: Instant,
     /// By process and number within it.
     told: papaya::HashMap<(u64, u64), AtomicU64>,
@@ -29,6 +27,21 @@ impl Default for Hints {
 }
 
 impl Hints {
+    /// The time by which hints count.
+    pub(crate) fn clock(&self) -> Since {
+        Since::ZERO + self.started.elapsed()
+    }
+
+    /// An instance, by process and number within it, told what waits there.
+    pub(crate) fn hear(&self, of: (u64, u64), depth: u8) {
+        self.told(of, Hint::told(depth, self.clock()));
+    }
+
+    /// What an instance told last.
+    pub(crate) fn of_instance(&self, id: &ServiceId) -> Hint {
+        self.of((id.nonce, id.sequence))
+    }
+
     fn told(&self, of: (u64, u64), hint: Hint) {
         let told = self.told.pin();
         if let Some(before) = told.get(&of) {
@@ -44,41 +57,6 @@ impl Hints {
         let told = self.told.pin();
         let bits = told.get(&of).map(|told| told.load(Ordering::Relaxed));
         bits.map_or(Hint::NONE, Hint::from_bits)
-    }
-}
-
-impl DataPlane {
-    /// The time by which hints count.
-    pub(crate) fn hint_clock(&self) -> Since {
-        Since::ZERO + self.hints.started.elapsed()
-    }
-
-    /// An instance told what waits there.
-    pub(crate) fn told(&self, (nonce, sequence): (u64, u64), depth: u8) {
-        let hint = Hint::told(depth, self.hint_clock());
-        self.hints.told((nonce, sequence), hint);
-    }
-
-    /// What is known of an instance: where it runs here, what is so.
-    pub(crate) fn hint_of(&self, id: &ServiceId) -> Hint {
-        let here = {
-            let ours = self.hello();
-            id.nonce == ours.nonce && id.node == ours.node.name
-        };
-        if here {
-            let told = self.with_local(id.sequence, |mailbox| {
-                mailbox.load().map(|load| load.told())
-            });
-            let told = told.flatten();
-            return told.map_or(Hint::NONE, |depth| Hint::told(depth, self.hint_clock()));
-        }
-        self.hints.of((id.nonce, id.sequence))
-    }
-
-    /// True where nothing is sent to an instance just now: its connection is suspended or broken, or its node is not up.
-    pub(crate) fn is_out(&self, info: &ServiceInfo) -> bool {
-        let ours = self.hello().nonce;
-        info.id().nonce != ours && self.lane_to(info).map_or(true, |lane| lane.is_suspended())
     }
 }
 

@@ -1,222 +1,83 @@
 //! The answering side of one data connection.
 
-use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU8;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use keydispatch_core::Escaped;
-use keydispatch_core::message::Frame;
-use keydispatch_core::{Codec, KeyBytes, MAX_KEY_BYTES, NodeId, NodeName};
-use serde::Serialize;
+use keydispatch_core::message::{Frame, Hello};
+use keydispatch_core::{Escaped, KeyBytes, MAX_KEY_BYTES, NodeId, Topic};
 
-use super::leaving::Admitted;
-use super::outbox::{Outbox, Rejected};
+use super::activity::Activity;
+use super::caller::Caller;
+use super::callers::{AdmittedCaller, Callers, Greeted};
+use super::contact::Contact;
+use super::error::LaneError;
+use super::lane_runtime::LaneRuntime;
+use super::local::Local;
+use super::mailbox::letter::{Letter, Reach};
+use super::peers::Peers;
 use super::places::Inbound;
 use super::pump::{self, Reading, Terms};
-use super::wire::{self, BoundedHeader, CallHeader, CastHeader, KeyedHeader, Outgoing, kind};
-use super::{DataPlane, Heard};
-use crate::backlog::Share;
+use super::tokens::TokenInputs;
+use super::topics::Topics;
+use super::wire::{self, BoundedHeader, CallHeader, CastHeader, FrameError, KeyedHeader, kind};
 use crate::call::Failure;
-use crate::codec::EncodeError;
 use crate::deadline;
-use crate::mailbox::letter::{Letter, Reach};
 use crate::trace::{self, TraceParent};
 use crate::transport::Connection;
 
-/// Replies that a peer may leave unread before its connection is closed.
-const MAX_REPLIES: usize = 1 << 20;
-/// Bytes of them.
-const MAX_REPLY_BYTES: usize = 256 * 1024 * 1024;
+/// Peers of a lower minor version do not know how a node goes away in good order.
+const MINOR_GOES_AWAY: u16 = 1;
 
-/// Calls that were cancelled before they were started; more than these are started in vain.
-const MAX_CANCELLED: usize = 4_096;
-
-/// Calls that were not started yet whose spans have a parent elsewhere; those of more begin traces of their own.
-const MAX_TRACES: usize = 4_096;
-
-/// Whoever is on the other side of a connection that it opened.
-#[derive(Debug)]
-pub(crate) struct Caller {
-    /// The node, as its connection has proven it.
-    peer: NodeName,
-    outbox: Outbox,
-    /// What waits here because of it: what it sent, and what it has not read.
-    share: Arc<Share>,
-    /// The longest reply, in bytes.
-    max_payload_bytes: usize,
-    cancelled: Mutex<HashSet<u64>>,
-    /// How many are in `cancelled`, to be read without its lock.
-    cancelled_count: AtomicUsize,
-    /// Whose children the spans of calls are that have not been started.
-    traces: Mutex<HashMap<u64, TraceParent>>,
-    /// How many are in `traces`, to be read without its lock.
-    traces_count: AtomicUsize,
-    /// It does not know `GO_AWAY` and `FENCE`.
-    old: bool,
-    /// It has sent the last that is new.
-    gone: AtomicBool,
-    /// The last fence that it has passed.
-    fence: AtomicU64,
+/// What answers the connections that peers open.
+pub(crate) struct Answering {
+    pub(super) runtime: Arc<LaneRuntime>,
+    pub(super) local: Arc<Local>,
+    pub(super) peers: Arc<Peers>,
+    pub(super) topics: Arc<Topics>,
+    pub(super) callers: Arc<Callers>,
+    pub(super) tokens: TokenInputs,
 }
 
-impl Caller {
-    pub(crate) fn new(
-        peer: NodeName,
-        share: Arc<Share>,
-        max_payload_bytes: usize,
-        old: bool,
-    ) -> Arc<Self> {
-        Arc::new(Caller {
-            peer,
-            outbox: Outbox::new(MAX_REPLIES, MAX_REPLY_BYTES, Arc::clone(&share)),
-            share,
-            max_payload_bytes,
-            cancelled: Mutex::default(),
-            cancelled_count: AtomicUsize::new(0),
-            traces: Mutex::default(),
-            traces_count: AtomicUsize::new(0),
-            old,
-            gone: AtomicBool::new(false),
-            fence: AtomicU64::new(0),
-        })
+impl Answering {
+    /// A peer has said Hello; none where it is too late for that.
+    pub(crate) fn greet(&self) -> Option<Greeted> {
+        self.callers.greet()
     }
 
-    pub(super) fn is_old(&self) -> bool {
-        self.old
+    /// True once the node has stopped.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.runtime.is_closed()
     }
 
-    pub(super) fn has_gone(&self) -> bool {
-        self.gone.load(Ordering::Acquire)
+    /// A peer opened a connection, and its Hello was accepted.
+    pub(crate) fn serve(self: &Arc<Self>, mut connection: Box<dyn Connection>, theirs: Hello) {
+        let Some(inbound) = self.callers.places.add(&theirs) else {
+            tracing::warn!(peer = %theirs.node, "closing a data connection: there are too many");
+            return;
+        };
+        // Rule: a reply may be as long as both sides take; over that it fails its call alone.
+        let contact = Contact::default();
+        contact.offers(&theirs.offers);
+        let limit = contact.max_payload_bytes(self.runtime.max_payload_bytes());
+        let share = self.runtime.backlog.share_of(&theirs.node.name);
+        let old = theirs.minor < MINOR_GOES_AWAY;
+        let caller = Caller::new(theirs.node.name, share, limit, old);
+        let admitted = self.callers.admit(&caller);
+        let serving = Serving::new(caller, inbound, admitted, Arc::clone(self));
+        // It was accepted on the node's own threads.
+        connection.move_here();
+        self.runtime
+            .spawn("data connection of a peer", serving.run(connection));
     }
 
-    pub(super) fn has_passed(&self, fence: u64) -> bool {
-        self.fence.load(Ordering::Acquire) >= fence
-    }
-
-    /// True once nothing is sent to it any more.
-    pub(super) fn is_closed(&self) -> bool {
-        self.outbox.is_closed()
-    }
-
-    /// Ends the connection once it has what waits for it.
-    pub(super) fn finish(&self) {
-        self.outbox.close();
-    }
-
-    pub(crate) fn share(&self) -> &Arc<Share> {
-        &self.share
-    }
-
-    /// The node that it is on.
-    pub(crate) fn peer(&self) -> &NodeName {
-        &self.peer
-    }
-
-    pub(crate) fn reply<R: Serialize + 'static>(&self, number: u64, codec: Codec, reply: &R) {
-        self.answer(kind::REPLY, &number, number, codec, reply);
-    }
-
-    /// Replies, and tells what waits here.
-    pub(crate) fn reply_told<R: Serialize + 'static>(
-        &self,
-        number: u64,
-        depth: u8,
-        codec: Codec,
-        reply: &R,
-    ) {
-        self.answer(kind::TOLD, &(number, depth), number, codec, reply);
-    }
-
-    /// Refuses a call by what waits here.
-    pub(crate) fn refuse(&self, number: u64, depth: u8) {
-        let body = postcard::to_allocvec(&(number, depth)).unwrap_or_default();
-        self.push(Frame {
-            kind: kind::REFUSED,
-            body: body.into(),
-        });
-    }
-
-    fn answer<H: Serialize, R: Serialize + 'static>(
-        &self,
-        kind: u8,
-        header: &H,
-        number: u64,
-        codec: Codec,
-        reply: &R,
-    ) {
-        match wire::encode(kind, header, codec, reply, self.max_payload_bytes) {
-            Ok(frame) => self.push(frame),
-            Err(EncodeError::TooLarge) => self.fail(
-                number,
-                &Failure::ReplyTooLarge {
-                    limit: self.max_payload_bytes as u64,
-                },
-            ),
-            Err(EncodeError::Unfit(cause)) => self.fail(number, &Failure::ReplyEncode { cause }),
-        }
-    }
-
-    pub(crate) fn fail(&self, number: u64, failure: &Failure) {
-        self.push(wire::failure(number, failure));
-    }
-
-    /// True where the call was cancelled; forgets that it was.
-    pub(crate) fn has_cancelled(&self, number: u64) -> bool {
-        if self.cancelled_count.load(Ordering::Relaxed) == 0 {
-            return false;
-        }
-        let mut cancelled = self
-            .cancelled
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let was = cancelled.remove(&number);
-        self.cancelled_count
-            .store(cancelled.len(), Ordering::Relaxed);
-        was
-    }
-
-    fn cancel(&self, number: u64) {
-        let mut cancelled = self
-            .cancelled
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if cancelled.len() >= MAX_CANCELLED {
-            // Those that are still there were answered before they could be cancelled.
-            cancelled.clear();
-        }
-        cancelled.insert(number);
-        self.cancelled_count
-            .store(cancelled.len(), Ordering::Relaxed);
-    }
-
-    /// The span whose child that of this call is; forgets it.
-    pub(crate) fn trace_of(&self, number: u64) -> Option<TraceParent> {
-        if self.traces_count.load(Ordering::Relaxed) == 0 {
-            return None;
-        }
-        let mut traces = self.traces.lock().unwrap_or_else(PoisonError::into_inner);
-        let trace = traces.remove(&number);
-        self.traces_count.store(traces.len(), Ordering::Relaxed);
-        trace
-    }
-
-    fn note_trace(&self, number: u64, parent: TraceParent) {
-        let mut traces = self.traces.lock().unwrap_or_else(PoisonError::into_inner);
-        if traces.len() >= MAX_TRACES {
-            // Those of calls that were refused, for the most part: nobody asks for them.
-            traces.clear();
-        }
-        traces.insert(number, parent);
-        self.traces_count.store(traces.len(), Ordering::Relaxed);
-    }
-
-    pub(super) fn push(&self, frame: impl Into<Outgoing>) {
-        if self.outbox.push(frame) == Err(Rejected::Full) {
-            // The peer does not read: its connection is closed, and it knows that replies are lost.
-            self.outbox.close();
-        }
+    /// A broadcast from a peer.
+    fn deliver(&self, from: &Caller, body: &Bytes) -> Result<(), FrameError> {
+        let (topic, payload) = wire::split::<Topic>(body)?;
+        self.topics
+            .publish_from(&topic, from.peer(), payload, from.share());
+        Ok(())
     }
 }
 
@@ -224,18 +85,17 @@ impl Caller {
 pub(super) struct Serving {
     caller: Arc<Caller>,
     inbound: Arc<Inbound>,
-    plane: Arc<DataPlane>,
+    answering: Arc<Answering>,
     /// Whoever leaves waits for it until it is dropped.
-    _admitted: Admitted,
+    _admitted: AdmittedCaller,
 }
 
 /// Rule: however the task ends, also by a panic, the connection is not counted any more, and what is still replied goes
 /// nowhere instead of piling up.
 impl Drop for Serving {
     fn drop(&mut self) {
-        self.caller.outbox.close();
-        self.caller.outbox.drain();
-        self.plane.places.remove(&self.inbound);
+        self.caller.end();
+        self.answering.callers.places.remove(&self.inbound);
     }
 }
 
@@ -243,13 +103,13 @@ impl Serving {
     pub(super) fn new(
         caller: Arc<Caller>,
         inbound: Arc<Inbound>,
-        admitted: Admitted,
-        plane: Arc<DataPlane>,
+        admitted: AdmittedCaller,
+        answering: Arc<Answering>,
     ) -> Self {
         Serving {
             caller,
             inbound,
-            plane,
+            answering,
             _admitted: admitted,
         }
     }
@@ -259,23 +119,23 @@ impl Serving {
         let Serving {
             caller,
             inbound,
-            plane,
+            answering,
             _admitted: _,
         } = &self;
         let peer = &inbound.peer.name;
-        connection.set_frame_limit(wire::max_frame_bytes(plane.max_payload_bytes));
-        let heard = Heard::default();
+        connection.set_frame_limit(wire::max_frame_bytes(answering.runtime.max_payload_bytes()));
+        let heard = Activity::default();
         let serving = pump::pump(
             &mut *connection,
             &caller.outbox,
             &heard,
             Terms {
                 reading: Reading::WhileAnswersGo,
-                frame_limit: wire::max_frame_bytes(caller.max_payload_bytes),
+                frame_limit: wire::max_frame_bytes(caller.max_payload_bytes()),
             },
             |frame| {
-                inbound.handle(&plane.places, || {
-                    handle(frame, &inbound.peer, caller, plane)
+                inbound.handle(&answering.callers.places, || {
+                    handle(frame, &inbound.peer, caller, answering)
                 })
             },
             // Replies are encoded with that limit, and everything else is short.
@@ -286,10 +146,8 @@ impl Serving {
                 Ok(()) => return,
                 Err(why) => why,
             },
-            () = inbound.replaced() => "a later one has taken its place".to_owned(),
-            () = inbound.forsaken(&heard, |node| plane.is_up_as(node)) => {
-                "nothing was heard on it for long".to_owned()
-            }
+            () = inbound.replaced() => LaneError::Replaced,
+            () = inbound.forsaken(&heard, |node| answering.peers.is_up_as(node)) => LaneError::Silent,
         };
         tracing::debug!(%peer, why = %Escaped(why), "a data connection from a peer is gone");
     }
@@ -299,17 +157,18 @@ fn handle(
     frame: Frame,
     peer: &NodeId,
     caller: &Arc<Caller>,
-    plane: &DataPlane,
-) -> Result<(), String> {
+    answering: &Answering,
+) -> Result<(), FrameError> {
     match frame.kind {
         kind::CALL => {
             let (header, message) = wire::split::<CallHeader>(&frame.body)?;
-            plane
+            answering
+                .runtime
                 .counters
                 .calls_received
                 .fetch_add(1, Ordering::Relaxed);
             let timeout = header.timeout();
-            match plane.local(header.sequence) {
+            match answering.local.get(header.sequence) {
                 Some(mailbox) => mailbox.call(
                     message,
                     header.format,
@@ -324,11 +183,12 @@ fn handle(
         kind::BOUNDED => {
             let (header, message) = wire::split::<BoundedHeader>(&frame.body)?;
             let BoundedHeader { call, refuse_at } = header;
-            plane
+            answering
+                .runtime
                 .counters
                 .calls_received
                 .fetch_add(1, Ordering::Relaxed);
-            match plane.local(call.sequence) {
+            match answering.local.get(call.sequence) {
                 Some(mailbox) => mailbox.call_bounded(
                     message,
                     call.format,
@@ -342,22 +202,23 @@ fn handle(
         }
         kind::CAST => {
             let (header, message) = wire::split::<CastHeader>(&frame.body)?;
-            plane
+            answering
+                .runtime
                 .counters
                 .casts_received
                 .fetch_add(1, Ordering::Relaxed);
-            let taken = plane.local(header.sequence).is_some_and(|mailbox| {
+            let taken = answering.local.get(header.sequence).is_some_and(|mailbox| {
                 mailbox.cast(message, header.format, Some(Arc::clone(caller)))
             });
             if !taken {
-                plane.count_dropped_cast(&caller.peer);
+                answering.runtime.counters.count_dropped_cast(caller.peer());
             }
         }
         kind::KEYED => {
             let (header, message) = wire::split::<KeyedHeader>(&frame.body)?;
-            take_keyed(header, message, caller, plane);
+            take_keyed(header, message, caller, answering);
         }
-        kind::TOKEN => plane.take_token(peer, frame.body),
+        kind::TOKEN => answering.tokens.take(peer, frame.body),
         kind::CANCEL => {
             let (number, _) = wire::split::<u64>(&frame.body)?;
             caller.cancel(number);
@@ -372,24 +233,24 @@ fn handle(
             }
         }
         kind::PING => caller.push(wire::empty(kind::PONG)),
-        kind::GONE_AWAY => caller.gone.store(true, Ordering::Release),
+        kind::GONE_AWAY => caller.goes(),
         kind::FENCED => {
             let (number, _) = wire::split::<u64>(&frame.body)?;
-            caller.fence.fetch_max(number, Ordering::AcqRel);
+            caller.passes(number);
         }
-        kind::BROADCAST => plane.deliver(caller, &frame.body)?,
+        kind::BROADCAST => answering.deliver(caller, &frame.body)?,
         // Of a later minor version.
         _ => {}
     }
     Ok(())
 }
 
-fn take_keyed(header: KeyedHeader, message: Bytes, caller: &Arc<Caller>, plane: &DataPlane) {
+fn take_keyed(header: KeyedHeader, message: Bytes, caller: &Arc<Caller>, answering: &Answering) {
     let KeyedHeader { call, is_cast, key } = header;
     let counter = if is_cast {
-        &plane.counters.casts_received
+        &answering.runtime.counters.casts_received
     } else {
-        &plane.counters.calls_received
+        &answering.runtime.counters.calls_received
     };
     counter.fetch_add(1, Ordering::Relaxed);
     let reach = Reach::Remote {
@@ -405,7 +266,7 @@ fn take_keyed(header: KeyedHeader, message: Bytes, caller: &Arc<Caller>, plane: 
     let letter = Letter::new(key, message, call.format, is_cast, deadline, reach);
     let letter = std::cell::Cell::new(Some(letter));
     // A letter that nobody takes says by itself that it has not run.
-    plane.with_local(call.sequence, |mailbox| {
+    answering.local.with(call.sequence, |mailbox| {
         match (mailbox.keyed(), letter.take()) {
             (Some(keyed), Some(letter)) => keyed.deliver(letter),
             (None, Some(letter)) => letter.refuse(Failure::Incompatible { theirs: 0 }),

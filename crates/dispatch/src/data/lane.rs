@@ -1,33 +1,38 @@
 //! The calling side of one data connection: dialled when first needed, suspended when silent, never on a caller's path.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
-use bytes::Bytes;
 use keydispatch_core::message::{Address, Frame};
 use keydispatch_core::silence::PING_AFTER;
 use keydispatch_core::{NodeId, NodeName, ServiceInfo};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
+use super::activity::Activity;
 use super::contact::Contact;
-use super::outbox::{Outbox, Rejected};
+use super::error::LaneError;
+use super::lane_runtime::LaneRuntime;
+use super::outbox::{Outbox, PushError};
 use super::pump::{self, Reading, Terms};
 use super::reach::{Target, Unreached};
-use super::wire::{self, Outgoing, kind};
-use super::{DataPlane, Heard};
+use super::wire::{self, FrameError, Outgoing, kind};
 use crate::backlog::Share;
 use crate::call::{CallError, Failure, Unsent};
 use crate::trace;
 use crate::transport::Connection;
 
+mod calls;
 mod pending;
 mod renew;
 mod stuck;
 mod waiting;
 
+pub(crate) use pending::Outcome;
 use pending::Pending;
+
+use crate::mutex::Mutex;
 
 /// Frames that wait for the connection's task.
 const MAX_FRAMES: usize = 1 << 16;
@@ -49,34 +54,6 @@ const LASTING: Duration = PING_AFTER;
 
 /// Why nothing goes to a node any more.
 const DOWN: &str = "the node is down";
-
-/// What became of a call, as far as the connection knows.
-#[derive(Debug)]
-pub(crate) enum Outcome {
-    Reply(Bytes),
-    /// The same, with what waits there.
-    Told {
-        depth: u8,
-        reply: Bytes,
-    },
-    /// It was refused by what waits there: it has not run.
-    Refused {
-        depth: u8,
-    },
-    Failed(Failure),
-    /// The connection broke after the call was sent.
-    Lost,
-    /// The call did not get out.
-    NotSent {
-        why: Arc<str>,
-        /// True where views and connections are about to agree again.
-        settling: bool,
-    },
-    /// Nor did this one, and never will: the peer takes at most so many bytes.
-    TooLarge {
-        limit: usize,
-    },
-}
 
 mod status {
     pub(super) const IDLE: u8 = 0;
@@ -114,7 +91,7 @@ pub(crate) struct Lane {
     /// Told when `suspended` changes.
     turned: Notify,
     broken: Mutex<Broken>,
-    heard: Heard,
+    heard: Activity,
 }
 
 impl Lane {
@@ -149,7 +126,7 @@ impl Lane {
                 why: "never dialled".into(),
                 silent_since: None,
             }),
-            heard: Heard::default(),
+            heard: Activity::default(),
         })
     }
 
@@ -192,21 +169,21 @@ impl Lane {
     }
 
     /// The longest payload that both sides take, in bytes, as far as the peer has said.
-    pub(crate) fn max_payload_bytes(&self, plane: &DataPlane) -> usize {
+    pub(crate) fn max_payload_bytes(&self, runtime: &LaneRuntime) -> usize {
         self.target
             .contact
-            .max_payload_bytes(plane.max_payload_bytes)
+            .max_payload_bytes(runtime.max_payload_bytes())
     }
 
     /// Sends a call; the receiver gets exactly one outcome. Where there is no connection it waits for one that is about to be
     /// dialled, or fails at once.
     pub(crate) fn call(
         self: &Arc<Self>,
-        plane: &Arc<DataPlane>,
+        runtime: &Arc<LaneRuntime>,
         waits: bool,
         encode: impl FnOnce(u64) -> Result<Outgoing, CallError>,
     ) -> Result<PendingCall, Unsent> {
-        self.ensure(plane, waits)?;
+        self.ensure(runtime, waits)?;
         let losses = self.losses.load(Ordering::SeqCst);
         let (sender, receiver) = oneshot::channel();
         let number = self.expect(sender)?;
@@ -217,7 +194,7 @@ impl Lane {
             done: false,
         };
         let frame = encode(number)?;
-        self.push(plane, frame)?;
+        self.push(runtime, frame)?;
         // Rule: a connection that broke before this call was queued has not carried it.
         if self.losses.load(Ordering::SeqCst) != losses
             && !self.waits_for(number)
@@ -231,44 +208,44 @@ impl Lane {
     /// Sends a frame that nobody answers.
     pub(crate) fn send(
         self: &Arc<Self>,
-        plane: &Arc<DataPlane>,
+        runtime: &Arc<LaneRuntime>,
         frame: impl Into<Outgoing>,
     ) -> Result<(), Unsent> {
-        self.ensure(plane, true)?;
-        self.push(plane, frame)
+        self.ensure(runtime, true)?;
+        self.push(runtime, frame)
     }
 
     fn push(
         self: &Arc<Self>,
-        plane: &Arc<DataPlane>,
+        runtime: &Arc<LaneRuntime>,
         frame: impl Into<Outgoing>,
     ) -> Result<(), Unsent> {
         self.outbox.push(frame).map_err(|rejected| match rejected {
-            Rejected::Full => Unsent::from(CallError::Overloaded {
+            PushError::Full => Unsent::from(CallError::Overloaded {
                 node: self.target.peer.name.clone(),
             }),
-            Rejected::Closed => self.settling(DOWN),
-            Rejected::Sealed => self.goes_away(),
+            PushError::Closed => self.settling(DOWN),
+            PushError::Sealed => self.goes_away(),
         })?;
         // The connection may have ended since it was looked at: then this frame was either failed with the others, or
         // waits for the next connection.
-        self.see_to_what_waits(plane);
+        self.see_to_what_waits(runtime);
         Ok(())
     }
 
     /// Rule: whoever queues a frame looks afterwards whether a task is there for it, and a task that ends looks afterwards
     /// whether something was queued. One of the two sees the other.
-    fn see_to_what_waits(self: &Arc<Self>, plane: &Arc<DataPlane>) {
+    fn see_to_what_waits(self: &Arc<Self>, runtime: &Arc<LaneRuntime>) {
         if self.status.load(Ordering::SeqCst) == status::RUNNING || !self.outbox.has_new() {
             return;
         }
-        if let Err(unsent) = self.ensure(plane, true) {
-            self.give_up(plane, &unsent.error.to_string(), unsent.settling);
+        if let Err(unsent) = self.ensure(runtime, true) {
+            self.give_up(runtime, &unsent.error.to_string(), unsent.settling);
         }
     }
 
     /// Sees to it that there is a connection, or will be soon; what does not wait goes without where there was none just now.
-    fn ensure(self: &Arc<Self>, plane: &Arc<DataPlane>, waits: bool) -> Result<(), Unsent> {
+    fn ensure(self: &Arc<Self>, runtime: &Arc<LaneRuntime>, waits: bool) -> Result<(), Unsent> {
         if self.going.load(Ordering::Relaxed) {
             return Err(self.goes_away());
         }
@@ -290,29 +267,30 @@ impl Lane {
             status::CLOSED => Err(self.settling(DOWN)),
             _ => {
                 self.status.store(status::RUNNING, Ordering::SeqCst);
-                plane.spawn(Arc::clone(self).run(Arc::clone(plane)));
+                let running = Arc::clone(self).run(Arc::clone(runtime));
+                runtime.spawn("data connection to a peer", running);
                 Ok(())
             }
         }
     }
 
     fn broken(&self) -> MutexGuard<'_, Broken> {
-        self.broken.lock().unwrap_or_else(PoisonError::into_inner)
+        self.broken.lock()
     }
 
     /// One connection after the other, as long as it is needed: those that take the place of one that is stuck, and those
     /// that are dialled again for what waits.
-    async fn run(self: Arc<Self>, plane: Arc<DataPlane>) {
-        let running = Running {
+    async fn run(self: Arc<Self>, runtime: Arc<LaneRuntime>) {
+        let running = RunningLane {
             lane: &self,
-            plane: &plane,
+            runtime: &runtime,
         };
         loop {
             let dialled = Instant::now();
-            let unreached = match self.connect(&plane).await {
+            let unreached = match self.connect(&runtime).await {
                 Ok(connection) => {
                     let connected = Instant::now();
-                    let Some(why) = self.serve_on(connection, &plane).await else {
+                    let Some(why) = self.serve_on(connection, &runtime).await else {
                         return running.retire();
                     };
                     self.fail_sent();
@@ -327,7 +305,7 @@ impl Lane {
                 Err(unreached) => unreached,
             };
             self.failed(&unreached);
-            if !self.goes_on(&plane, &unreached.why) {
+            if !self.goes_on(&runtime, &unreached.why) {
                 return running.end(&unreached.why);
             }
         }
@@ -338,16 +316,16 @@ impl Lane {
     async fn serve_on(
         self: &Arc<Self>,
         mut connection: Box<dyn Connection>,
-        plane: &Arc<DataPlane>,
-    ) -> Option<String> {
+        runtime: &Arc<LaneRuntime>,
+    ) -> Option<LaneError> {
         loop {
             self.connected.store(true, Ordering::SeqCst);
-            let served = self.serve(connection, plane).await;
+            let served = self.serve(connection, runtime).await;
             self.connected.store(false, Ordering::SeqCst);
             match served {
-                Served::Ended(why) => return Some(why),
-                Served::Idle => return None,
-                Served::Moved(other) => connection = other,
+                ServingEnd::Ended(why) => return Some(why),
+                ServingEnd::Idle => return None,
+                ServingEnd::Moved(other) => connection = other,
             }
         }
     }
@@ -355,10 +333,10 @@ impl Lane {
     async fn serve(
         self: &Arc<Self>,
         mut connection: Box<dyn Connection>,
-        plane: &Arc<DataPlane>,
-    ) -> Served {
-        connection.set_frame_limit(wire::max_frame_bytes(plane.max_payload_bytes));
-        self.heard.now();
+        runtime: &Arc<LaneRuntime>,
+    ) -> ServingEnd {
+        connection.set_frame_limit(wire::max_frame_bytes(runtime.max_payload_bytes()));
+        self.heard.record_read();
         let outdated = connection.outdated();
         let serving = pump::pump(
             &mut *connection,
@@ -367,29 +345,29 @@ impl Lane {
             Terms {
                 reading: Reading::Always,
                 // What was queued before the peer had said what it takes.
-                frame_limit: wire::max_frame_bytes(self.max_payload_bytes(plane)),
+                frame_limit: wire::max_frame_bytes(self.max_payload_bytes(runtime)),
             },
             |frame| self.handle(&frame),
-            |frame| self.refuse(plane, &frame),
+            |frame| self.refuse(runtime, &frame),
         );
         let renewed = tokio::select! {
             ended = serving => return match ended {
                 Ok(()) if self.going.load(Ordering::Relaxed) => {
                     self.read_to_the_end(connection).await;
-                    Served::Idle
+                    ServingEnd::Idle
                 }
-                Ok(()) => Served::Ended(DOWN.to_owned()),
+                Ok(()) => ServingEnd::Ended(LaneError::Down),
                 // Nobody waits, and nothing was lost: it was idle for the peer.
-                Err(why) if why == pump::CLOSED_BY_PEER && self.has_nothing_to_do() => Served::Idle,
-                Err(why) => Served::Ended(why),
+                Err(LaneError::ClosedByPeer) if self.has_nothing_to_do() => ServingEnd::Idle,
+                Err(why) => ServingEnd::Ended(why),
             },
-            () = self.watch() => return Served::Idle,
-            other = self.replacement(plane) => return Served::Moved(other),
-            renewed = self.renewed(plane, outdated) => renewed,
+            () = self.watch() => return ServingEnd::Idle,
+            other = self.replacement(runtime) => return ServingEnd::Moved(other),
+            renewed = self.renewed(runtime, outdated) => renewed,
         };
-        match self.hand_over(plane, connection, renewed).await {
-            Ok(connection) => Served::Moved(connection),
-            Err(why) => Served::Ended(why),
+        match self.hand_over(runtime, connection, renewed).await {
+            Ok(connection) => ServingEnd::Moved(connection),
+            Err(why) => ServingEnd::Ended(why),
         }
     }
 
@@ -397,9 +375,9 @@ impl Lane {
         self.outbox.len() == 0 && self.pending() == 0
     }
 
-    fn handle(&self, frame: &Frame) -> Result<(), String> {
+    fn handle(&self, frame: &Frame) -> Result<(), FrameError> {
         if self.suspended.load(Ordering::Relaxed) {
-            self.heard.now();
+            self.heard.record_read();
             self.suspend(false);
         }
         match frame.kind {
@@ -438,11 +416,13 @@ impl Lane {
     }
 
     /// Rule: what is longer than the peer takes fails alone: sent, it would cost all others their connection.
-    fn refuse(&self, plane: &DataPlane, outgoing: &Outgoing) {
-        let limit = self.max_payload_bytes(plane);
+    fn refuse(&self, runtime: &LaneRuntime, outgoing: &Outgoing) {
+        let limit = self.max_payload_bytes(runtime);
         match outgoing.as_call() {
             Some(header) => self.complete(header.number, Outcome::TooLarge { limit }),
-            None => plane.count_too_large(&self.target.peer.name, limit),
+            None => runtime
+                .counters
+                .count_too_large(&self.target.peer.name, limit),
         }
     }
 
@@ -473,7 +453,7 @@ impl Lane {
     }
 
     /// The connection was idle, with nobody waiting for a reply: the next call dials again.
-    fn retire(self: &Arc<Self>, plane: &Arc<DataPlane>) {
+    fn retire(self: &Arc<Self>, runtime: &Arc<LaneRuntime>) {
         {
             let _state = self.broken();
             // It may have been closed meanwhile: then it stays so.
@@ -485,11 +465,11 @@ impl Lane {
             );
         }
         // What came in this very moment waits for the next connection.
-        self.see_to_what_waits(plane);
+        self.see_to_what_waits(runtime);
     }
 
     /// There is no connection, and none is dialled for what waits.
-    fn end(self: &Arc<Self>, plane: &Arc<DataPlane>, why: &str) {
+    fn end(self: &Arc<Self>, runtime: &Arc<LaneRuntime>, why: &str) {
         {
             let _state = self.broken();
             let _ = self.status.compare_exchange(
@@ -500,11 +480,11 @@ impl Lane {
             );
         }
         if self.peer_goes.load(Ordering::SeqCst) {
-            self.give_up(plane, why, true);
+            self.give_up(runtime, why, true);
         } else if !self.target.contact.is_patient() {
-            self.give_up(plane, why, false);
+            self.give_up(runtime, why, false);
         }
-        self.see_to_what_waits(plane);
+        self.see_to_what_waits(runtime);
     }
 
     fn not_sent(&self, why: &str) -> CallError {
@@ -516,8 +496,8 @@ impl Lane {
 }
 
 /// How the serving of a connection ended.
-enum Served {
-    Ended(String),
+enum ServingEnd {
+    Ended(LaneError),
     /// It was closed with nobody waiting for it.
     Idle,
     /// This one has taken its place.
@@ -525,24 +505,24 @@ enum Served {
 }
 
 /// Rule: however a lane's task ends, also by a panic, what waits for it fails, and the next call may dial again.
-struct Running<'a> {
+struct RunningLane<'a> {
     lane: &'a Arc<Lane>,
-    plane: &'a Arc<DataPlane>,
+    runtime: &'a Arc<LaneRuntime>,
 }
 
-impl Running<'_> {
+impl RunningLane<'_> {
     fn end(self, why: &str) {
-        self.lane.end(self.plane, why);
+        self.lane.end(self.runtime, why);
         std::mem::forget(self);
     }
 
     fn retire(self) {
-        self.lane.retire(self.plane);
+        self.lane.retire(self.runtime);
         std::mem::forget(self);
     }
 }
 
-impl Drop for Running<'_> {
+impl Drop for RunningLane<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             tracing::error!(peer = %self.lane.target.peer.name, "the task of a data connection panicked");
@@ -551,8 +531,8 @@ impl Drop for Running<'_> {
         let unreached = Unreached::answered("the connection's task has ended");
         self.lane.fail_sent();
         self.lane.failed(&unreached);
-        self.lane.look_over(self.plane, Some(&unreached.why));
-        self.lane.end(self.plane, &unreached.why);
+        self.lane.look_over(self.runtime, Some(&unreached.why));
+        self.lane.end(self.runtime, &unreached.why);
     }
 }
 

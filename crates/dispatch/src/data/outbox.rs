@@ -1,13 +1,14 @@
 //! Frames on their way to one connection's task: bounded, and handed over all at once.
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::task::{Context, Poll, Waker};
 
 use keydispatch_core::message::Frame;
 
 use super::wire::{Outgoing, kind};
 use crate::backlog::Share;
+use crate::mutex::Mutex;
 
 /// Replies of so many bytes together are always taken.
 ///
@@ -17,7 +18,7 @@ const ALWAYS_BYTES: usize = 1024 * 1024;
 
 /// Why a frame was not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Rejected {
+pub(crate) enum PushError {
     Full,
     Closed,
     /// The last that is new was sent already.
@@ -25,7 +26,7 @@ pub(crate) enum Rejected {
 }
 
 #[derive(Debug, Default)]
-struct Inner {
+struct OutboxInner {
     frames: Vec<Outgoing>,
     bytes: usize,
     closed: bool,
@@ -40,7 +41,7 @@ struct Inner {
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Outbox {
-    inner: Mutex<Inner>,
+    inner: Mutex<OutboxInner>,
     max_frames: usize,
     max_bytes: usize,
     /// Where its frames are counted until they are with the connection.
@@ -58,19 +59,19 @@ impl Outbox {
     }
 
     /// Takes a frame, unless it is full. One frame is always taken, however large, where the node has room for it.
-    pub(crate) fn push(&self, frame: impl Into<Outgoing>) -> Result<(), Rejected> {
+    pub(crate) fn push(&self, frame: impl Into<Outgoing>) -> Result<(), PushError> {
         let frame = frame.into();
         let bytes = frame.bytes();
         let mut inner = self.lock();
         if inner.closed {
-            return Err(Rejected::Closed);
+            return Err(PushError::Closed);
         }
         if inner.sealed && kind::is_new(frame.frame.kind) {
-            return Err(Rejected::Sealed);
+            return Err(PushError::Sealed);
         }
         let full = inner.frames.len() >= self.max_frames || inner.bytes + bytes > self.max_bytes;
         if full && !inner.frames.is_empty() {
-            return Err(Rejected::Full);
+            return Err(PushError::Full);
         }
         let always = match frame.frame.kind {
             kind::REPLY => inner.bytes + bytes <= ALWAYS_BYTES,
@@ -79,7 +80,7 @@ impl Outbox {
         if always {
             self.share.force(bytes);
         } else if !self.share.add(bytes) {
-            return Err(Rejected::Full);
+            return Err(PushError::Full);
         }
         inner.bytes += bytes;
         inner.frames.push(frame);
@@ -239,8 +240,8 @@ impl Outbox {
         self.lock().frames.len()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, OutboxInner> {
+        self.inner.lock()
     }
 }
 
@@ -273,7 +274,7 @@ mod tests {
         let outbox = Outbox::new(100, usize::MAX, backlog.share());
         assert_eq!(outbox.push(large(kind::CAST, 300)), Ok(()));
         assert_eq!(outbox.push(large(kind::CAST, 300)), Ok(()));
-        assert_eq!(outbox.push(large(kind::CAST, 600)), Err(Rejected::Full));
+        assert_eq!(outbox.push(large(kind::CAST, 600)), Err(PushError::Full));
         // What has to be said is said.
         assert_eq!(outbox.push(large(kind::FAILURE, 600)), Ok(()));
         assert_eq!(backlog.waiting(), 1_200);
@@ -304,9 +305,9 @@ mod tests {
         let other = backlog.share();
         other.force(2_000);
         let outbox = Outbox::new(100, usize::MAX, backlog.share());
-        assert_eq!(outbox.push(large(kind::CALL, 1)), Err(Rejected::Full));
+        assert_eq!(outbox.push(large(kind::CALL, 1)), Err(PushError::Full));
         assert_eq!(outbox.push(large(kind::REPLY, ALWAYS_BYTES)), Ok(()));
-        assert_eq!(outbox.push(large(kind::REPLY, 1)), Err(Rejected::Full));
+        assert_eq!(outbox.push(large(kind::REPLY, 1)), Err(PushError::Full));
     }
 
     #[test]
@@ -317,13 +318,13 @@ mod tests {
             body: vec![0; 100].into(),
         };
         assert_eq!(outbox.push(large.clone()), Ok(()));
-        assert_eq!(outbox.push(large), Err(Rejected::Full));
+        assert_eq!(outbox.push(large), Err(PushError::Full));
         assert_eq!(outbox.drain().len(), 1);
         assert_eq!(outbox.push(wire::empty(65)), Ok(()));
         assert_eq!(outbox.push(wire::empty(65)), Ok(()));
-        assert_eq!(outbox.push(wire::empty(65)), Err(Rejected::Full));
+        assert_eq!(outbox.push(wire::empty(65)), Err(PushError::Full));
         outbox.close();
-        assert_eq!(outbox.push(wire::empty(65)), Err(Rejected::Closed));
+        assert_eq!(outbox.push(wire::empty(65)), Err(PushError::Closed));
         assert_eq!(outbox.len(), 2);
     }
 
@@ -334,7 +335,7 @@ mod tests {
         outbox.seal(Some(wire::empty(kind::GONE_AWAY)));
         outbox.seal(Some(wire::empty(kind::GONE_AWAY)));
         for new in [kind::CALL, kind::CAST, kind::BROADCAST] {
-            assert_eq!(outbox.push(wire::empty(new)), Err(Rejected::Sealed));
+            assert_eq!(outbox.push(wire::empty(new)), Err(PushError::Sealed));
         }
         for other in [kind::CANCEL, kind::PING, kind::FENCED] {
             assert_eq!(outbox.push(wire::empty(other)), Ok(()));

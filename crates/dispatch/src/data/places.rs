@@ -6,14 +6,16 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use keydispatch_core::message::{DataLink, Hello};
 use keydispatch_core::{NodeId, NodeName};
 use tokio::sync::Notify;
 
-use super::Heard;
+use super::activity::Activity;
+use super::wire::FrameError;
+use crate::mutex::Mutex;
 
 /// Most connections that peers may have open to this node's data lane: 300 nodes with some each.
 const MAX_INBOUND: usize = 8_192;
@@ -47,8 +49,8 @@ impl Inbound {
     pub(super) fn handle(
         &self,
         places: &Places,
-        handle: impl FnOnce() -> Result<(), String>,
-    ) -> Result<(), String> {
+        handle: impl FnOnce() -> Result<(), FrameError>,
+    ) -> Result<(), FrameError> {
         if !self.speaks.load(Ordering::Relaxed) {
             places.first_frame(self);
             self.speaks.store(true, Ordering::Relaxed);
@@ -63,7 +65,7 @@ impl Inbound {
     }
 
     /// Waits until there is nobody any more on the other side.
-    pub(super) async fn forsaken(&self, heard: &Heard, is_up: impl Fn(&NodeId) -> bool) {
+    pub(super) async fn forsaken(&self, heard: &Activity, is_up: impl Fn(&NodeId) -> bool) {
         loop {
             tokio::time::sleep(LOOK).await;
             let silent = heard.since();
@@ -80,7 +82,7 @@ impl Inbound {
     }
 
     fn lock(&self) -> MutexGuard<'_, bool> {
-        self.over.lock().unwrap_or_else(PoisonError::into_inner)
+        self.over.lock()
     }
 
     fn precedes(&self, later: &Inbound) -> bool {
@@ -165,7 +167,7 @@ impl Places {
     }
 
     fn lock(&self) -> MutexGuard<'_, Open> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        self.open.lock()
     }
 }
 

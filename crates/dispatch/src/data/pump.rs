@@ -2,14 +2,15 @@
 
 use std::future::poll_fn;
 use std::pin::pin;
-use std::task::Poll;
+use std::task::{Context, Poll};
 
 use keydispatch_core::Escaped;
 use keydispatch_core::message::Frame;
 
-use super::Heard;
+use super::activity::Activity;
+use super::error::LaneError;
 use super::outbox::Outbox;
-use super::wire::{self, Outgoing, kind};
+use super::wire::{self, FrameError, Outgoing, kind};
 use crate::transport::Connection;
 
 /// Frames read before others get their turn.
@@ -28,9 +29,6 @@ const TURN_BYTES: usize = 512 * 1024;
 /// Rule: who answers says something at least this often while bytes arrive. Otherwise a caller whose link is slow would
 /// hear nothing as long as its requests are on their way, with its pings behind them.
 const SIGN_OF_LIFE_MICROS: u64 = 125_000;
-
-/// Why a connection ended that the peer closed between two frames.
-pub(super) const CLOSED_BY_PEER: &str = "closed by the peer";
 
 /// Whether frames are read while many bytes are on their way out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,122 +64,96 @@ impl Drop for Taken<'_> {
     }
 }
 
+/// What a turn of the pump read.
+struct Read {
+    /// A frame, at least.
+    some: bool,
+    /// More may have arrived than was read.
+    more: bool,
+    bytes: usize,
+}
+
+/// What a turn of the pump wrote.
+struct Written {
+    /// There may be more to write.
+    more: bool,
+    bytes: usize,
+}
+
+/// Runs one connection: [`poll`](Self::poll) reads, writes and flushes, and reads again as long as there is something to do.
+///
+/// Dropped, it leaves what was not sent in the outbox.
+struct Pump<'a, F, T> {
+    connection: &'a mut dyn Connection,
+    taken: Taken<'a>,
+    heard: &'a Activity,
+    terms: Terms,
+    on_frame: F,
+    on_too_long: T,
+    /// The outbox is closed, and all of it was taken.
+    closed: bool,
+    /// Bytes that had arrived at the last look.
+    received: u64,
+    /// Since when bytes arrived and nothing was said.
+    unanswered: Option<u64>,
+}
+
 /// Runs until the outbox is closed and flushed (`Ok`), or the connection is gone (why). A frame that is longer than the
 /// other side takes is not sent, but handed back.
 pub(super) async fn pump(
     connection: &mut dyn Connection,
     outbox: &Outbox,
-    heard: &Heard,
+    heard: &Activity,
     terms: Terms,
-    mut on_frame: impl FnMut(Frame) -> Result<(), String>,
-    mut on_too_long: impl FnMut(Outgoing),
-) -> Result<(), String> {
-    let Terms {
-        reading,
-        frame_limit,
-    } = terms;
-    let mut taken = Taken {
-        outbox,
-        next_last: Vec::new(),
+    on_frame: impl FnMut(Frame) -> Result<(), FrameError>,
+    on_too_long: impl FnMut(Outgoing),
+) -> Result<(), LaneError> {
+    let received = connection.meter().bytes();
+    let mut pump = Pump {
+        connection,
+        taken: Taken {
+            outbox,
+            next_last: Vec::new(),
+        },
+        heard,
+        terms,
+        on_frame,
+        on_too_long,
+        closed: false,
+        received,
+        unanswered: None,
     };
-    let mut closed = false;
-    let mut received = connection.meter().bytes();
-    // Since when bytes arrived and nothing was said.
-    let mut unanswered = None;
-    poll_fn(|cx| {
+    poll_fn(|cx| pump.poll(cx)).await
+}
+
+impl<F, T> Pump<'_, F, T>
+where
+    F: FnMut(Frame) -> Result<(), FrameError>,
+    T: FnMut(Outgoing),
+{
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LaneError>> {
         let mut turn = 0;
         loop {
             // What is not looked at now is looked at once there is room.
-            let mut busy = connection.buffered() >= WRITE_AHEAD_BYTES;
-            // More may have arrived than was read.
+            let mut busy = !self.has_room();
             let mut unread = false;
-            if reading == Reading::Always || connection.buffered() < WRITE_AHEAD_BYTES {
-                unread = true;
-                let mut heard_some = false;
-                let mut bytes = 0;
-                for _ in 0..READ_BUDGET {
-                    if bytes >= READ_BUDGET_BYTES {
-                        break;
-                    }
-                    match connection.poll_frame(cx) {
-                        Poll::Ready(Some(Ok(frame))) => {
-                            heard_some = true;
-                            bytes += frame.body.len();
-                            if let Err(why) = on_frame(frame) {
-                                let peer = connection.peer();
-                                tracing::warn!(
-                                    peer = %Escaped(peer),
-                                    why = %Escaped(&why),
-                                    "closing a data connection: the peer sent a frame that does not decode"
-                                );
-                                return Poll::Ready(Err(why));
-                            }
-                        }
-                        Poll::Ready(Some(Err(error))) => {
-                            error.complain(connection.peer());
-                            return Poll::Ready(Err(error.to_string()));
-                        }
-                        Poll::Ready(None) => {
-                            return Poll::Ready(Err(CLOSED_BY_PEER.to_owned()));
-                        }
-                        Poll::Pending => {
-                            unread = false;
-                            break;
-                        }
-                    }
-                }
-                busy |= heard_some;
-                turn += bytes;
-                if connection.meter().bytes() != received {
-                    received = connection.meter().bytes();
-                    let now = heard.now();
-                    let since = *unanswered.get_or_insert(now);
-                    if reading == Reading::WhileAnswersGo && now - since >= SIGN_OF_LIFE_MICROS {
-                        unanswered = None;
-                        connection.send(wire::empty(kind::PONG));
-                    }
-                }
+            if self.terms.reading == Reading::Always || self.has_room() {
+                let read = self.poll_read(cx)?;
+                unread = read.more;
+                busy |= read.some;
+                turn += read.bytes;
             }
-            if connection.buffered() < WRITE_AHEAD_BYTES && !closed {
-                // Rule: it does not wait before the outbox was asked and had nothing. After what was left of an earlier take
-                // it was not: whatever came meanwhile woke nobody, and would lie there until a timer looks.
-                busy |= !taken.next_last.is_empty();
-                if taken.next_last.is_empty()
-                    && let Poll::Ready(end) = outbox.poll_take(cx, &mut taken.next_last)
-                {
-                    closed = end;
-                    busy |= !end;
-                    taken.next_last.reverse();
-                }
-                if !taken.next_last.is_empty() {
-                    heard.said();
-                    unanswered = None;
-                }
-                let mut sent = 0;
-                while connection.buffered() < WRITE_AHEAD_BYTES
-                    && let Some(frame) = taken.next_last.pop()
-                {
-                    sent += frame.bytes();
-                    // With its kind.
-                    if frame.bytes() >= frame_limit {
-                        on_too_long(frame);
-                    } else {
-                        connection.send_with(frame.frame, frame.rest);
-                    }
-                }
-                outbox.sent(sent);
-                turn += sent;
-                busy |= !taken.next_last.is_empty();
+            if self.has_room() && !self.closed {
+                let written = self.poll_write(cx);
+                busy |= written.more;
+                turn += written.bytes;
             }
-            if connection.buffered() > 0 {
-                match connection.poll_flush(cx) {
-                    Poll::Ready(Ok(())) => {}
-                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error.to_string())),
-                    Poll::Pending if unread && reading == Reading::Always => {}
-                    Poll::Pending => return Poll::Pending,
-                }
+            if self.poll_flush(cx)?.is_pending()
+                && !(unread && self.terms.reading == Reading::Always)
+            {
+                return Poll::Pending;
             }
-            if closed && connection.buffered() == 0 {
+            if self.closed && self.connection.buffered() == 0 {
                 return Poll::Ready(Ok(()));
             }
             if !busy {
@@ -192,14 +164,109 @@ pub(super) async fn pump(
                 return Poll::Pending;
             }
         }
-    })
-    .await
+    }
+
+    fn has_room(&self) -> bool {
+        self.connection.buffered() < WRITE_AHEAD_BYTES
+    }
+
+    /// Handles what has arrived, as much as others can wait for.
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Result<Read, LaneError> {
+        let mut read = Read {
+            some: false,
+            more: true,
+            bytes: 0,
+        };
+        for _ in 0..READ_BUDGET {
+            if read.bytes >= READ_BUDGET_BYTES {
+                break;
+            }
+            match self.connection.poll_frame(cx) {
+                Poll::Ready(Some(Ok(frame))) => {
+                    read.some = true;
+                    read.bytes += frame.body.len();
+                    if let Err(why) = (self.on_frame)(frame) {
+                        let peer = self.connection.peer();
+                        tracing::warn!(
+                            peer = %Escaped(peer),
+                            why = %Escaped(&why),
+                            "closing a data connection: the peer sent a frame that does not decode"
+                        );
+                        return Err(why.into());
+                    }
+                }
+                Poll::Ready(Some(Err(error))) => {
+                    error.log_fault(self.connection.peer());
+                    return Err(error.into());
+                }
+                Poll::Ready(None) => return Err(LaneError::ClosedByPeer),
+                Poll::Pending => {
+                    read.more = false;
+                    break;
+                }
+            }
+        }
+        if self.connection.meter().bytes() != self.received {
+            self.received = self.connection.meter().bytes();
+            let now = self.heard.record_read();
+            let since = *self.unanswered.get_or_insert(now);
+            if self.terms.reading == Reading::WhileAnswersGo && now - since >= SIGN_OF_LIFE_MICROS {
+                self.unanswered = None;
+                self.connection.send(wire::empty(kind::PONG));
+            }
+        }
+        Ok(read)
+    }
+
+    /// Hands the connection what is in the outbox, as much as is written ahead.
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Written {
+        // Rule: it does not wait before the outbox was asked and had nothing. After what was left of an earlier take
+        // it was not: whatever came meanwhile woke nobody, and would lie there until a timer looks.
+        let mut more = !self.taken.next_last.is_empty();
+        if self.taken.next_last.is_empty()
+            && let Poll::Ready(end) = self.taken.outbox.poll_take(cx, &mut self.taken.next_last)
+        {
+            self.closed = end;
+            more |= !end;
+            self.taken.next_last.reverse();
+        }
+        if !self.taken.next_last.is_empty() {
+            self.heard.record_write();
+            self.unanswered = None;
+        }
+        let mut bytes = 0;
+        while self.has_room()
+            && let Some(frame) = self.taken.next_last.pop()
+        {
+            bytes += frame.bytes();
+            // With its kind.
+            if frame.bytes() >= self.terms.frame_limit {
+                (self.on_too_long)(frame);
+            } else {
+                self.connection.send_with(frame.frame, frame.rest);
+            }
+        }
+        self.taken.outbox.sent(bytes);
+        more |= !self.taken.next_last.is_empty();
+        Written { more, bytes }
+    }
+
+    /// Hands the network what the connection holds; pending where it takes no more for now.
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Result<Poll<()>, LaneError> {
+        if self.connection.buffered() == 0 {
+            return Ok(Poll::Ready(()));
+        }
+        match self.connection.poll_flush(cx) {
+            Poll::Ready(Ok(())) => Ok(Poll::Ready(())),
+            Poll::Ready(Err(error)) => Err(error.into()),
+            Poll::Pending => Ok(Poll::Pending),
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-    use std::sync::atomic::Ordering;
     use std::time::Duration;
 
     use keydispatch_core::message::Address;
@@ -231,7 +298,7 @@ mod tests {
         near.set_frame_limit(1 << 20);
         far.set_frame_limit(1 << 20);
         let (calls, replies) = (outbox(), outbox());
-        let (heard_near, heard_far) = (Heard::default(), Heard::default());
+        let (heard_near, heard_far) = (Activity::default(), Activity::default());
         for _ in 0..FRAMES {
             let body = vec![7; 512 * 1024].into();
             calls.push(Frame { kind: 64, body }).unwrap();
@@ -267,7 +334,7 @@ mod tests {
             tokio::select! { ended = calling => ended, ended = answering => ended }
         };
         let ended = tokio::time::timeout(Duration::from_secs(20), both).await;
-        assert_eq!(ended.ok(), Some(Ok(())));
+        assert!(matches!(ended, Ok(Ok(()))), "{ended:?}");
         assert_eq!(replied, FRAMES);
     }
 
@@ -290,7 +357,7 @@ mod tests {
         // A task of its own, which nothing wakes but its outbox and its socket.
         let sent = Arc::clone(&calls);
         let calling = tokio::spawn(async move {
-            let (on_frame, heard) = (|_| Ok(()), Heard::default());
+            let (on_frame, heard) = (|_| Ok(()), Activity::default());
             pump(
                 &mut *near,
                 &sent,
@@ -324,7 +391,7 @@ mod tests {
         let (slow, far) = tokio::join!(dialled, transport.accept());
         let (mut slow, mut far) = (slow.unwrap(), far.unwrap());
         far.set_frame_limit(2 << 20);
-        let (replies, heard) = (outbox(), Heard::default());
+        let (replies, heard) = (outbox(), Activity::default());
         let answering = pump(
             &mut *far,
             &replies,
@@ -352,6 +419,6 @@ mod tests {
         let sign = tokio::time::timeout(Duration::from_secs(20), both).await;
         assert_eq!(sign.ok(), Some([1, 0, 0, 0, kind::PONG]));
         // No frame has arrived as a whole.
-        assert_ne!(heard.heard_micros.load(Ordering::Relaxed), 0);
+        assert_ne!(heard.last_read(), keydispatch_core::Instant::ZERO);
     }
 }

@@ -11,8 +11,8 @@ use keydispatch_core::message::{Address, ControlMessage, DataLink, Hello, Lane, 
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::DataPlane;
 use super::contact::Contact;
+use super::lane_runtime::LaneRuntime;
 use crate::transport::{Connection, DialError};
 
 /// How long dialling and the handshake may take before callers are told that it does not work.
@@ -68,11 +68,11 @@ pub(super) enum Earlier {
 /// Opens a connection within [`CONNECT_TIMEOUT`].
 pub(super) async fn reach(
     target: &Arc<Target>,
-    plane: &Arc<DataPlane>,
+    runtime: &Arc<LaneRuntime>,
     earlier: Earlier,
 ) -> Result<Box<dyn Connection>, Unreached> {
     let begun = Instant::now();
-    let reached = dial(target, plane, earlier).await;
+    let reached = dial(target, runtime, earlier).await;
     let contact = &target.contact;
     match &reached {
         Ok(_) => contact.undialled.over(),
@@ -88,7 +88,7 @@ pub(super) async fn reach(
 /// The same; the first of several dials that comes through.
 async fn dial(
     target: &Arc<Target>,
-    plane: &Arc<DataPlane>,
+    runtime: &Arc<LaneRuntime>,
     earlier: Earlier,
 ) -> Result<Box<dyn Connection>, Unreached> {
     let begun = Instant::now();
@@ -97,15 +97,17 @@ async fn dial(
     let mut next = begun;
     loop {
         if next <= Instant::now() {
-            let (target, plane) = (Arc::clone(target), Arc::clone(plane));
-            dials.spawn(async move { connect(&target, &plane, earlier).await });
+            let (target, runtime) = (Arc::clone(target), Arc::clone(runtime));
+            let tasks = runtime.tasks().clone();
+            let dial = async move { connect(&target, &runtime, earlier).await };
+            dials.spawn(tasks.own("dial of a data connection", dial));
             next += HEAD_START;
         }
         let look_again = next.min(begun + CONNECT_TIMEOUT);
         tokio::select! {
             Some(dialled) = dials.join_next() => match dialled {
                 Ok(Ok(connection)) => {
-                    let opened = &plane.counters.connections_opened;
+                    let opened = &runtime.counters.connections_opened;
                     opened.fetch_add(1, Ordering::Relaxed);
                     return Ok(connection);
                 }
@@ -125,15 +127,15 @@ async fn dial(
 
 async fn connect(
     target: &Target,
-    plane: &DataPlane,
+    runtime: &LaneRuntime,
     earlier: Earlier,
 ) -> Result<Box<dyn Connection>, Unreached> {
-    let transport = plane
+    let transport = runtime
         .transport()
         .ok_or_else(|| Unreached::answered("this node has no network"))?;
     let link = DataLink {
         lane: target.lane,
-        attempt: plane.next_attempt(),
+        attempt: runtime.next_attempt(),
         ends_earlier: earlier == Earlier::End,
     };
     let dialled = transport.dial(&target.address).await;
@@ -143,7 +145,7 @@ async fn connect(
         | DialError::Forbidden { .. } => Unreached::silent(error),
         DialError::Refused { .. } | DialError::Tls { .. } => Unreached::answered(error),
     })?;
-    let ours = plane.hello();
+    let ours = runtime.hello();
     let greeting = ControlMessage::Hello(Hello {
         lane: Lane::Data,
         offers: Offers {

@@ -2,10 +2,12 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use std::time::Duration;
+
 use keydispatch_core::NodeName;
 
-use super::DataPlane;
 use super::parked::Parked;
+use crate::mutex::Mutex;
 
 /// Counters of the data lane, from the node's start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -46,6 +48,8 @@ pub struct DataStats {
     pub max_waiting_bytes: usize,
     /// Messages that were refused, or dropped, because no more may wait.
     pub refused_for_want_of_room: u64,
+    /// Tasks of connections that panicked: a fault of this library. The log has their names.
+    pub task_panics: u64,
     /// Keys whose states are here.
     pub keys: usize,
     /// Handlers of keys that panicked.
@@ -73,48 +77,44 @@ pub(crate) struct Counters {
     pub(crate) connections_opened: AtomicU64,
     pub(crate) key_panics: AtomicU64,
     pub(crate) parked: Parked,
+    /// When a dropped cast was last logged.
+    dropped_cast_logged: Mutex<Option<tokio::time::Instant>>,
 }
 
-impl DataPlane {
-    pub(crate) fn stats(&self) -> DataStats {
-        let counters = &self.counters;
-        let mut stats = DataStats {
-            calls_sent: counters.calls_sent.load(Ordering::Relaxed),
-            calls_received: counters.calls_received.load(Ordering::Relaxed),
-            casts_sent: counters.casts_sent.load(Ordering::Relaxed),
-            casts_unsent: counters.casts_unsent.load(Ordering::Relaxed),
-            casts_received: counters.casts_received.load(Ordering::Relaxed),
-            casts_dropped: counters.casts_dropped.load(Ordering::Relaxed),
-            too_large_for_peer: counters.too_large_for_peer.load(Ordering::Relaxed),
-            undecodable: counters.undecodable.load(Ordering::Relaxed),
-            connections_opened: counters.connections_opened.load(Ordering::Relaxed),
-            connections_inbound: self.places.count() as u64,
-            services: self.local.len(),
-            waiting_bytes: self.backlog.waiting(),
-            max_waiting_bytes: self.backlog.limit(),
-            refused_for_want_of_room: self.backlog.refused(),
-            key_panics: counters.key_panics.load(Ordering::Relaxed),
-            parked: counters.parked.count(),
-            parked_p99: counters.parked.p99(),
-            parked_longest: counters.parked.longest(),
-            ..DataStats::default()
-        };
-        for (_, local) in &self.local.pin() {
-            if let Some(keyed) = local.mailbox.keyed() {
-                stats.keys += keyed.keys();
-            }
+impl Counters {
+    /// A cast of a peer found no room, or nobody.
+    pub(super) fn count_dropped_cast(&self, peer: &NodeName) {
+        const PAUSE: Duration = Duration::from_secs(10);
+        let dropped = self.casts_dropped.fetch_add(1, Ordering::Relaxed) + 1;
+        let mut logged = self.dropped_cast_logged.lock();
+        if logged.is_none_or(|at| at.elapsed() >= PAUSE) {
+            *logged = Some(tokio::time::Instant::now());
+            tracing::warn!(%peer, dropped, "a cast was dropped: its mailbox was full or gone");
         }
-        for (name, peer) in &self.peers.pin() {
-            for lane in &peer.lanes {
-                stats.connections_open += usize::from(lane.is_open());
-                stats.calls_pending += lane.pending();
-                stats.frames_queued += lane.queued();
-            }
-            if peer.lanes.iter().any(|lane| lane.is_suspended()) {
-                stats.suspended.push(name.clone());
-            }
+    }
+
+    /// A cast or a broadcast was not sent because that peer takes at most `limit` bytes.
+    pub(super) fn count_too_large(&self, peer: &NodeName, limit: usize) {
+        let times = self.too_large_for_peer.fetch_add(1, Ordering::Relaxed) + 1;
+        if times.is_power_of_two() {
+            tracing::warn!(%peer, limit, times, "a message was not sent: the peer's max_payload_bytes is smaller");
         }
-        stats.suspended.sort();
-        stats
+    }
+
+    /// Accepted casts were lost before they were written.
+    pub(super) fn count_unsent(&self, casts: u64) {
+        if casts == 0 {
+            return;
+        }
+        let unsent = &self.casts_unsent;
+        let before = unsent.fetch_add(casts, Ordering::Relaxed);
+        let all = before + casts;
+        // Once for each doubling.
+        if before.checked_ilog2() != Some(all.ilog2()) {
+            tracing::warn!(
+                casts_unsent = all,
+                "casts were accepted and not sent: no connection came about in time, or nobody was there to take them"
+            );
+        }
     }
 }

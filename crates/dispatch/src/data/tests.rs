@@ -1,24 +1,31 @@
 //! Data connections over a network that does as it is told, under virtual time.
 
 use std::collections::VecDeque;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
+use bytes::Bytes;
 use keydispatch_core::hello::Credentials;
-use keydispatch_core::message::{ControlMessage, Lane as LaneName, MAGIC, PROTOCOL_MAJOR};
+use keydispatch_core::message::{
+    Address, ControlMessage, Frame, Lane as LaneName, MAGIC, Offers, PROTOCOL_MAJOR,
+};
 use keydispatch_core::{
-    ClusterName, Codec, EntryChange, Generation, InstanceName, Key, Record, ServiceState,
-    ServiceType, Weight,
+    ClusterName, Codec, EntryChange, Generation, InstanceName, Key, NodeId, NodeName, Record,
+    ServiceInfo, ServiceState, ServiceType, Weight,
 };
 
 use super::aim::{Aim, To};
 use super::lane::Outcome::NotSent;
-use super::lane::{Outcome, PendingCall};
+use super::lane::{Lane, Outcome, PendingCall};
 use super::tokens::TokenInputs;
 use super::wire::{CallHeader, CastHeader, Format, kind};
 use super::*;
+use crate::call::CallError;
 use crate::protocol::Protocol;
 use crate::transport::metered::Received;
-use crate::transport::{AcceptError, BoxFuture, ConnectionError, DialError};
+use crate::transport::{AcceptError, BoxFuture, Connection, ConnectionError, DialError};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -259,7 +266,7 @@ fn listing() -> Arc<Directory> {
 }
 
 struct Stage {
-    plane: Arc<DataPlane>,
+    data: DataLane,
     fates: Arc<Fates>,
 }
 
@@ -277,27 +284,27 @@ impl Stage {
             sent: Arc::default(),
             breaks: Arc::default(),
         });
-        let plane = DataPlane::new(DataConfig {
+        let data = DataLane::new(DataConfig {
             runtimes: crate::runtime::Runtimes::start(false).unwrap().0,
             transport: Some(Arc::clone(&fates) as Arc<dyn Transport>),
             hello: Arc::new(ArcSwap::from_pointee(hello("n"))),
             directory: listing(),
             pool_size: 1,
-            max_payload_bytes: 1_000,
-            checks_messages: false,
+            limits: Limits {
+                max_payload_bytes: 1_000,
+                checks_messages: false,
+                waiting_bytes: 1 << 30,
+                drain_timeout: SECOND,
+            },
             topic_bytes: 1_000,
-            waiting_bytes: 1 << 30,
-            drain_timeout: SECOND,
             tokens: TokenInputs::new().0,
         });
-        plane.member_up(node("far"), address(), None);
-        Stage { plane, fates }
+        data.peers.member_up(node("far"), address(), None);
+        Stage { data, fates }
     }
 
     fn lane(&self) -> Arc<Lane> {
-        let peers = self.plane.peers.pin();
-        let peer = peers.get(&node("far").name).unwrap();
-        Arc::clone(&peer.lanes[0])
+        self.data.peers.first_lane(&node("far").name).unwrap()
     }
 
     /// One that does not wait for a connection.
@@ -316,7 +323,9 @@ impl Stage {
             format: Format::NONE,
         };
         let cast = wire::encode(kind::CAST, &header, Codec::Postcard, &message, 1_000).unwrap();
-        let sent = self.lane().send(&self.plane, cast.aimed(Some(aim())));
+        let sent = self
+            .lane()
+            .send(&self.data.runtime, cast.aimed(Some(aim())));
         sent.map_err(|unsent| unsent.error)
     }
 
@@ -337,16 +346,19 @@ impl Stage {
     }
 
     fn begin_as(&self, aim: Option<Aim>) -> Result<PendingCall, CallError> {
-        let call = self.lane().call(&self.plane, aim.is_some(), |number| {
-            let header = CallHeader {
-                number,
-                sequence: 1,
-                timeout_ms: 60_000,
-                format: Format::NONE,
-            };
-            let call = wire::encode(kind::CALL, &header, Codec::Postcard, &7_u8, 1_000).unwrap();
-            Ok(call.aimed(aim))
-        });
+        let call = self
+            .lane()
+            .call(&self.data.runtime, aim.is_some(), |number| {
+                let header = CallHeader {
+                    number,
+                    sequence: 1,
+                    timeout_ms: 60_000,
+                    format: Format::NONE,
+                };
+                let call =
+                    wire::encode(kind::CALL, &header, Codec::Postcard, &7_u8, 1_000).unwrap();
+                Ok(call.aimed(aim))
+            });
         call.map_err(|unsent| unsent.error)
     }
 
@@ -360,7 +372,7 @@ impl Stage {
 
     /// The peer is heard on its control connection.
     fn heard(&self) {
-        self.plane.heard(&node("far"));
+        self.data.peers.heard(&node("far"));
     }
 
     fn dials(&self) -> u64 {
@@ -416,7 +428,7 @@ async fn a_connection_that_is_stuck_is_replaced_once_the_peer_is_heard_elsewhere
         assert_eq!(stage.lane().pending(), 0);
     }
     assert_eq!(stage.dials(), 2);
-    assert_eq!(stage.plane.stats().suspended, []);
+    assert_eq!(stage.data.stats().suspended, []);
     // And again, as often as it takes.
     let stage = Stage::set(&[Fate::Stalls, Fate::Stalls, Fate::Stalls, Fate::Answers]);
     while !stage.is_answered().await {
@@ -454,6 +466,7 @@ async fn a_connection_whose_task_panics_fails_its_calls_and_is_dialled_again() {
         );
     }
     assert_eq!(stage.lane().pending(), 0);
+    assert_eq!(stage.data.stats().task_panics, 1);
     while !stage.is_answered().await {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
@@ -481,7 +494,7 @@ async fn what_was_queued_before_the_peer_said_what_it_takes_fails_alone() {
         )
         .unwrap())
     };
-    let mut long = lane.call(&stage.plane, false, long).unwrap();
+    let mut long = lane.call(&stage.data.runtime, false, long).unwrap();
     let mut short = stage.begin().unwrap();
     assert!(matches!(long.outcome().await, Outcome::TooLarge { .. }));
     assert!(matches!(short.outcome().await, Outcome::Reply(_)));
@@ -490,12 +503,12 @@ async fn what_was_queued_before_the_peer_said_what_it_takes_fails_alone() {
 /// A connection from a peer that said Hello and nothing since.
 fn from_peer(stage: &Stage, name: &str) {
     let connection = Box::new(Scripted::new(Fate::Stalls, hello("n")));
-    stage.plane.inbound(connection, hello(name));
+    stage.data.answering().serve(connection, hello(name));
 }
 
 async fn open_after(stage: &Stage, time: Duration) -> u64 {
     tokio::time::sleep(time).await;
-    stage.plane.stats().connections_inbound
+    stage.data.stats().connections_inbound
 }
 
 #[tokio::test(start_paused = true)]
@@ -503,7 +516,7 @@ async fn a_silent_connection_of_a_peer_ends_with_the_peer_and_one_of_a_living_pe
     let stage = Stage::set(&[Fate::Answers]);
     from_peer(&stage, "far");
     assert_eq!(open_after(&stage, 120 * SECOND).await, 1);
-    stage.plane.member_down(&node("far"));
+    stage.data.peers.member_down(&node("far"));
     assert_eq!(open_after(&stage, 10 * SECOND).await, 0);
     // Nobody knows that one yet.
     from_peer(&stage, "stranger");
@@ -517,10 +530,10 @@ async fn a_silent_connection_of_a_peer_ends_with_the_peer_and_one_of_a_living_pe
         },
         ..node("far")
     };
-    stage.plane.member_up(earlier, address(), None);
+    stage.data.peers.member_up(earlier, address(), None);
     from_peer(&stage, "far");
     assert_eq!(open_after(&stage, 10 * SECOND).await, 0);
-    stage.plane.member_up(node("far"), address(), None);
+    stage.data.peers.member_up(node("far"), address(), None);
     from_peer(&stage, "far");
     assert_eq!(open_after(&stage, 120 * SECOND).await, 1);
     assert_eq!(open_after(&stage, 300 * SECOND).await, 0);
@@ -531,7 +544,10 @@ async fn a_peers_connection_whose_task_panics_is_not_counted_any_more() {
     let stage = Stage::set(&[Fate::Answers]);
     let mut connection = Scripted::new(Fate::Panics, hello("n"));
     connection.greeted = true;
-    stage.plane.inbound(Box::new(connection), hello("far"));
+    stage
+        .data
+        .answering()
+        .serve(Box::new(connection), hello("far"));
     assert_eq!(open_after(&stage, Duration::from_millis(1)).await, 0);
 }
 
@@ -571,7 +587,7 @@ async fn patience_with_a_peer_ends_after_three_seconds_of_dials_and_begins_anew_
     assert!(is_final, "{outcome:?}");
     let took = begun.elapsed();
     assert!(took >= 3 * SECOND && took < 4 * SECOND, "{took:?}");
-    assert_eq!(stage.plane.stats().casts_unsent, 1);
+    assert_eq!(stage.data.stats().casts_unsent, 1);
     // Paced, and not without end.
     assert!(stage.dials() < 20, "{}", stage.dials());
     assert!(stage.begin_waiting().is_err());

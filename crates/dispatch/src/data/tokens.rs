@@ -5,12 +5,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use keydispatch_core::NodeId;
-use keydispatch_core::message::Frame;
 use tokio::sync::mpsc;
 
-use super::DataPlane;
-use super::wire::kind;
-use crate::mailbox::letter::States;
+use super::mailbox::letter::States;
 
 /// Messages about states that wait for the driver, and bytes of them; what comes beyond that is dropped, and sent again by its
 /// sender, half a second later. A peer has at most 256 small ones, or two megabytes, on their way: room for 60 peers at once.
@@ -68,6 +65,29 @@ impl TokenInputs {
     }
 }
 
+impl TokenInputs {
+    /// A peer has sent one.
+    pub(super) fn take(&self, from: &NodeId, message: Bytes) {
+        let (waiting, bytes) = (&self.bytes, message.len());
+        let input = TokenInput::Message {
+            from: from.clone(),
+            message,
+        };
+        // Rule: what is not taken is sent again. An honest peer has a few on their way, and waits for the answer.
+        if waiting.fetch_add(bytes, Ordering::Relaxed) + bytes > MAX_WAITING_BYTES
+            || self.messages.try_send(input).is_err()
+        {
+            waiting.fetch_sub(bytes, Ordering::Relaxed);
+        }
+    }
+
+    /// The states of a slot that was to be given.
+    pub(crate) fn given(&self, transfer: u64, states: Option<States>) {
+        // The driver is gone only when the node is.
+        let _ = self.given.send(TokenInput::Given { transfer, states });
+    }
+}
+
 impl TokenReceivers {
     /// Waits for something to be there, and takes some of it. Whoever stops waiting has lost nothing.
     pub(crate) async fn receive(&mut self, into: &mut Vec<TokenInput>) {
@@ -94,50 +114,5 @@ impl TokenReceivers {
             self.bytes.fetch_sub(message.len(), Ordering::Relaxed);
         }
         message
-    }
-}
-
-impl DataPlane {
-    /// Sends a message about states to that life of a node; false where no connection takes it now.
-    pub(crate) fn send_token(self: &Arc<Self>, to: &NodeId, message: &Bytes) -> bool {
-        let lane = {
-            let peers = self.peers.pin();
-            match peers.get(&to.name) {
-                Some(peer) if peer.node == *to => Arc::clone(&peer.lanes[0]),
-                _ => return false,
-            }
-        };
-        if message.len() > lane.max_payload_bytes(self) {
-            return false;
-        }
-        let frame = Frame {
-            kind: kind::TOKEN,
-            body: message.clone(),
-        };
-        lane.send(self, frame).is_ok()
-    }
-
-    /// A peer has sent one.
-    pub(super) fn take_token(&self, from: &NodeId, message: Bytes) {
-        let (waiting, bytes) = (&self.tokens.bytes, message.len());
-        let input = TokenInput::Message {
-            from: from.clone(),
-            message,
-        };
-        // Rule: what is not taken is sent again. An honest peer has a few on their way, and waits for the answer.
-        if waiting.fetch_add(bytes, Ordering::Relaxed) + bytes > MAX_WAITING_BYTES
-            || self.tokens.messages.try_send(input).is_err()
-        {
-            waiting.fetch_sub(bytes, Ordering::Relaxed);
-        }
-    }
-
-    /// The states of a slot that was to be given.
-    pub(crate) fn given(&self, transfer: u64, states: Option<States>) {
-        // The driver is gone only when the node is.
-        let _ = self
-            .tokens
-            .given
-            .send(TokenInput::Given { transfer, states });
     }
 }

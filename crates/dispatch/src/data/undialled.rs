@@ -3,12 +3,13 @@
 //! Others may reach such a member, and it may have dialled this node itself, so it is up and stays up. But no call gets
 //! there: mostly its address is not one by which this host reaches it.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use keydispatch_core::message::Address;
 use keydispatch_core::{Escaped, NodeId};
 use tokio::time::Instant;
+
+use crate::mutex::Mutex;
 
 /// How long dials have to fail before it is said: a node that has died is down by then, and one that restarts is back.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -32,7 +33,7 @@ impl Undialled {
     /// A dial failed.
     pub(super) fn failed(&self, node: &NodeId, address: &Address, why: &str) {
         let now = Instant::now();
-        if let Some(since) = self.is_news(now) {
+        if let Some(since) = self.should_log(now) {
             let failing = now.duration_since(since);
             tracing::warn!(
                 node = %node.name,
@@ -46,12 +47,12 @@ impl Undialled {
 
     /// A dial succeeded.
     pub(super) fn over(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.0.lock() = None;
     }
 
     /// Since when dials have failed, where that is to be said now.
-    fn is_news(&self, now: Instant) -> Option<Instant> {
-        let mut failing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    fn should_log(&self, now: Instant) -> Option<Instant> {
+        let mut failing = self.0.lock();
         let failing = failing.get_or_insert(Failing {
             since: now,
             next: now + PATIENCE,
@@ -77,7 +78,7 @@ mod tests {
             (from..to)
                 .filter(|second| {
                     let now = start + Duration::from_secs(*second);
-                    undialled.is_news(now).is_some()
+                    undialled.should_log(now).is_some()
                 })
                 .collect::<Vec<_>>()
         };

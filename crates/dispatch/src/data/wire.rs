@@ -279,12 +279,15 @@ pub(crate) fn encode_whole<H: Serialize, M: Serialize>(
 }
 
 /// A header and the bytes that follow it.
-pub(crate) fn split<H: DeserializeOwned>(body: &Bytes) -> Result<(H, Bytes), String> {
-    match postcard::take_from_bytes::<H>(body) {
-        Ok((header, rest)) => Ok((header, body.slice(body.len() - rest.len()..))),
-        Err(error) => Err(error.to_string()),
-    }
+pub(crate) fn split<H: DeserializeOwned>(body: &Bytes) -> Result<(H, Bytes), FrameError> {
+    let (header, rest) = postcard::take_from_bytes::<H>(body).map_err(FrameError)?;
+    Ok((header, body.slice(body.len() - rest.len()..)))
 }
+
+/// What the other side sent begins with no header of its kind.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct FrameError(postcard::Error);
 
 /// Rule: a failure fits into a frame of whoever takes no payload at all. What is too long to say is cut: without it,
 /// the caller would not learn how its call failed.

@@ -14,10 +14,13 @@ use keydispatch_core::{
     Cluster, ClusterEvent, Escaped, Instant, NodeId, ServiceId, ServiceInfo, ServiceType,
 };
 
+use super::command::StatesLeft;
 use super::turn::Turn;
-use crate::data::DataPlane;
+use crate::data::DataLane;
+use crate::data::local::Local;
+use crate::data::mailbox::letter::KeyedMailbox;
+use crate::data::peers::Peers;
 use crate::data::tokens::{TokenInput, TokenReceivers};
-use crate::mailbox::letter::KeyedMailbox;
 
 /// Peers of a lower minor version know nothing of tokens.
 const MINOR_KNOWS_TOKENS: u16 = 2;
@@ -31,21 +34,11 @@ const PIECE_BYTES: usize = 512 * 1024;
 /// Bytes of a piece beyond its states: names above all.
 const HEAD_BYTES: usize = 8 * 1024;
 
-/// What is left of the states of this node's own services.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct StatesLeft {
-    /// No slot is claimed, held or on its way.
-    pub(crate) is_idle: bool,
-    /// Somebody else is online who may take them.
-    pub(crate) can_go: bool,
-    /// Keys with a state.
-    pub(crate) keys: usize,
-}
-
 /// See the module.
 pub(crate) struct Tokens {
     ownership: Ownership,
-    data: Arc<DataPlane>,
+    local: Arc<Local>,
+    peers: Arc<Peers>,
     pub(super) inputs: TokenReceivers,
     /// The types that this node serves with such states, or has.
     kept: BTreeSet<ServiceType>,
@@ -62,14 +55,19 @@ impl Tokens {
         cluster: &Cluster,
         nonce: u64,
         down_period: Duration,
-        data: Arc<DataPlane>,
+        data: &DataLane,
         inputs: TokenReceivers,
     ) -> Self {
-        let limit = data.max_payload_bytes().saturating_sub(HEAD_BYTES).max(1);
+        let limit = data
+            .runtime
+            .max_payload_bytes()
+            .saturating_sub(HEAD_BYTES)
+            .max(1);
         let config = OwnershipConfig::new(down_period).piece_bytes(PIECE_BYTES.min(limit));
         Tokens {
             ownership: Ownership::new(config, cluster.node().clone(), nonce),
-            data,
+            local: Arc::clone(&data.local),
+            peers: Arc::clone(&data.peers),
             inputs,
             kept: BTreeSet::new(),
             changed: BTreeSet::new(),
@@ -210,7 +208,7 @@ impl Tokens {
 
     fn send(&mut self, cluster: &mut Cluster, to: NodeId, message: &TokenMessage) {
         let bytes = message.encode();
-        if message.is_data() && self.data.send_token(&to, &bytes) {
+        if message.is_data() && self.peers.send_token(&to, &bytes) {
             return;
         }
         if cluster.send_tokens(&to, bytes.clone()) {
@@ -250,7 +248,7 @@ impl Tokens {
                 transfer,
             } => {
                 let gate = self.ownership.gate(&service_type, slot, &instance);
-                let given = self.data.with_local(instance.sequence, |mailbox| {
+                let given = self.local.with(instance.sequence, |mailbox| {
                     let keyed = mailbox.keyed()?;
                     Some(keyed.give(slot, transfer, gate))
                 });
@@ -305,7 +303,7 @@ impl Tokens {
 
     fn with(&self, instance: &ServiceId, tell: impl FnOnce(&dyn KeyedMailbox)) {
         // It may have ended.
-        self.data.with_local(instance.sequence, |mailbox| {
+        self.local.with(instance.sequence, |mailbox| {
             if let Some(keyed) = mailbox.keyed() {
                 tell(keyed);
             }

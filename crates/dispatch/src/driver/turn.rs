@@ -5,14 +5,14 @@
 //! for dead.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use keydispatch_core::Adding;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::{Added, Command, Input};
+use super::command::{Added, Command};
+use super::link::Input;
 
 /// After so long a turn ends: much less than a probe waits (50 ms at the shortest `down_period`), and much more than
 /// what a turn costs beside its work.
@@ -54,7 +54,7 @@ impl Turn {
 
 /// What earlier turns left.
 #[derive(Default)]
-pub(crate) struct Backlog {
+pub(crate) struct Leftovers {
     pub(super) commands: VecDeque<Command>,
     pub(super) inputs: VecDeque<Input>,
     /// A batch that is being added, before which no further command is handled.
@@ -63,7 +63,7 @@ pub(crate) struct Backlog {
     pub(super) events: bool,
 }
 
-impl Backlog {
+impl Leftovers {
     pub(super) fn is_empty(&self) -> bool {
         self.commands.is_empty() && self.inputs.is_empty() && self.adding.is_none() && !self.events
     }
@@ -71,21 +71,6 @@ impl Backlog {
     /// Commands are handled in their order.
     pub(super) fn takes_commands(&self) -> bool {
         self.commands.is_empty() && self.adding.is_none()
-    }
-}
-
-/// The longest turn so far, in microseconds.
-#[derive(Debug, Default)]
-pub(crate) struct Longest(AtomicU64);
-
-impl Longest {
-    pub(super) fn note(&self, took: Duration) {
-        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        self.0.fetch_max(micros, Ordering::Relaxed);
-    }
-
-    pub(crate) fn read(&self) -> Duration {
-        Duration::from_micros(self.0.load(Ordering::Relaxed))
     }
 }
 

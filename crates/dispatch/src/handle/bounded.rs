@@ -1,9 +1,9 @@
 //! Calls by what their handle has learnt: of load, where routing is bounded, and of latencies, where calls are hedged.
 
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, MutexGuard};
 
 use keydispatch_core::route::{
-    self, Ask, Candidate, Choice, HotKeys, Latencies, MAX_OWNERS, MAX_REFUSALS, Standing,
+    self, Ask, Candidate, Choice, HotKeys, MAX_OWNERS, MAX_REFUSALS, Standing,
 };
 use keydispatch_core::{Instant as Since, Key, Routing, ServiceInfo};
 use tokio::time::Instant;
@@ -12,29 +12,11 @@ use super::send::{Bound, Deadline, Failed, Tried};
 use super::{Answer, ServiceHandle};
 use crate::call::CallError;
 use crate::data::aim::{Copies, To};
+use crate::mutex::Mutex;
 use crate::protocol::Protocol;
 
-/// What a handle and its clones know of their calls. Nothing is kept where nothing is asked for.
-#[derive(Debug, Default)]
-pub(super) struct Learnt {
-    hot: OnceLock<Mutex<HotKeys>>,
-    latencies: OnceLock<Mutex<Latencies>>,
-}
-
-impl Learnt {
-    fn hot<T>(&self, look: impl FnOnce(&mut HotKeys) -> T) -> T {
-        let hot = self.hot.get_or_init(Mutex::default);
-        look(&mut hot.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    fn latencies<T>(&self, look: impl FnOnce(&mut Latencies) -> T) -> T {
-        let latencies = self.latencies.get_or_init(Mutex::default);
-        look(&mut latencies.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
-
 /// The message of a call that goes to one instance after the other.
-enum Parcel<'a, M> {
+enum CarriedMessage<'a, M> {
     /// It goes with the call.
     Own(M),
     /// It stays, as it may be sent to two at once. Behind a lock, as a message need not be `Sync`, and the future of a call is
@@ -76,11 +58,12 @@ impl<P: Protocol> ServiceHandle<P> {
             let message = Mutex::new(message);
             let result = self.call_hedged(key, &message, &asked, deadline).await;
             result.map_err(|failed| Failed {
-                message: Some(message.into_inner().unwrap_or_else(PoisonError::into_inner)),
+                message: Some(message.into_inner()),
                 ..failed
             })
         } else {
-            self.walk(key, Parcel::Own(message), &asked, deadline).await
+            self.walk(key, CarriedMessage::Own(message), &asked, deadline)
+                .await
         };
         match result {
             Ok(answer) => Ok(answer),
@@ -91,7 +74,7 @@ impl<P: Protocol> ServiceHandle<P> {
     /// The owners of a key that a call may go to.
     fn candidates(&self, key: Key) -> Vec<Arc<ServiceInfo>> {
         let routing = self.routing();
-        let now = self.channel.data.hint_clock();
+        let now = self.channel.peers.hints.clock();
         let owners = match routing {
             // The second is for whoever hedges.
             Routing::Owner => 2,
@@ -101,8 +84,8 @@ impl<P: Protocol> ServiceHandle<P> {
     }
 
     fn known(&self, owners: &[Arc<ServiceInfo>], asked: &Asked) -> Vec<Candidate> {
-        let asked = asked.lock().unwrap_or_else(PoisonError::into_inner);
-        let data = &self.channel.data;
+        let asked = asked.lock();
+        let channel = &self.channel;
         let zone = self.channel.registry.zone();
         let zone = zone.filter(|_| self.options.zone_first);
         owners
@@ -112,11 +95,11 @@ impl<P: Protocol> ServiceHandle<P> {
                 let before = asked.iter().rev().find(|(other, _)| *other == tried);
                 let standing = match before {
                     Some((_, standing)) => *standing,
-                    None if data.is_out(info) => Standing::Out,
+                    None if channel.peers.is_out(info) => Standing::Out,
                     None => Standing::Open,
                 };
                 Candidate {
-                    hint: data.hint_of(info.id()),
+                    hint: channel.hint_of(info),
                     standing,
                     near: zone.is_some_and(|zone| info.zone() == Some(zone.as_str())),
                 }
@@ -131,7 +114,7 @@ impl<P: Protocol> ServiceHandle<P> {
     async fn walk(
         &self,
         key: Key,
-        message: Parcel<'_, P::Call>,
+        message: CarriedMessage<'_, P::Call>,
         asked: &Asked,
         deadline: Deadline,
     ) -> Result<Answer<P::Reply>, Failed<P::Call>> {
@@ -147,7 +130,7 @@ impl<P: Protocol> ServiceHandle<P> {
             let ask = Ask {
                 refusals,
                 most_refusals: if has { MAX_REFUSALS } else { 0 },
-                now: self.channel.data.hint_clock(),
+                now: self.channel.peers.hints.clock(),
                 draw: rand::random(),
             };
             let known = self.known(&owned, asked);
@@ -158,8 +141,8 @@ impl<P: Protocol> ServiceHandle<P> {
             }
             let Some(Choice { at, refuse_at }) = choice else {
                 return Err(self.unowned(match message {
-                    Parcel::Own(message) => Some(message),
-                    Parcel::Kept(_) => None,
+                    CarriedMessage::Own(message) => Some(message),
+                    CarriedMessage::Kept(_) => None,
                 }));
             };
             if routing != Routing::Owner {
@@ -192,7 +175,7 @@ impl<P: Protocol> ServiceHandle<P> {
                 && !failed.0.error.may_have_run();
             message = match failed.1.take() {
                 Some(message) if may_go_on => message,
-                Some(Parcel::Own(message)) => {
+                Some(CarriedMessage::Own(message)) => {
                     failed.0.message = Some(message);
                     return Err(failed.0);
                 }
@@ -236,22 +219,22 @@ impl<P: Protocol> ServiceHandle<P> {
         &self,
         by: &Arc<ServiceInfo>,
         to: Option<To>,
-        message: Parcel<'a, P::Call>,
+        message: CarriedMessage<'a, P::Call>,
         deadline: Deadline,
         bound: Bound,
-    ) -> Result<P::Reply, (Failed<P::Call>, Option<Parcel<'a, P::Call>>)> {
+    ) -> Result<P::Reply, (Failed<P::Call>, Option<CarriedMessage<'a, P::Call>>)> {
         match message {
-            Parcel::Own(message) => {
+            CarriedMessage::Own(message) => {
                 let keep = self.options.idempotent;
                 let called = self
                     .channel
                     .call_bounded(by, to, message, keep, deadline, bound);
                 called.await.map_err(|mut failed| {
-                    let back = failed.message.take().map(Parcel::Own);
+                    let back = failed.message.take().map(CarriedMessage::Own);
                     (failed, back)
                 })
             }
-            Parcel::Kept(message) => {
+            CarriedMessage::Kept(message) => {
                 let started = self
                     .channel
                     .start_bounded(by, to, &locked(message), deadline, bound);
@@ -259,13 +242,13 @@ impl<P: Protocol> ServiceHandle<P> {
                     Ok(started) => self.channel.finish(started, deadline).await,
                     Err(failed) => Err(failed),
                 };
-                result.map_err(|failed| (failed, Some(Parcel::Kept(message))))
+                result.map_err(|failed| (failed, Some(CarriedMessage::Kept(message))))
             }
         }
     }
 
     fn stand(&self, asked: &Asked, by: &ServiceInfo, standing: Standing) {
-        let mut asked = asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut asked = asked.lock();
         asked.push((Tried::of(by), standing));
     }
 
@@ -279,7 +262,7 @@ impl<P: Protocol> ServiceHandle<P> {
         deadline: Deadline,
     ) -> Result<Answer<P::Reply>, Failed<P::Call>> {
         let began = Instant::now();
-        let first = self.walk(key, Parcel::Kept(message), asked, deadline);
+        let first = self.walk(key, CarriedMessage::Kept(message), asked, deadline);
         let mut first = std::pin::pin!(first);
         let after = self.learnt.latencies(|latencies| latencies.p95());
         let in_time = match after {
@@ -322,7 +305,7 @@ impl<P: Protocol> ServiceHandle<P> {
         deadline: Deadline,
     ) -> Option<impl Future<Output = Called<P>>> {
         let owners = self.candidates(key);
-        let now = self.channel.data.hint_clock();
+        let now = self.channel.peers.hints.clock();
         let at = route::hedge(self.routing(), &self.known(&owners, asked), now)?;
         if !self.withdraw() {
             return None;
@@ -347,5 +330,5 @@ impl<P: Protocol> ServiceHandle<P> {
 }
 
 fn locked<M>(message: &Mutex<M>) -> MutexGuard<'_, M> {
-    message.lock().unwrap_or_else(PoisonError::into_inner)
+    message.lock()
 }

@@ -1,10 +1,11 @@
 //! The retry budget of a handle: what keeps retries from making an overload worse.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use keydispatch_core::{Instant as Since, route};
 use tokio::time::Instant;
+
+use crate::mutex::Mutex;
 
 /// Counters of calls, by thread, so that callers on different threads do not wait for each other's cache line.
 const STRIPES: usize = 4;
@@ -50,14 +51,14 @@ impl RetryBudget {
     /// Takes one retry, where there is one.
     pub(super) fn withdraw(&self, percent: u32, per_second: u32) -> bool {
         let calls = self.counted();
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         state.withdraw(self.now(), calls, percent, per_second)
     }
 
     /// Whether there is one.
     pub(super) fn has(&self, percent: u32, per_second: u32) -> bool {
         let calls = self.counted();
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         state.has(self.now(), calls, percent, per_second)
     }
 

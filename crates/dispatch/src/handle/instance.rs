@@ -7,9 +7,19 @@ use keydispatch_core::{NameError, ServiceId, ServiceInfo};
 use super::ServiceHandle;
 use crate::call::{CallError, CastError};
 use crate::data::aim::To;
-use crate::events::ServiceEvent;
 use crate::protocol::Protocol;
 use crate::trace;
+use crate::watch::services::ServiceEvent;
+
+impl<P: Protocol> ServiceHandle<P> {
+    /// One particular instance, whatever it owns.
+    pub fn at(&self, id: ServiceId) -> InstanceHandle<P> {
+        InstanceHandle {
+            services: self.clone(),
+            id,
+        }
+    }
+}
 
 /// One particular instance; see [`ServiceHandle::at`].
 pub struct InstanceHandle<P: Protocol> {

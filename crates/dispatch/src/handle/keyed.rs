@@ -15,19 +15,23 @@ use tokio::time::Instant;
 use super::budget::RetryBudget;
 use super::route::{HANDOVER, LOOK_PAUSE, Pause, RETRY_PAUSE};
 use super::send::{Deadline, decode_reply, encode_error, gone};
+use super::ways::Ways;
 use crate::call::{CallError, CallOptions, CastError, DEFAULT_CALL_TIMEOUT, Failure};
 use crate::codec;
-use crate::data::DataPlane;
 use crate::data::aim::{Aim, To};
 use crate::data::lane::{Outcome, PendingCall};
+use crate::data::lane_runtime::LaneRuntime;
+use crate::data::local::Local;
+use crate::data::mailbox;
+use crate::data::mailbox::letter::{Letter, Reach};
+use crate::data::peers::Peers;
 use crate::data::wire::{self, CallHeader, Format, KeyedHeader, kind};
-use crate::events::Subscription;
-use crate::keyed::current_key;
-use crate::mailbox;
-use crate::mailbox::letter::{Letter, Reach};
+use crate::keyed::current::current_key;
 use crate::protocol::{Message, Protocol};
-use crate::registry::{NoService, Registry, RegistryError};
+use crate::registry::Registry;
+use crate::registry::entry::{NoService, RegistryError};
 use crate::trace;
+use crate::watch::services::Subscription;
 
 /// Casts of a handle and its clones that were not taken yet; more are refused.
 const MAX_CASTS: usize = 1 << 16;
@@ -42,7 +46,9 @@ const CAST_TIMEOUT: Duration = DEFAULT_CALL_TIMEOUT;
 /// from the owner waits for it. It does not keep its node alive: once that has stopped, nothing is found any more.
 pub struct KeyedHandle<P: Protocol> {
     registry: Registry,
-    data: Arc<DataPlane>,
+    local: Arc<Local>,
+    peers: Arc<Peers>,
+    runtime: Arc<LaneRuntime>,
     timeout: Duration,
     idempotent: bool,
     /// Shared with the clones.
@@ -55,7 +61,9 @@ impl<P: Protocol> Clone for KeyedHandle<P> {
     fn clone(&self) -> Self {
         KeyedHandle {
             registry: self.registry.clone(),
-            data: Arc::clone(&self.data),
+            local: Arc::clone(&self.local),
+            peers: Arc::clone(&self.peers),
+            runtime: Arc::clone(&self.runtime),
             timeout: self.timeout,
             idempotent: self.idempotent,
             budget: Arc::clone(&self.budget),
@@ -75,7 +83,7 @@ impl<P: Protocol> std::fmt::Debug for KeyedHandle<P> {
 }
 
 /// A message on its way to one instance.
-enum Started {
+enum StartedKeyed {
     Here(oneshot::Receiver<Result<Bytes, Failure>>),
     Remote(PendingCall),
 }
@@ -119,10 +127,12 @@ struct Parcel {
 }
 
 impl<P: Protocol> KeyedHandle<P> {
-    pub(crate) fn new(registry: &Registry, data: &Arc<DataPlane>) -> Self {
+    pub(crate) fn new(ways: &Ways) -> Self {
         KeyedHandle {
-            registry: registry.clone(),
-            data: Arc::clone(data),
+            registry: ways.registry.clone(),
+            local: Arc::clone(&ways.local),
+            peers: Arc::clone(&ways.peers),
+            runtime: Arc::clone(&ways.runtime),
             timeout: DEFAULT_CALL_TIMEOUT,
             idempotent: false,
             budget: Arc::default(),
@@ -216,10 +226,10 @@ impl<P: Protocol> KeyedHandle<P> {
             first => first,
         };
         let handle = self.clone();
-        self.data.spawn(async move {
+        self.runtime.spawn("cast to a key", async move {
             let key = parcel.key.clone();
             if let Err(error) = handle.see_through(parcel, first, deadline).await {
-                let unsent = &handle.data.counters.casts_unsent;
+                let unsent = &handle.runtime.counters.casts_unsent;
                 let lost = unsent.fetch_add(1, Ordering::Relaxed) + 1;
                 if lost.is_power_of_two() {
                     tracing::warn!(service_type = P::NAME, %key, %error, lost, "a cast was not taken");
@@ -272,7 +282,7 @@ impl<P: Protocol> KeyedHandle<P> {
             let id = info.id().clone();
             return Err(CallError::CallsItself { id });
         }
-        let limit = self.data.max_payload_bytes();
+        let limit = self.runtime.max_payload_bytes();
         let room = wire::max_frame_bytes(limit);
         let body = codec::append(P::CODEC, message, BytesMut::new(), room)
             .map_err(|error| encode_error(error, limit))?
@@ -308,7 +318,7 @@ impl<P: Protocol> KeyedHandle<P> {
         )
     }
 
-    fn start_at_owner(&self, parcel: &Parcel, deadline: Deadline) -> Result<Started, Missed> {
+    fn start_at_owner(&self, parcel: &Parcel, deadline: Deadline) -> Result<StartedKeyed, Missed> {
         match self.owner(parcel.place) {
             Some(info) => self.start(&info, To::Owner(parcel.place), parcel, deadline),
             None => Err(self.nobody().into()),
@@ -339,7 +349,7 @@ impl<P: Protocol> KeyedHandle<P> {
         to: To,
         parcel: &Parcel,
         deadline: Deadline,
-    ) -> Result<Started, Missed> {
+    ) -> Result<StartedKeyed, Missed> {
         let accepts = info.accepts();
         if !accepts.is_some_and(|accepts| accepts.takes(P::VERSION, P::CODEC)) {
             let theirs = info.protocol_version().zip(accepts);
@@ -352,8 +362,8 @@ impl<P: Protocol> KeyedHandle<P> {
         if id.nonce == self.registry.nonce() && id.node == *self.registry.node() {
             return self.put(info, parcel, deadline);
         }
-        let lane = self.data.lane(info)?;
-        let limit = lane.max_payload_bytes(&self.data);
+        let lane = self.peers.lane(info)?;
+        let limit = lane.max_payload_bytes(&self.runtime);
         if parcel.body.len() > limit {
             return Err(CallError::TooLarge {
                 limit,
@@ -362,7 +372,7 @@ impl<P: Protocol> KeyedHandle<P> {
             .into());
         }
         let left = deadline.at.saturating_duration_since(Instant::now());
-        let call = lane.call(&self.data, true, |number| {
+        let call = lane.call(&self.runtime, true, |number| {
             lane.trace(number, info);
             let header = KeyedHeader {
                 call: CallHeader {
@@ -377,14 +387,14 @@ impl<P: Protocol> KeyedHandle<P> {
             let outgoing = wire::with_body(kind::KEYED, &header, &parcel.body);
             Ok(outgoing.aimed(Some(Aim::keyed::<P>(to))))
         })?;
-        let counters = &self.data.counters;
+        let counters = &self.runtime.counters;
         let counter = if parcel.is_cast {
             &counters.casts_sent
         } else {
             &counters.calls_sent
         };
         counter.fetch_add(1, Ordering::Relaxed);
-        Ok(Started::Remote(call))
+        Ok(StartedKeyed::Remote(call))
     }
 
     /// Hands it to an instance in this process.
@@ -393,7 +403,7 @@ impl<P: Protocol> KeyedHandle<P> {
         info: &ServiceInfo,
         parcel: &Parcel,
         deadline: Deadline,
-    ) -> Result<Started, Missed> {
+    ) -> Result<StartedKeyed, Missed> {
         let (sender, receiver) = oneshot::channel();
         let mut letter = Letter::new(
             parcel.key.clone(),
@@ -405,27 +415,29 @@ impl<P: Protocol> KeyedHandle<P> {
         );
         letter.span = trace::attempt(info);
         let letter = Cell::new(Some(letter));
-        let there = self.data.with_local(info.id().sequence, |mailbox| {
+        let there = self.local.with(info.id().sequence, |mailbox| {
             if let (Some(keyed), Some(letter)) = (mailbox.keyed(), letter.take()) {
                 keyed.deliver(letter);
             }
         });
         match there {
-            Some(()) => Ok(Started::Here(receiver)),
+            Some(()) => Ok(StartedKeyed::Here(receiver)),
             None => Err(gone(info).into()),
         }
     }
 
-    async fn finish(&self, started: Started, deadline: Deadline) -> Result<Bytes, Missed> {
+    async fn finish(&self, started: StartedKeyed, deadline: Deadline) -> Result<Bytes, Missed> {
         let node = || self.registry.node().clone();
         let (failure, node) = match started {
-            Started::Here(receiver) => match tokio::time::timeout_at(deadline.at, receiver).await {
-                Ok(Ok(Ok(bytes))) => return Ok(bytes),
-                Ok(Ok(Err(failure))) => (failure, node()),
-                Ok(Err(_)) => (Failure::Stopped, node()),
-                Err(_) => return Err(deadline.passed().into()),
-            },
-            Started::Remote(mut call) => {
+            StartedKeyed::Here(receiver) => {
+                match tokio::time::timeout_at(deadline.at, receiver).await {
+                    Ok(Ok(Ok(bytes))) => return Ok(bytes),
+                    Ok(Ok(Err(failure))) => (failure, node()),
+                    Ok(Err(_)) => (Failure::Stopped, node()),
+                    Err(_) => return Err(deadline.passed().into()),
+                }
+            }
+            StartedKeyed::Remote(mut call) => {
                 let Ok(outcome) = tokio::time::timeout_at(deadline.at, call.outcome()).await else {
                     // Rule: what still waits for its connection when its time is over has not run.
                     let node = call.node().clone();
@@ -480,7 +492,7 @@ impl<P: Protocol> KeyedHandle<P> {
     async fn see_through(
         &self,
         parcel: Parcel,
-        first: Result<Started, Missed>,
+        first: Result<StartedKeyed, Missed>,
         deadline: Deadline,
     ) -> Result<Bytes, CallError> {
         let mut next = first;
@@ -501,7 +513,7 @@ impl<P: Protocol> KeyedHandle<P> {
             if self.is_final(&error) || (may_have_run && !self.idempotent) {
                 return Err(error);
             }
-            if self.data.is_closed() {
+            if self.runtime.is_closed() {
                 return Err(if may_have_run {
                     error
                 } else {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use keydispatch_core::{Key, ServiceInfo, ServiceState};
+use keydispatch_core::{Key, ServiceInfo, ServiceState, View};
 use tokio::time::Instant;
 
 use super::send::{Deadline, Failed, Tried};
@@ -74,7 +74,125 @@ enum Remedy {
     None,
 }
 
+/// What a caller wants to know of who answered it.
+pub(super) trait Who: Sized {
+    /// What stands for whoever it was, where nobody wants to know.
+    fn anyone() -> Option<Self>;
+
+    fn named(by: Arc<ServiceInfo>) -> Self;
+}
+
+impl Who for () {
+    fn anyone() -> Option<Self> {
+        Some(())
+    }
+
+    fn named(_: Arc<ServiceInfo>) -> Self {}
+}
+
+impl Who for Arc<ServiceInfo> {
+    fn anyone() -> Option<Self> {
+        None
+    }
+
+    fn named(by: Arc<ServiceInfo>) -> Self {
+        by
+    }
+}
+
 impl<P: Protocol> ServiceHandle<P> {
+    /// Reads the current view of those that take our messages, without a reference count.
+    pub(super) fn look<T>(&self, read: impl FnOnce(&View) -> Option<T>) -> Option<T> {
+        self.look_at_all(|view| read(view.accepting(P::VERSION, P::CODEC)))
+    }
+
+    /// The same of all, whatever they take.
+    pub(super) fn look_at_all<T>(&self, read: impl FnOnce(&View) -> Option<T>) -> Option<T> {
+        let directory = self.channel.registry.directory();
+        directory.read(P::NAME, |view| read(view))?
+    }
+
+    pub(super) fn owner(&self, key: Key) -> Option<Arc<ServiceInfo>> {
+        self.look(|view| view.owner(key).cloned())
+    }
+
+    pub(super) fn owners(&self, key: Key, n: usize) -> Vec<Arc<ServiceInfo>> {
+        let spread = self.options.spread;
+        self.look(|view| {
+            let owners = view.owners_spread(key, n, spread);
+            Some(owners.into_iter().cloned().collect())
+        })
+        .unwrap_or_default()
+    }
+
+    pub(super) fn deadline(&self) -> Deadline {
+        Deadline::after(self.options.timeout)
+    }
+
+    pub(super) fn nobody(&self) -> CallError {
+        CallError::NoService {
+            service_type: P::NAME.to_owned(),
+        }
+    }
+
+    pub(super) fn unowned(&self, message: Option<P::Call>) -> Failed<P::Call> {
+        Failed {
+            error: self.nobody(),
+            message,
+            settling: false,
+            tried: None,
+        }
+    }
+
+    /// Calls the owner of a key, and whoever is to have the call where that one has not run it.
+    pub(super) async fn call_owner<W: Who>(
+        &self,
+        key: Key,
+        message: P::Call,
+    ) -> Result<(P::Reply, W), CallError> {
+        let deadline = self.deadline();
+        if self.is_learning() {
+            let answer = Box::pin(self.call_learning(key, message, deadline)).await?;
+            return Ok((answer.reply, W::named(answer.by)));
+        }
+        self.budget.count_call();
+        // A call that may be sent again whatever became of it keeps its message.
+        let keep = self.options.idempotent;
+        let mut message = Some(message);
+        // Where the owner runs here, the call is sent while the view is looked at: its entry's reference count is shared
+        // by all callers.
+        let sent = self.look(|view| {
+            let info = view.owner(key)?;
+            let message = message.take()?;
+            Some(match W::anyone() {
+                Some(who) if !keep && self.channel.is_local(info) => {
+                    Ok((who, self.channel.start_with(info, message, deadline)))
+                }
+                _ => Err((Arc::clone(info), message)),
+            })
+        });
+        let result = match sent {
+            Some(Ok((who, Ok(started)))) => {
+                let finished = self.channel.finish(started, deadline).await;
+                finished.map(|reply| (reply, who))
+            }
+            Some(Ok((_, Err(failed)))) => Err(failed),
+            Some(Err((by, message))) => {
+                let to = self.first_to(key);
+                let called = self.channel.call(&by, to, message, keep, deadline).await;
+                called.map(|reply| (reply, W::named(by)))
+            }
+            None => Err(self.unowned(message)),
+        };
+        match result {
+            Ok(called) => Ok(called),
+            Err(failed) => {
+                let answer = Box::pin(self.send_on(key, failed, deadline)).await?;
+                Ok((answer.reply, W::named(answer.by)))
+            }
+        }
+    }
+
     /// Whom the first attempt of a call is for; none where it is not to wait for a connection, as others may be asked.
     pub(super) fn first_to(&self, key: Key) -> Option<To> {
         (self.options.fallback == 0).then_some(To::Owner(key))
@@ -123,7 +241,7 @@ impl<P: Protocol> ServiceHandle<P> {
                 return Err(failed.error);
             };
             // What the view says does not change any more.
-            if self.channel.data.is_closed() {
+            if self.channel.runtime.is_closed() {
                 return Err(if may_have_run {
                     failed.error
                 } else {
@@ -243,7 +361,7 @@ impl<P: Protocol> ServiceHandle<P> {
                     .is_some()
             };
             let waited = match &failed.error {
-                _ if self.channel.data.is_closed() => false,
+                _ if self.channel.runtime.is_closed() => false,
                 // It will not come back, and nobody else is to have it.
                 _ if failed.settling && !is_listed() => {
                     return Err(CallError::NoInstance {
@@ -339,7 +457,7 @@ impl<P: Protocol> ServiceHandle<P> {
             }
             // In the view's place of each of them there is, or soon will be, the next owner.
             loop {
-                if gone.is_empty() || self.channel.data.is_closed() {
+                if gone.is_empty() || self.channel.runtime.is_closed() {
                     break;
                 }
                 let owners = self.owners(key, n);

@@ -12,17 +12,22 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use keydispatch_core::ServiceInfo;
+use keydispatch_core::route::Hint;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use super::ways::Ways;
 use crate::call::{CallError, CastError, Failure, Unsent};
 use crate::codec::{self, DecodeError, EncodeError};
-use crate::data::DataPlane;
 use crate::data::aim::{Aim, To};
 use crate::data::lane::{Outcome, PendingCall};
+use crate::data::lane_runtime::LaneRuntime;
+use crate::data::local::Local;
+use crate::data::mailbox::{self, Envelope, Mailbox, Payload, WaitingCall};
+use crate::data::peers::Peers;
+use crate::data::reply::{self, Route, Unanswered};
 use crate::data::wire::{self, BoundedHeader, CallHeader, CastHeader, Format, kind};
 use crate::deadline;
-use crate::mailbox::{self, Envelope, Mailbox, Payload, Route, Unanswered, WaitingCall};
 use crate::protocol::{Message, Protocol};
 use crate::registry::Registry;
 use crate::service::current;
@@ -90,21 +95,31 @@ pub(super) enum Started<R> {
 /// See the module.
 pub(super) struct Channel<P: Protocol> {
     pub(super) registry: Registry,
-    pub(super) data: Arc<DataPlane>,
+    pub(super) local: Arc<Local>,
+    pub(super) peers: Arc<Peers>,
+    pub(super) runtime: Arc<LaneRuntime>,
     protocol: PhantomData<fn() -> P>,
 }
 
 impl<P: Protocol> Clone for Channel<P> {
     fn clone(&self) -> Self {
-        Channel::new(&self.registry, &self.data)
+        Channel {
+            registry: self.registry.clone(),
+            local: Arc::clone(&self.local),
+            peers: Arc::clone(&self.peers),
+            runtime: Arc::clone(&self.runtime),
+            protocol: PhantomData,
+        }
     }
 }
 
 impl<P: Protocol> Channel<P> {
-    pub(super) fn new(registry: &Registry, data: &Arc<DataPlane>) -> Self {
+    pub(super) fn new(ways: &Ways) -> Self {
         Channel {
-            registry: registry.clone(),
-            data: Arc::clone(data),
+            registry: ways.registry.clone(),
+            local: Arc::clone(&ways.local),
+            peers: Arc::clone(&ways.peers),
+            runtime: Arc::clone(&ways.runtime),
             protocol: PhantomData,
         }
     }
@@ -112,6 +127,20 @@ impl<P: Protocol> Channel<P> {
     pub(super) fn is_local(&self, info: &ServiceInfo) -> bool {
         let id = info.id();
         id.nonce == self.registry.nonce() && id.node == *self.registry.node()
+    }
+
+    /// What is known of an instance's queue: where it runs here, what is so.
+    pub(super) fn hint_of(&self, info: &ServiceInfo) -> Hint {
+        if !self.is_local(info) {
+            return self.peers.hints.of_instance(info.id());
+        }
+        let told = self.local.with(info.id().sequence, |mailbox| {
+            mailbox.load().map(|load| load.told())
+        });
+        let told = told.flatten();
+        told.map_or(Hint::NONE, |depth| {
+            Hint::told(depth, self.peers.hints.clock())
+        })
     }
 
     /// Calls an instance and waits. A message that is kept is sent again whatever became of it; any other comes back only
@@ -178,8 +207,8 @@ impl<P: Protocol> Channel<P> {
                     ..failed
                 });
         }
-        let message = match self.data.checked_limit() {
-            Some(limit) => match mailbox::crossed::<P, _>(&message, limit, false) {
+        let message = match self.runtime.checked_limit() {
+            Some(limit) => match reply::crossed::<P, _>(&message, limit, false) {
                 Ok(message) => message,
                 Err(error) => {
                     return Err(Failed {
@@ -221,7 +250,7 @@ impl<P: Protocol> Channel<P> {
         let Bound::Refusable(refuse_at) = bound else {
             return Ok(());
         };
-        let refuses = self.data.with_local(info.id().sequence, |mailbox| {
+        let refuses = self.local.with(info.id().sequence, |mailbox| {
             mailbox.load().is_some_and(|load| load.refuses(refuse_at))
         });
         match refuses {
@@ -252,7 +281,7 @@ impl<P: Protocol> Channel<P> {
         }
         self.check_bound(info, bound)
             .map_err(|error| failed(error.into()))?;
-        let bytes = encode_alone::<P, _>(message, self.data.max_payload_bytes())
+        let bytes = encode_alone::<P, _>(message, self.runtime.max_payload_bytes())
             .map_err(|error| failed(error.into()))?;
         if is_another_type::<P>(info) {
             return self
@@ -317,8 +346,8 @@ impl<P: Protocol> Channel<P> {
             return Err(CallError::CallsItself { id });
         }
         let (sender, receiver) = oneshot::channel();
-        self.data
-            .with_local(info.id().sequence, |mailbox| {
+        self.local
+            .with(info.id().sequence, |mailbox| {
                 mailbox.call_here(bytes, Format::of::<P>(), deadline.at, sender);
             })
             .ok_or_else(|| gone(info))?;
@@ -328,8 +357,8 @@ impl<P: Protocol> Channel<P> {
 
     fn cast_encoded(&self, info: &ServiceInfo, message: &P::Cast) -> Result<(), CallError> {
         check_version::<P>(info)?;
-        let bytes = encode_alone::<P, _>(message, self.data.max_payload_bytes())?;
-        let taken = self.data.with_local(info.id().sequence, |mailbox| {
+        let bytes = encode_alone::<P, _>(message, self.runtime.max_payload_bytes())?;
+        let taken = self.local.with(info.id().sequence, |mailbox| {
             mailbox.cast(bytes, Format::of::<P>(), None)
         });
         match taken {
@@ -348,10 +377,10 @@ impl<P: Protocol> Channel<P> {
         bound: Bound,
     ) -> Result<Started<P::Reply>, Unsent> {
         check_version::<P>(info)?;
-        let lane = self.data.lane(info)?;
-        let limit = lane.max_payload_bytes(&self.data);
+        let lane = self.peers.lane(info)?;
+        let limit = lane.max_payload_bytes(&self.runtime);
         let left = deadline.at.saturating_duration_since(Instant::now());
-        let call = lane.call(&self.data, to.is_some(), |number| {
+        let call = lane.call(&self.runtime, to.is_some(), |number| {
             lane.trace(number, info);
             let header = CallHeader {
                 number,
@@ -380,7 +409,7 @@ impl<P: Protocol> Channel<P> {
                 .map(|outgoing| outgoing.aimed(to.map(Aim::new::<P>)))
                 .map_err(|error| encode_error(error, limit))
         })?;
-        self.data
+        self.runtime
             .counters
             .calls_sent
             .fetch_add(1, Ordering::Relaxed);
@@ -482,11 +511,11 @@ impl<P: Protocol> Channel<P> {
         let error = match outcome {
             Outcome::Reply(bytes) => return decode_reply::<P>(&bytes).map_err(Unsent::from),
             Outcome::Told { depth, reply } => {
-                self.data.told((tried.nonce, tried.sequence), depth);
+                self.peers.hints.hear((tried.nonce, tried.sequence), depth);
                 return decode_reply::<P>(&reply).map_err(Unsent::from);
             }
             Outcome::Refused { depth } => {
-                self.data.told((tried.nonce, tried.sequence), depth);
+                self.peers.hints.hear((tried.nonce, tried.sequence), depth);
                 CallError::Overloaded { node: node.clone() }
             }
             Outcome::Failed(failure) => failure.into_error(P::VERSION, node),
@@ -524,8 +553,8 @@ impl<P: Protocol> Channel<P> {
         if let Err(error) = check_version::<P>(info) {
             return Err(CastError { error, message });
         }
-        let message = match self.data.checked_limit() {
-            Some(limit) => match mailbox::crossed::<P, _>(&message, limit, false) {
+        let message = match self.runtime.checked_limit() {
+            Some(limit) => match reply::crossed::<P, _>(&message, limit, false) {
                 Ok(message) => message,
                 Err(error) => return Err(CastError { error, message }),
             },
@@ -575,7 +604,7 @@ impl<P: Protocol> Channel<P> {
             return self.cast_encoded(info, message);
         }
         check_version::<P>(info)?;
-        let bytes = encode_alone::<P, _>(message, self.data.max_payload_bytes())?;
+        let bytes = encode_alone::<P, _>(message, self.runtime.max_payload_bytes())?;
         let envelope = Envelope::Cast {
             message: Payload::Encoded(bytes),
             version: P::VERSION,
@@ -599,13 +628,13 @@ impl<P: Protocol> Channel<P> {
             sequence: info.id().sequence,
             format: Format::of::<P>(),
         };
-        let lane = self.data.lane(info).map_err(|unsent| unsent.error)?;
-        let limit = lane.max_payload_bytes(&self.data);
+        let lane = self.peers.lane(info).map_err(|unsent| unsent.error)?;
+        let limit = lane.max_payload_bytes(&self.runtime);
         let frame = wire::encode(kind::CAST, &header, P::CODEC, message, limit)
             .map_err(|error| encode_error(error, limit))?;
-        lane.send(&self.data, frame.aimed(Some(Aim::new::<P>(to))))
+        lane.send(&self.runtime, frame.aimed(Some(Aim::new::<P>(to))))
             .map_err(|unsent| unsent.error)?;
-        self.data
+        self.runtime
             .counters
             .casts_sent
             .fetch_add(1, Ordering::Relaxed);
@@ -618,8 +647,8 @@ impl<P: Protocol> Channel<P> {
         info: &ServiceInfo,
         send: impl FnOnce(&Mailbox<P>) -> T,
     ) -> Result<T, CallError> {
-        self.data
-            .with_local(info.id().sequence, |mailbox| {
+        self.local
+            .with(info.id().sequence, |mailbox| {
                 mailbox.as_any().downcast_ref::<Mailbox<P>>().map(send)
             })
             .ok_or_else(|| gone(info))?

@@ -7,6 +7,7 @@ use keydispatch_core::KeyBytes;
 use keydispatch_core::ownership::Adoption;
 
 use super::Keyed;
+use super::error::StateError;
 
 /// A state.
 pub(super) enum Form<S> {
@@ -29,7 +30,7 @@ pub(super) enum Cell<S> {
 /// What cannot be read as a state, with what was read of the others.
 pub(super) struct Unreadable<S> {
     pub(super) cell: Cell<S>,
-    pub(super) why: String,
+    pub(super) why: StateError,
 }
 
 impl<S> Cell<S> {
@@ -83,7 +84,7 @@ impl<S> Cell<S> {
                         let left = read.into_iter().chain([Form::Encoded(bytes)]).chain(forms);
                         return Err(Unreadable {
                             cell: Cell::Many(left.collect()),
-                            why: format!("its state does not decode: {error}"),
+                            why: StateError::Unreadable(error),
                         });
                     }
                 },
@@ -95,7 +96,7 @@ impl<S> Cell<S> {
         }
         whole.ok_or_else(|| Unreadable {
             cell: Cell::Many(Vec::new()),
-            why: "it has none".to_owned(),
+            why: StateError::None,
         })
     }
 }

@@ -1,24 +1,31 @@
 //! Where the handler of one key finds itself.
 
+use std::marker::PhantomData;
 use std::sync::Arc;
 
 use keydispatch_core::{KeyBytes, NodeName, ServiceId};
 
-use super::Keyed;
-use super::store::Store;
-use crate::data::inbound::Caller;
+use crate::data::caller::Caller;
+
+/// What a handler is told of its instance.
+pub(super) trait Instance: Send + Sync {
+    fn id(&self) -> &ServiceId;
+    /// Whether a key is this instance's, and is not to move.
+    fn serves(&self, key: &KeyBytes) -> bool;
+}
 
 /// Where the handler of one key finds itself.
-pub struct KeyContext<K: Keyed> {
-    pub(super) store: Arc<Store<K>>,
+pub struct KeyContext<K> {
+    pub(super) instance: Arc<dyn Instance>,
     pub(super) key: KeyBytes,
     pub(super) version: u32,
     /// None for this node.
     pub(super) caller: Option<Arc<Caller>>,
     pub(super) close: bool,
+    pub(super) service: PhantomData<fn() -> K>,
 }
 
-impl<K: Keyed> KeyContext<K> {
+impl<K> KeyContext<K> {
     /// The key.
     pub fn key(&self) -> &KeyBytes {
         &self.key
@@ -26,12 +33,12 @@ impl<K: Keyed> KeyContext<K> {
 
     /// This instance.
     pub fn id(&self) -> &ServiceId {
-        &self.store.id
+        self.instance.id()
     }
 
     /// The node that it runs on.
     pub fn node(&self) -> &NodeName {
-        &self.store.id.node
+        &self.instance.id().node
     }
 
     /// The node that sent the message, as its connection has proven it; this node itself for what was sent here.
@@ -50,21 +57,21 @@ impl<K: Keyed> KeyContext<K> {
     /// Whether the key is still this instance's. False once it is to move: the handler that runs is waited for, and no other
     /// one is started here.
     pub fn owns(&self) -> bool {
-        self.store.serves(&self.key)
+        self.instance.serves(&self.key)
     }
 
-    /// Ends the state of the key after this message: it is handed to [`Keyed::closed`], and the next message opens the key
+    /// Ends the state of the key after this message: it is handed to [`Keyed::closed`](crate::Keyed::closed), and the next message opens the key
     /// anew.
     pub fn close(&mut self) {
         self.close = true;
     }
 }
 
-impl<K: Keyed> std::fmt::Debug for KeyContext<K> {
+impl<K> std::fmt::Debug for KeyContext<K> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("KeyContext")
             .field("key", &self.key)
-            .field("id", &self.store.id)
+            .field("id", self.instance.id())
             .finish_non_exhaustive()
     }
 }

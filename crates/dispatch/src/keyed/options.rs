@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::service::ServeOptions;
+use crate::service::options::ServeOptions;
 
 /// Longest state unless [`KeyedOptions::max_state_bytes`] says otherwise.
 const DEFAULT_MAX_STATE_BYTES: usize = 64 * 1024 * 1024;

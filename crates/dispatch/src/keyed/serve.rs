@@ -18,14 +18,17 @@ use super::options::{DEFAULT_KEYED_MAILBOX, KeyedOptions};
 use super::store::Store;
 use crate::call::Failure;
 use crate::claim::Life;
-use crate::data::DataPlane;
-use crate::data::inbound::Caller;
+use crate::data::caller::Caller;
+use crate::data::mailbox::letter::{KeyedMailbox, Letter, Room, States};
+use crate::data::mailbox::{AnyMailbox, StopReason};
+use crate::data::tokens::TokenInputs;
 use crate::data::wire::Format;
-use crate::mailbox::AnyMailbox;
-use crate::mailbox::letter::{KeyedMailbox, Letter, Room, States};
 use crate::protocol::Protocol;
-use crate::registry::{Registration, Registry};
-use crate::service::{AbortUnlessDone, Ended, ServeError, Served, StopError, StopReason};
+use crate::registry::Registry;
+use crate::registry::registration::Registration;
+use crate::service::Ended;
+use crate::service::host::Host;
+use crate::service::serve::{AbortUnlessDone, ServeError, Served, StopError};
 
 /// How often what waits for too long is looked for.
 const LOOK: Duration = Duration::from_secs(1);
@@ -100,11 +103,12 @@ impl<K: Keyed> std::fmt::Debug for ServedKeyed<K> {
 
 /// Starts a keyed service and registers it. Dropped half-way, neither runs nor is listed what it started.
 pub(crate) async fn serve_keyed<K: Keyed>(
-    registry: &Registry,
-    data: &Arc<DataPlane>,
+    host: &Host,
+    tokens: &TokenInputs,
     options: KeyedOptions,
     service: K,
 ) -> Result<ServedKeyed<K>, ServeError> {
+    let registry = &host.registry;
     let sequence = registry.next_sequence();
     let serve = options.serve.clone();
     let room = Room::new(
@@ -121,7 +125,8 @@ pub(crate) async fn serve_keyed<K: Keyed>(
     let store = Store::new(
         service,
         id.clone(),
-        Arc::clone(data),
+        host,
+        tokens.clone(),
         options,
         Arc::clone(&flag),
         room,
@@ -129,34 +134,37 @@ pub(crate) async fn serve_keyed<K: Keyed>(
     let (stop, stopping) = watch::channel(None);
     let (ended_sender, ended) = watch::channel(None);
     let life = Life::default();
-    let ending = Ending {
+    let ending = KeyedEnding {
         store: Arc::clone(&store),
         registry: registry.clone(),
         life: life.clone(),
         ended: ended_sender,
         how: None,
     };
-    let task = data.spawn_service(run(ending, stopping));
+    let task = host.local.spawn_service(run(ending, stopping));
     let unfinished = AbortUnlessDone::new(task.clone());
     let mailbox: Arc<dyn AnyMailbox> = Arc::new(KeyedBox {
         store: Arc::clone(&store),
         stop,
     });
-    data.add_local(sequence, Arc::clone(&mailbox), task, flag);
+    host.local.add(sequence, Arc::clone(&mailbox), task, flag);
     if life.is_over() {
         // It ended before it was put in, and found nothing to take out.
-        data.remove_local(sequence);
+        host.local.remove(sequence);
     }
     let info = registry.add_entry(entry, &life).await?;
     unfinished.done();
     Ok(ServedKeyed {
-        served: Served::new(info, registry, data, mailbox, ended),
+        served: Served::new(info, host, mailbox, ended),
         store,
     })
 }
 
 /// Sees to what waits, until the instance is to stop; then lets it finish.
-async fn run<K: Keyed>(mut ending: Ending<K>, mut stopping: watch::Receiver<Option<StopReason>>) {
+async fn run<K: Keyed>(
+    mut ending: KeyedEnding<K>,
+    mut stopping: watch::Receiver<Option<StopReason>>,
+) {
     let store = Arc::clone(&ending.store);
     let idle = store.options.idle_after;
     let pause = idle.map_or(LOOK, |idle| (idle / 2).clamp(MIN_IDLE_LOOK, LOOK));
@@ -187,7 +195,7 @@ async fn run<K: Keyed>(mut ending: Ending<K>, mut stopping: watch::Receiver<Opti
     let done = store.mark();
     let _ = done.await;
     ending.life.end();
-    let _counted = store.data.remove_local(store.id.sequence);
+    let _counted = store.local.remove(store.id.sequence);
     // It may have been removed by hand already.
     let _ = ending.registry.remove_service(&store.id).await;
     for (key, cell) in store.take_all() {
@@ -197,7 +205,7 @@ async fn run<K: Keyed>(mut ending: Ending<K>, mut stopping: watch::Receiver<Opti
 }
 
 /// Takes an instance out of everything when it ends, in whatever way.
-struct Ending<K: Keyed> {
+struct KeyedEnding<K: Keyed> {
     store: Arc<Store<K>>,
     registry: Registry,
     /// Over before anything of it is taken out.
@@ -206,11 +214,11 @@ struct Ending<K: Keyed> {
     how: Option<Ended>,
 }
 
-impl<K: Keyed> Drop for Ending<K> {
+impl<K: Keyed> Drop for KeyedEnding<K> {
     fn drop(&mut self) {
         self.store.flag.store(true, Ordering::Release);
         self.life.end();
-        self.store.data.remove_local(self.store.id.sequence);
+        self.store.local.remove(self.store.id.sequence);
         self.store.abort();
         self.registry.remove_soon(&self.store.id);
         let how = self.how.unwrap_or(if std::thread::panicking() {

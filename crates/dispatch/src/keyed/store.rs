@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::{Deref, DerefMut};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, MutexGuard, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,15 +15,19 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::cells::{Cell, put};
+use super::context::Instance;
 use super::events::{KeyedEvent, Teller};
 use super::options::KeyedOptions;
-use super::work::Job;
-use super::workers::{Ready, Workers};
+use super::ready::{Job, Ready, Workers};
 use super::{Closed, Keyed};
 use crate::backlog::Share;
 use crate::call::Failure;
-use crate::data::DataPlane;
-use crate::mailbox::letter::{Letter, Room, States};
+use crate::data::lane_runtime::LaneRuntime;
+use crate::data::local::Local;
+use crate::data::mailbox::letter::{Letter, Room, States};
+use crate::data::tokens::TokenInputs;
+use crate::mutex::Mutex;
+use crate::service::host::Host;
 
 /// What the store's clock counts in: a key remembers in four bytes when it was last used.
 const TICK: Duration = Duration::from_millis(100);
@@ -35,7 +39,9 @@ const IDLE_AT_ONCE: usize = 4_096;
 pub(super) struct Store<K: Keyed> {
     pub(super) service: K,
     pub(super) id: ServiceId,
-    pub(super) data: Arc<DataPlane>,
+    pub(super) local: Arc<Local>,
+    pub(super) runtime: Arc<LaneRuntime>,
+    pub(super) tokens: TokenInputs,
     pub(super) options: KeyedOptions,
     /// True once the service has ended, for the replies that it still owes.
     pub(super) flag: Arc<std::sync::atomic::AtomicBool>,
@@ -45,7 +51,7 @@ pub(super) struct Store<K: Keyed> {
     started: Instant,
     /// Itself, for the workers that it calls.
     me: Weak<Store<K>>,
-    inner: Mutex<Inner<K::State>>,
+    inner: Mutex<StoreInner<K::State>>,
 }
 
 /// What is behind the lock, while it is held.
@@ -55,11 +61,11 @@ pub(super) struct Store<K: Keyed> {
 pub(super) struct Locked<'a, K: Keyed> {
     store: &'a Store<K>,
     /// None once it is let go.
-    inner: Option<MutexGuard<'a, Inner<K::State>>>,
+    inner: Option<MutexGuard<'a, StoreInner<K::State>>>,
 }
 
 impl<K: Keyed> Deref for Locked<'_, K> {
-    type Target = Inner<K::State>;
+    type Target = StoreInner<K::State>;
 
     fn deref(&self) -> &Self::Target {
         self.inner
@@ -86,7 +92,7 @@ impl<K: Keyed> Drop for Locked<'_, K> {
     }
 }
 
-pub(super) struct Inner<S> {
+pub(super) struct StoreInner<S> {
     /// What becomes of messages; of a slot that is not there nothing is known.
     gates: HashMap<u32, Now>,
     pub(super) slots: HashMap<u32, Slot<S>>,
@@ -158,20 +164,39 @@ impl Leaving {
     }
 }
 
+impl<K: Keyed> Instance for Store<K> {
+    fn id(&self) -> &ServiceId {
+        &self.id
+    }
+
+    fn serves(&self, key: &KeyBytes) -> bool {
+        let slot = slot_of(key);
+        let inner = self.lock();
+        let is_leaving = inner
+            .slots
+            .get(&slot)
+            .is_some_and(|here| here.giving.is_some());
+        inner.gates.get(&slot) == Some(&Now::Run) && !is_leaving
+    }
+}
+
 impl<K: Keyed> Store<K> {
     pub(super) fn new(
         service: K,
         id: ServiceId,
-        data: Arc<DataPlane>,
+        host: &Host,
+        tokens: TokenInputs,
         options: KeyedOptions,
         flag: Arc<std::sync::atomic::AtomicBool>,
         room: Arc<Room>,
     ) -> Arc<Self> {
-        let share = data.own_share();
+        let share = host.runtime.own_share();
         Arc::new_cyclic(|me| Store {
             service,
             id,
-            data,
+            local: Arc::clone(&host.local),
+            runtime: Arc::clone(&host.runtime),
+            tokens,
             options,
             flag,
             teller: Teller::default(),
@@ -179,7 +204,7 @@ impl<K: Keyed> Store<K> {
             share,
             started: Instant::now(),
             me: Weak::clone(me),
-            inner: Mutex::new(Inner {
+            inner: Mutex::new(StoreInner {
                 gates: HashMap::new(),
                 slots: HashMap::new(),
                 parked: HashMap::new(),
@@ -193,7 +218,7 @@ impl<K: Keyed> Store<K> {
     }
 
     pub(super) fn lock(&self) -> Locked<'_, K> {
-        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let inner = self.inner.lock();
         Locked {
             store: self,
             inner: Some(inner),
@@ -230,7 +255,7 @@ impl<K: Keyed> Store<K> {
 
     fn dispatch(
         self: &Arc<Self>,
-        inner: &mut Inner<K::State>,
+        inner: &mut StoreInner<K::State>,
         slot: u32,
         letter: Letter,
         leaving: &mut Leaving,
@@ -245,7 +270,7 @@ impl<K: Keyed> Store<K> {
         }
     }
 
-    fn enqueue(self: &Arc<Self>, inner: &mut Inner<K::State>, slot: u32, letter: Letter) {
+    fn enqueue(self: &Arc<Self>, inner: &mut StoreInner<K::State>, slot: u32, letter: Letter) {
         let here = inner.slots.entry(slot).or_default();
         match here.work.get_mut(letter.key.as_bytes()) {
             Some(work) => work.queue.push_back(letter),
@@ -257,7 +282,13 @@ impl<K: Keyed> Store<K> {
     }
 
     /// Puts a key to work that is not.
-    fn begin(self: &Arc<Self>, inner: &mut Inner<K::State>, slot: u32, key: &KeyBytes, job: Job) {
+    fn begin(
+        self: &Arc<Self>,
+        inner: &mut StoreInner<K::State>,
+        slot: u32,
+        key: &KeyBytes,
+        job: Job,
+    ) {
         inner.working += 1;
         let here = inner.slots.entry(slot).or_default();
         let (stored, cell) = match here.keys.remove_entry(key.as_bytes()) {
@@ -276,7 +307,7 @@ impl<K: Keyed> Store<K> {
     }
 
     /// Sees to what waits for a slot, after what becomes of its messages has changed.
-    pub(super) fn see_to(self: &Arc<Self>, inner: &mut Inner<K::State>, slot: u32) -> Leaving {
+    pub(super) fn see_to(self: &Arc<Self>, inner: &mut StoreInner<K::State>, slot: u32) -> Leaving {
         let mut leaving = Leaving::default();
         let gate = inner.gate(slot);
         let mut letters = Vec::new();
@@ -293,7 +324,7 @@ impl<K: Keyed> Store<K> {
             inner.parked.remove(&slot).unwrap_or_default()
         };
         for (letter, since) in parked {
-            self.data.counters.parked.note(since.elapsed());
+            self.runtime.counters.parked.note(since.elapsed());
             letters.push(letter);
         }
         for letter in letters {
@@ -422,7 +453,7 @@ impl<K: Keyed> Store<K> {
             return;
         }
         let store = Arc::clone(self);
-        self.data.spawn_service(async move {
+        self.local.spawn_service(async move {
             for (key, cell) in left {
                 store.close_cell(&KeyBytes::from_canonical(key), cell).await;
             }
@@ -445,17 +476,6 @@ impl<K: Keyed> Store<K> {
             peer: peer.clone(),
             slots: slots.len(),
         });
-    }
-
-    /// Whether messages for that key run here.
-    pub(super) fn serves(&self, key: &KeyBytes) -> bool {
-        let slot = slot_of(key);
-        let inner = self.lock();
-        let is_leaving = inner
-            .slots
-            .get(&slot)
-            .is_some_and(|here| here.giving.is_some());
-        inner.gates.get(&slot) == Some(&Now::Run) && !is_leaving
     }
 
     /// How many keys have a state here, or are at work.
@@ -573,7 +593,7 @@ impl<K: Keyed> Store<K> {
     }
 }
 
-impl<S> Inner<S> {
+impl<S> StoreInner<S> {
     fn gate(&self, slot: u32) -> Now {
         let now = self.gates.get(&slot).cloned().unwrap_or(Now::Moved(None));
         let is_away = || self.slots.get(&slot).is_some_and(|here| here.away);

@@ -1,6 +1,7 @@
 //! A key at work: its state is with one worker, which handles what waits for the key, and puts the state back.
 
 use std::collections::HashMap;
+use std::marker::PhantomData;
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
@@ -9,19 +10,23 @@ use std::task::Poll;
 
 use bytes::{Bytes, BytesMut};
 use keydispatch_core::ownership::Adoption;
-use keydispatch_core::{Codec, Escaped, Key, KeyBytes};
+use keydispatch_core::{Codec, Escaped, KeyBytes};
 use tokio::time::Instant;
 
 use super::cells::{Cell, Form, Unreadable};
-use super::context::KeyContext;
+use super::context::{Instance, KeyContext};
+use super::current::AT_WORK;
+use super::error::StateError;
 use super::events::KeyedEvent;
-use super::store::{Inner, Store};
-use super::workers::Ready;
+use super::ready::{Job, Ready};
+use super::store::{Store, StoreInner};
+
 use super::{Closed, Idle, Keyed};
 use crate::call::Failure;
 use crate::codec::{self, DecodeError, EncodeError};
-use crate::mailbox::letter::{Letter, States};
-use crate::mailbox::{self, ReplyTo};
+use crate::data::mailbox;
+use crate::data::mailbox::letter::{Letter, States};
+use crate::data::reply::ReplyTo;
 use crate::protocol::{self, Protocol};
 use crate::service::current::{self, Current};
 use crate::trace;
@@ -31,25 +36,6 @@ const TURN: u32 = 64;
 
 /// Bytes of states that are encoded before other tasks get their turn.
 const ENCODE_TURN_BYTES: usize = 256 * 1024;
-
-tokio::task_local! {
-    /// The key whose handler runs, and the type of its service.
-    static AT_WORK: (&'static str, Key);
-}
-
-/// True in a handler of that key of that type: it would wait for itself.
-pub(crate) fn current_key(service_type: &'static str, key: Key) -> bool {
-    AT_WORK
-        .try_with(|at_work| *at_work == (service_type, key))
-        .unwrap_or(false)
-}
-
-/// What a key is to do.
-pub(super) enum Job {
-    Letter(Letter),
-    /// Say whether it is still wanted.
-    Idle,
-}
 
 /// What a worker has of a key.
 enum Have<S> {
@@ -157,7 +143,7 @@ async fn handle_all<K: Keyed>(mut guard: AtWork<K>, cell: Option<Cell<K::State>>
 
 impl<K: Keyed> Store<K> {
     /// A key is not at work any more.
-    fn ends(self: &Arc<Self>, inner: &mut Inner<K::State>, slot: u32) {
+    fn ends(self: &Arc<Self>, inner: &mut StoreInner<K::State>, slot: u32) {
         inner.working = inner.working.saturating_sub(1);
         self.collect(inner, slot);
         inner.tidy(slot);
@@ -225,24 +211,25 @@ impl<K: Keyed> Store<K> {
         let mut state = match have {
             Have::State(state) => state,
             Have::Unread(unread) => {
-                let cause = unread.why.clone();
+                let cause = unread.why.to_string();
                 letter.refuse(Failure::NoState { cause });
                 return Have::Unread(unread);
             }
             Have::Nothing => match self.open(&at.key).await {
                 Ok(state) => state,
                 Err(cause) => {
-                    self.refuse_all(at, letter, cause);
+                    self.refuse_all(at, letter, cause.to_string());
                     return Have::Nothing;
                 }
             },
         };
         let mut cx = KeyContext {
-            store: Arc::clone(self),
+            instance: Arc::clone(self) as Arc<dyn Instance>,
             key: at.key.clone(),
             version,
             caller: None,
             close: false,
+            service: PhantomData,
         };
         let body = std::mem::take(&mut letter.body);
         let ran = if letter.is_cast {
@@ -270,7 +257,7 @@ impl<K: Keyed> Store<K> {
             let span = trace::handle(K::Protocol::NAME, "call", &self.id, || reach.parent(here));
             cx.caller = reach.caller().map(Arc::clone);
             let ended = Arc::clone(&self.flag);
-            let checked = self.data.checked_limit();
+            let checked = self.runtime.checked_limit();
             let reply_to = ReplyTo::new::<K::Protocol>(reach.into_route(), ended, checked);
             let handler = self
                 .service
@@ -279,7 +266,7 @@ impl<K: Keyed> Store<K> {
         };
         if ran.is_none() {
             tracing::error!(service = %self.id, key = %at.key, "a handler panicked: the state of its key is gone");
-            self.data
+            self.runtime
                 .counters
                 .key_panics
                 .fetch_add(1, Ordering::Relaxed);
@@ -298,7 +285,7 @@ impl<K: Keyed> Store<K> {
         match codec::decode(<K::Protocol as Protocol>::CODEC, body) {
             Ok(message) => Some(message),
             Err(DecodeError(cause)) => {
-                self.data
+                self.runtime
                     .counters
                     .undecodable
                     .fetch_add(1, Ordering::Relaxed);
@@ -310,14 +297,14 @@ impl<K: Keyed> Store<K> {
         }
     }
 
-    async fn open(&self, key: &KeyBytes) -> Result<K::State, String> {
+    async fn open(&self, key: &KeyBytes) -> Result<K::State, StateError> {
         let limit = self.options.open_timeout;
         let opening = caught(self.service.open(key));
         match tokio::time::timeout(limit, opening).await {
             Ok(Some(Ok(state))) => Ok(state),
-            Ok(Some(Err(error))) => Err(format!("it did not open: {error}")),
-            Ok(None) => Err("it did not open: it panicked".to_owned()),
-            Err(_) => Err(format!("it did not open within {limit:?}")),
+            Ok(Some(Err(error))) => Err(StateError::NotOpened(error)),
+            Ok(None) => Err(StateError::OpenPanicked),
+            Err(_) => Err(StateError::OpenTooSlow { limit }),
         }
     }
 
@@ -362,7 +349,7 @@ impl<K: Keyed> Store<K> {
     }
 
     /// Begins to encode the states of a slot that is to be given, where nothing of it is at work.
-    pub(super) fn collect(self: &Arc<Self>, inner: &mut Inner<K::State>, slot: u32) {
+    pub(super) fn collect(self: &Arc<Self>, inner: &mut StoreInner<K::State>, slot: u32) {
         let Some(here) = inner.slots.get_mut(&slot) else {
             return;
         };
@@ -370,30 +357,28 @@ impl<K: Keyed> Store<K> {
             return;
         };
         if here.keys.is_empty() {
-            return self.data.given(transfer, Some(Vec::new()));
+            return self.tokens.given(transfer, Some(Vec::new()));
         }
         here.away = true;
         let cells = std::mem::take(&mut here.keys);
         let store = Arc::clone(self);
-        self.data.spawn_service(async move {
+        self.local.spawn_service(async move {
             let mut away = Away { store, slot, cells };
             let given = away.encode().await;
             away.come_back(transfer, given);
         });
     }
 
-    fn encode(&self, state: &K::State) -> Result<Bytes, String> {
+    fn encode(&self, state: &K::State) -> Result<Bytes, StateError> {
         let limit = self.options.max_state_bytes;
         let encoding = AssertUnwindSafe(|| {
             codec::append(Codec::Postcard, state, BytesMut::new(), limit).map(BytesMut::freeze)
         });
         match std::panic::catch_unwind(encoding) {
             Ok(Ok(bytes)) => Ok(bytes),
-            Ok(Err(EncodeError::TooLarge)) => Err(format!(
-                "it is over the limit of {limit} bytes (max_state_bytes)"
-            )),
-            Ok(Err(EncodeError::Unfit(cause))) => Err(format!("it does not encode: {cause}")),
-            Err(_) => Err("it does not encode: that panicked".to_owned()),
+            Ok(Err(EncodeError::TooLarge)) => Err(StateError::TooLarge { limit }),
+            Ok(Err(EncodeError::Unfit(cause))) => Err(StateError::Unfit { cause }),
+            Err(_) => Err(StateError::EncodePanicked),
         }
     }
 }
@@ -407,7 +392,7 @@ struct Away<K: Keyed> {
 
 impl<K: Keyed> Away<K> {
     /// All of them as bytes, which they are from then on here, too; an error where one stays as it is.
-    async fn encode(&mut self) -> Result<States, (KeyBytes, String)> {
+    async fn encode(&mut self) -> Result<States, (KeyBytes, StateError)> {
         let mut states = States::with_capacity(self.cells.len());
         let mut bytes = 0;
         let keys: Vec<Bytes> = self.cells.keys().cloned().collect();
@@ -450,7 +435,7 @@ impl<K: Keyed> Away<K> {
         Ok(states)
     }
 
-    fn come_back(self, transfer: u64, given: Result<States, (KeyBytes, String)>) {
+    fn come_back(self, transfer: u64, given: Result<States, (KeyBytes, StateError)>) {
         let Away { store, slot, cells } = self;
         let mut inner = store.lock();
         let here = inner.slots.entry(slot).or_default();
@@ -467,7 +452,7 @@ impl<K: Keyed> Away<K> {
             Err(unfit) => (None, Some(unfit)),
         };
         if here.giving == Some(transfer) {
-            store.data.given(transfer, states);
+            store.tokens.given(transfer, states);
         } else {
             // It was taken back, and is to be given once more.
             store.collect(&mut inner, slot);
@@ -478,7 +463,10 @@ impl<K: Keyed> Away<K> {
         leaving.now();
         if let Some((key, why)) = unfit {
             tracing::warn!(service = %store.id, %key, why = %Escaped(&why), "a state cannot be given: all of its slot stay");
-            store.teller.tell(KeyedEvent::KeptBack { key, why });
+            store.teller.tell(KeyedEvent::KeptBack {
+                key,
+                why: why.to_string(),
+            });
         }
     }
 }

@@ -4,54 +4,15 @@
 //! allocated, queued and woken. Rule: while a key is ready, a worker that is at work on nothing is on its way; so a handler
 //! that waits, or that blocks its thread, holds up no other key, as if each had a task of its own.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
-use keydispatch_core::KeyBytes;
-use tokio::task::AbortHandle;
-
 use super::Keyed;
-use super::cells::Cell;
-use super::store::{Inner, Store};
-use super::work::{self, Job};
+use super::ready::Ready;
+use super::store::{Store, StoreInner};
+use super::work;
 
 /// Keys after which other tasks get their turn.
 const TURN: u32 = 64;
-
-/// A key that has something to do.
-pub(super) struct Ready<S> {
-    pub(super) slot: u32,
-    pub(super) key: KeyBytes,
-    pub(super) cell: Option<Cell<S>>,
-    pub(super) job: Job,
-}
-
-/// The workers of a store.
-#[derive(Default)]
-pub(super) struct Workers {
-    /// Those that have not taken anything yet.
-    coming: usize,
-    last: u64,
-    /// Those that were called while the lock was held, and are still to begin.
-    called: Vec<u64>,
-    /// None where a task has yet to begin.
-    tasks: HashMap<u64, Option<AbortHandle>>,
-    /// They are ended, and nobody comes any more.
-    ended: bool,
-}
-
-impl Workers {
-    /// Those that are to begin now.
-    pub(super) fn take_called(&mut self) -> Vec<u64> {
-        std::mem::take(&mut self.called)
-    }
-
-    /// All of them, to be ended.
-    pub(super) fn end(&mut self) -> Vec<AbortHandle> {
-        self.ended = true;
-        self.tasks.values().flatten().cloned().collect()
-    }
-}
 
 /// A worker's place. However its task ends, also by an abort, it is given back.
 struct Seat<K: Keyed> {
@@ -63,7 +24,7 @@ struct Seat<K: Keyed> {
     ran: bool,
 }
 
-impl<S> Inner<S> {
+impl<S> StoreInner<S> {
     /// Follows the rule of the module. The worker begins once the lock is let go.
     pub(super) fn call_worker(&mut self) {
         if self.ready.is_empty() || self.workers.coming > 0 || self.workers.ended {
@@ -89,11 +50,11 @@ impl<K: Keyed> Store<K> {
             coming: true,
             ran: false,
         };
-        let task = self.data.spawn_service(handle(seat));
+        let task = self.local.spawn_service(handle(seat));
         // Rule: whoever is called can be taken by another thread. What a task spawns last is next on its own thread, and no other
         // one takes it: where that thread is held next, by a handler that begins or by one that has just sent this, nobody
         // would come, and nobody else would be called. A task that does nothing takes that place.
-        self.data.spawn_service(std::future::ready(()));
+        self.local.spawn_service(std::future::ready(()));
         let mut inner = self.lock();
         if inner.workers.ended {
             task.abort();

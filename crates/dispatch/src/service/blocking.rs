@@ -7,7 +7,7 @@ use std::time::Duration;
 use keydispatch_core::{NodeName, ServiceId};
 
 use super::current::{self, Seen};
-use crate::data::DataPlane;
+use crate::data::local::Local;
 
 /// How often is looked.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -16,7 +16,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 const LOOKS: u32 = 4;
 
 /// One turn that has been seen before.
-struct Held {
+struct HeldThread {
     turn: u64,
     /// Rule: what counts is how often it was seen, not how long ago: a process that stood still was not blocked.
     looks: u32,
@@ -25,8 +25,8 @@ struct Held {
 }
 
 /// Runs as long as the node: says which of its services hold a thread, once for each time, and again after twice as long.
-pub(crate) async fn watch(plane: Arc<DataPlane>, node: NodeName, nonce: u64) {
-    let mut held: HashMap<usize, Held> = HashMap::new();
+pub(crate) async fn watch(local: Arc<Local>, node: NodeName, nonce: u64) {
+    let mut held: HashMap<usize, HeldThread> = HashMap::new();
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         let seen = current::at_work(nonce);
@@ -37,14 +37,14 @@ pub(crate) async fn watch(plane: Arc<DataPlane>, node: NodeName, nonce: u64) {
             sequence,
         } in seen
         {
-            let first = Held {
+            let first = HeldThread {
                 turn,
                 looks: 0,
                 say_at: LOOKS,
             };
             let known = held.entry(thread).or_insert(first);
             if known.turn != turn {
-                *known = Held {
+                *known = HeldThread {
                     turn,
                     looks: 0,
                     say_at: LOOKS,
@@ -61,7 +61,7 @@ pub(crate) async fn watch(plane: Arc<DataPlane>, node: NodeName, nonce: u64) {
                 nonce,
                 sequence,
             };
-            let service_type = plane.local(sequence).map_or("", |mailbox| mailbox.name());
+            let service_type = local.get(sequence).map_or("", |mailbox| mailbox.name());
             tracing::warn!(
                 service = %id,
                 service_type,

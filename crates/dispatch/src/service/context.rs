@@ -2,26 +2,28 @@
 
 use std::collections::{BinaryHeap, VecDeque};
 use std::fmt;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use keydispatch_core::{NodeName, ServiceId};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::info::{HandleInfo, InfoSender, Infos, Turn, turn};
-use super::{Service, StopReason};
-use crate::data::inbound::Caller;
+use super::Service;
+use crate::data::caller::Caller;
+use crate::data::mailbox::StopReason;
 use crate::deadline;
 use crate::protocol::Protocol;
 
 /// Where a service finds itself, and how it sends messages to itself.
 pub struct Context<S: Service> {
     pub(super) id: ServiceId,
-    pub(super) own: VecDeque<Own<S>>,
+    pub(super) own: VecDeque<OwnMessage<S>>,
     /// None until a handle to send some was asked for: most services never do.
     pub(super) infos: Option<Infos<S>>,
     /// Messages that may wait in each of its mailboxes.
-    capacity: usize,
+    pub(super) capacity: usize,
     timers: BinaryHeap<Due<S>>,
     /// Numbers timers, so that those of one instant fire in order.
     last_timer: u64,
@@ -41,9 +43,30 @@ pub(super) struct Origin {
 type CastOf<S> = <<S as Service>::Protocol as Protocol>::Cast;
 
 /// What a service tells itself, or its tasks tell it.
-pub(super) enum Own<S: Service> {
+pub(super) enum OwnMessage<S: Service> {
     Cast(CastOf<S>),
-    Info(Box<dyn Turn<S>>),
+    Info(Box<dyn InfoTurn<S>>),
+}
+
+pub(super) type Handling<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
+
+/// A private message whose type is not known: what runs a service knows nothing of [`HandleInfo`](super::info::HandleInfo), so that services
+/// without private messages say nothing of them.
+pub(super) trait InfoTurn<S: Service>: Send + Sync {
+    fn handle<'a>(self: Box<Self>, service: &'a mut S, cx: &'a mut Context<S>) -> Handling<'a>;
+}
+
+/// The private messages that wait for a service, once somebody can send them.
+pub(super) struct Infos<S: Service> {
+    pub(super) sender: mpsc::Sender<Box<dyn InfoTurn<S>>>,
+    pub(super) receiver: mpsc::Receiver<Box<dyn InfoTurn<S>>>,
+}
+
+impl<S: Service> Infos<S> {
+    pub(super) fn new(capacity: usize) -> Self {
+        let (sender, receiver) = mpsc::channel(capacity);
+        Infos { sender, receiver }
+    }
 }
 
 /// A timer of a service; see [`Context::cast_after`].
@@ -53,7 +76,7 @@ pub struct Timer(u64);
 struct Due<S: Service> {
     at: Instant,
     number: u64,
-    message: Own<S>,
+    message: OwnMessage<S>,
 }
 
 impl<S: Service> PartialEq for Due<S> {
@@ -119,42 +142,15 @@ impl<S: Service> Context<S> {
 
     /// Sends a message to this service itself. It is handled after this one, in turn with what waits in the mailbox.
     pub fn cast(&mut self, message: CastOf<S>) {
-        self.own.push_back(Own::Cast(message));
-    }
-
-    /// Sends a private message to this service itself, as [`cast`](Self::cast) does.
-    pub fn info(&mut self, info: S::Info)
-    where
-        S: HandleInfo,
-    {
-        self.own.push_back(Own::Info(turn(info)));
-    }
-
-    /// Sends a private message to this service itself after a while, as [`cast_after`](Self::cast_after) does.
-    pub fn info_after(&mut self, after: Duration, info: S::Info) -> Timer
-    where
-        S: HandleInfo,
-    {
-        self.after(after, Own::Info(turn(info)))
-    }
-
-    /// How the tasks that this service spawns send it private messages; as many may wait as its mailbox holds.
-    pub fn info_sender(&mut self) -> InfoSender<S>
-    where
-        S: HandleInfo,
-    {
-        let capacity = self.capacity;
-        self.infos
-            .get_or_insert_with(|| Infos::new(capacity))
-            .sender()
+        self.own.push_back(OwnMessage::Cast(message));
     }
 
     /// Sends a message to this service itself after a while, of thirty years at most. Timers end with the service.
     pub fn cast_after(&mut self, after: Duration, message: CastOf<S>) -> Timer {
-        self.after(after, Own::Cast(message))
+        self.after(after, OwnMessage::Cast(message))
     }
 
-    fn after(&mut self, after: Duration, message: Own<S>) -> Timer {
+    pub(super) fn after(&mut self, after: Duration, message: OwnMessage<S>) -> Timer {
         self.last_timer += 1;
         self.timers.push(Due {
             at: deadline::after(after),
@@ -191,7 +187,7 @@ impl<S: Service> Context<S> {
         }
     }
 
-    pub(super) fn due(&mut self) -> Option<Own<S>> {
+    pub(super) fn due(&mut self) -> Option<OwnMessage<S>> {
         let at = self.next_timer()?;
         if at > Instant::now() {
             return None;

@@ -3,18 +3,20 @@
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use keydispatch_core::ServiceId;
+
+use crate::mutex::Mutex;
 
 /// The sequence number of no service: those of services start at 1.
 const NOBODY: u64 = 0;
 
 /// Every thread that has been at work for a service, of all nodes in this process.
-static THREADS: Mutex<Vec<Weak<Work>>> = Mutex::new(Vec::new());
+static THREADS: Mutex<Vec<Weak<ThreadWork>>> = Mutex::new(Vec::new());
 
 thread_local! {
-    static WORK: Arc<Work> = Work::register();
+    static WORK: Arc<ThreadWork> = ThreadWork::register();
 }
 
 /// A service of this process: its node, as the nonce that the node was started with, and its number there.
@@ -35,21 +37,21 @@ impl Current {
 
 /// What one thread is at work for. Written by that thread alone.
 #[derive(Debug)]
-struct Work {
+struct ThreadWork {
     /// Grows with every beginning and every end.
     turn: AtomicU64,
     nonce: AtomicU64,
     sequence: AtomicU64,
 }
 
-impl Work {
+impl ThreadWork {
     fn register() -> Arc<Self> {
-        let work = Arc::new(Work {
+        let work = Arc::new(ThreadWork {
             turn: AtomicU64::new(0),
             nonce: AtomicU64::new(0),
             sequence: AtomicU64::new(NOBODY),
         });
-        let mut threads = THREADS.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut threads = THREADS.lock();
         threads.retain(|thread| thread.strong_count() > 0);
         threads.push(Arc::downgrade(&work));
         work
@@ -102,7 +104,7 @@ pub(super) struct Seen {
 
 /// The threads that are at work for services of that node right now.
 pub(super) fn at_work(nonce: u64) -> Vec<Seen> {
-    let threads = THREADS.lock().unwrap_or_else(PoisonError::into_inner);
+    let threads = THREADS.lock();
     let threads = threads.iter().filter_map(Weak::upgrade);
     threads
         .filter_map(|work| {
@@ -125,13 +127,13 @@ pub(super) fn turns<T>(
     ended: Arc<AtomicBool>,
     task: impl Future<Output = T> + Send,
 ) -> impl Future<Output = T> + Send {
-    let mut running = Running {
+    let mut running = InTurns {
         _ended: SetWhenDropped(ended),
         task: Box::pin(task),
     };
     poll_fn(move |cx| {
         let running = &mut running;
-        let _turn = Turn::begin(service);
+        let _turn = HandlerTurn::begin(service);
         running.task.as_mut().poll(cx)
     })
 }
@@ -143,14 +145,14 @@ pub(crate) fn turns_of<T>(
 ) -> impl Future<Output = T> + Send {
     let mut task = Box::pin(task);
     poll_fn(move |cx| {
-        let _turn = Turn::begin(service);
+        let _turn = HandlerTurn::begin(service);
         task.as_mut().poll(cx)
     })
 }
 
 /// The fields are dropped in this order: where a runtime ends, its tasks are dropped as they are, and a handler that is
 /// dropped with its chance to reply has not chosen not to.
-struct Running<F> {
+struct InTurns<F> {
     _ended: SetWhenDropped,
     task: Pin<Box<F>>,
 }
@@ -164,20 +166,20 @@ impl Drop for SetWhenDropped {
 }
 
 /// One poll. Ends when dropped, so that a panic ends it, too.
-struct Turn {
+struct HandlerTurn {
     before: Option<Current>,
 }
 
-impl Turn {
+impl HandlerTurn {
     fn begin(service: Current) -> Self {
         let before = WORK.try_with(|work| work.set(Some(service)));
-        Turn {
+        HandlerTurn {
             before: before.ok().flatten(),
         }
     }
 }
 
-impl Drop for Turn {
+impl Drop for HandlerTurn {
     fn drop(&mut self) {
         let _ = WORK.try_with(|work| work.set(self.before));
     }

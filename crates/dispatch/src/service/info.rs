@@ -1,12 +1,14 @@
 //! A service's private messages: what its own tasks tell it, and what never leaves the process.
 
 use std::fmt;
-use std::pin::Pin;
-use std::sync::{Mutex, PoisonError};
+
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::{Context, Service};
+use super::Service;
+use super::context::{Context, Handling, InfoTurn, Infos, OwnMessage, Timer};
+use crate::mutex::Mutex;
 
 /// A service that also takes private messages, which nobody else can send and which need not be serialisable.
 ///
@@ -63,7 +65,7 @@ pub trait HandleInfo: Service {
 ///
 /// It does not keep the service alive.
 pub struct InfoSender<S: HandleInfo> {
-    sender: mpsc::Sender<Box<dyn Turn<S>>>,
+    sender: mpsc::Sender<Box<dyn InfoTurn<S>>>,
 }
 
 /// Why a private message was not sent. It gives the message back.
@@ -149,39 +151,18 @@ impl<S: HandleInfo> fmt::Debug for InfoSender<S> {
     }
 }
 
-type Handling<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
-
-/// A private message whose type is not known: what runs a service knows nothing of [`HandleInfo`], so that services
-/// without private messages say nothing of them.
-pub(super) trait Turn<S: Service>: Send + Sync {
-    fn handle<'a>(self: Box<Self>, service: &'a mut S, cx: &'a mut Context<S>) -> Handling<'a>;
-}
-
 /// Behind a lock that nobody waits for: a message need not be shareable, and a [`Context`] that holds some is.
 struct Told<S: HandleInfo>(Mutex<S::Info>);
 
-impl<S: HandleInfo> Turn<S> for Told<S> {
+impl<S: HandleInfo> InfoTurn<S> for Told<S> {
     fn handle<'a>(self: Box<Self>, service: &'a mut S, cx: &'a mut Context<S>) -> Handling<'a> {
-        let info = self.0.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let info = self.0.into_inner();
         Box::pin(service.handle_info(info, cx))
     }
 }
 
-pub(super) fn turn<S: HandleInfo>(info: S::Info) -> Box<dyn Turn<S>> {
+fn turn<S: HandleInfo>(info: S::Info) -> Box<dyn InfoTurn<S>> {
     Box::new(Told::<S>(Mutex::new(info)))
-}
-
-/// The private messages that wait for a service, once somebody can send them.
-pub(super) struct Infos<S: Service> {
-    sender: mpsc::Sender<Box<dyn Turn<S>>>,
-    pub(super) receiver: mpsc::Receiver<Box<dyn Turn<S>>>,
-}
-
-impl<S: Service> Infos<S> {
-    pub(super) fn new(capacity: usize) -> Self {
-        let (sender, receiver) = mpsc::channel(capacity);
-        Infos { sender, receiver }
-    }
 }
 
 impl<S: HandleInfo> Infos<S> {
@@ -189,5 +170,34 @@ impl<S: HandleInfo> Infos<S> {
         InfoSender {
             sender: self.sender.clone(),
         }
+    }
+}
+
+impl<S: Service> Context<S> {
+    /// Sends a private message to this service itself, as [`cast`](Self::cast) does.
+    pub fn info(&mut self, info: S::Info)
+    where
+        S: HandleInfo,
+    {
+        self.own.push_back(OwnMessage::Info(turn(info)));
+    }
+
+    /// Sends a private message to this service itself after a while, as [`cast_after`](Self::cast_after) does.
+    pub fn info_after(&mut self, after: Duration, info: S::Info) -> Timer
+    where
+        S: HandleInfo,
+    {
+        self.after(after, OwnMessage::Info(turn(info)))
+    }
+
+    /// How the tasks that this service spawns send it private messages; as many may wait as its mailbox holds.
+    pub fn info_sender(&mut self) -> InfoSender<S>
+    where
+        S: HandleInfo,
+    {
+        let capacity = self.capacity;
+        self.infos
+            .get_or_insert_with(|| Infos::new(capacity))
+            .sender()
     }
 }

@@ -5,7 +5,7 @@ use keydispatch_core::{
 };
 
 use crate::protocol::{self, Protocol};
-use crate::registry::RegistryError;
+use crate::registry::entry::RegistryError;
 
 /// Most messages that a channel can count, which takes more memory than there is.
 const MAX_MAILBOX: usize = tokio::sync::Semaphore::MAX_PERMITS;

@@ -9,14 +9,15 @@ use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
-use super::context::{Origin, Own};
-use super::info::{Infos, Turn as InfoTurn};
-use super::{BoxError, Context, Ended, Service, StopReason};
+use super::context::{Context, InfoTurn, Infos, Origin, OwnMessage};
+use super::{BoxError, Ended, Service};
 use crate::call::Failure;
 use crate::claim::Life;
 use crate::codec::{self, DecodeError};
-use crate::data::DataPlane;
-use crate::mailbox::{Envelope, Payload, ReplyTo, queue};
+use crate::data::lane_runtime::LaneRuntime;
+use crate::data::local::Local;
+use crate::data::mailbox::{Envelope, Payload, StopReason, queue};
+use crate::data::reply::ReplyTo;
 use crate::protocol::Protocol;
 use crate::registry::Registry;
 use crate::trace::{self, Parent};
@@ -27,7 +28,8 @@ const MAX_YIELDS: u32 = 1_000;
 
 pub(super) struct Runner {
     pub(super) registry: Registry,
-    pub(super) data: Arc<DataPlane>,
+    pub(super) local: Arc<Local>,
+    pub(super) runtime: Arc<LaneRuntime>,
     /// True once the service has ended, for the replies that it still owes.
     pub(super) flag: Arc<AtomicBool>,
     /// Over before anything of it is taken out.
@@ -61,17 +63,17 @@ impl<P: Protocol> Drop for Inbox<P> {
 }
 
 /// Takes a service out of everything when it ends, in whatever way.
-struct Ending {
+struct ServiceEnding {
     runner: Runner,
     id: ServiceId,
     how: Option<Ended>,
 }
 
-impl Drop for Ending {
+impl Drop for ServiceEnding {
     fn drop(&mut self) {
         self.runner.flag.store(true, Ordering::Release);
         self.runner.life.end();
-        self.runner.data.remove_local(self.id.sequence);
+        self.runner.local.remove(self.id.sequence);
         self.runner.registry.remove_soon(&self.id);
         let how = self.how.unwrap_or(if std::thread::panicking() {
             tracing::error!(service = %self.id, "a service panicked, and has ended");
@@ -98,7 +100,7 @@ impl Runner {
         };
         let mut service = service;
         let flag = Arc::clone(&self.flag);
-        let mut ending = Ending {
+        let mut ending = ServiceEnding {
             runner: self,
             id: id.clone(),
             how: None,
@@ -114,7 +116,7 @@ impl Runner {
             .await;
         // The entry goes first, so that nobody finds a service that is stopping. A node that leaves waits for its end.
         ending.runner.life.end();
-        let _counted = ending.runner.data.remove_local(ending.id.sequence);
+        let _counted = ending.runner.local.remove(ending.id.sequence);
         // It may have been removed by hand already.
         let _ = ending.runner.registry.remove_service(&ending.id).await;
         service.stopped(reason).await;
@@ -122,32 +124,32 @@ impl Runner {
     }
 }
 
-enum Turn<S: Service> {
+enum NextTurn<S: Service> {
     Envelope(Option<Envelope<S::Protocol>>),
-    Own(Own<S>),
+    Own(OwnMessage<S>),
 }
 
 /// Whose turn it is.
 #[derive(Clone, Copy)]
-enum Source {
+enum MessageSource {
     Mailbox,
     Own,
     Infos,
 }
 
-impl Source {
+impl MessageSource {
     const COUNT: usize = 3;
 
     fn next(self) -> Self {
         match self {
-            Source::Mailbox => Source::Own,
-            Source::Own => Source::Infos,
-            Source::Infos => Source::Mailbox,
+            MessageSource::Mailbox => MessageSource::Own,
+            MessageSource::Own => MessageSource::Infos,
+            MessageSource::Infos => MessageSource::Mailbox,
         }
     }
 }
 
-impl Ending {
+impl ServiceEnding {
     async fn handle_all<S: Service>(
         &self,
         service: &mut S,
@@ -155,7 +157,7 @@ impl Ending {
         inbox: &mut Inbox<S::Protocol>,
         flag: &Arc<AtomicBool>,
     ) -> StopReason {
-        let mut first = Source::Infos;
+        let mut first = MessageSource::Infos;
         let mut stopping = None;
         loop {
             if let Some(reason) = cx.stop {
@@ -164,13 +166,13 @@ impl Ending {
             first = first.next();
             cx.from = None;
             let envelope = match self.next(cx, inbox, first, stopping.is_some()).await {
-                Turn::Own(own) => {
+                NextTurn::Own(own) => {
                     handle_own(service, cx, own).await;
                     continue;
                 }
-                Turn::Envelope(Some(envelope)) => envelope,
+                NextTurn::Envelope(Some(envelope)) => envelope,
                 // Every sender is gone, or nothing is taken any more: nobody can ever send again.
-                Turn::Envelope(None) => {
+                NextTurn::Envelope(None) => {
                     let reason = stopping.unwrap_or(StopReason::NodeStopped);
                     handle_the_rest(service, cx).await;
                     return cx.stop.unwrap_or(reason);
@@ -232,7 +234,7 @@ impl Ending {
                         version: waiting.version,
                         caller: route.caller().map(Arc::clone),
                     });
-                    let checked = self.runner.data.checked_limit();
+                    let checked = self.runner.runtime.checked_limit();
                     let reply_to = ReplyTo::new::<S::Protocol>(route, Arc::clone(flag), checked)
                         .counted(inbox.receiver.load());
                     trace::handled(span, service.handle_call(call, reply_to, cx)).await;
@@ -246,30 +248,30 @@ impl Ending {
         &self,
         cx: &mut Context<S>,
         inbox: &mut Inbox<S::Protocol>,
-        first: Source,
+        first: MessageSource,
         stopping: bool,
-    ) -> Turn<S> {
+    ) -> NextTurn<S> {
         loop {
             if let Some(message) = cx.due() {
                 cx.own.push_back(message);
             }
             if !cx.own.is_empty() || cx.infos.is_some() {
                 let mut source = first;
-                for _ in 0..Source::COUNT {
+                for _ in 0..MessageSource::COUNT {
                     let found = match source {
-                        Source::Mailbox => match inbox.receiver.try_recv() {
-                            Ok(envelope) => Some(Turn::Envelope(Some(envelope))),
+                        MessageSource::Mailbox => match inbox.receiver.try_recv() {
+                            Ok(envelope) => Some(NextTurn::Envelope(Some(envelope))),
                             // Its own messages alone do not keep it.
                             Err(TryRecvError::Disconnected) if stopping => {
-                                Some(Turn::Envelope(None))
+                                Some(NextTurn::Envelope(None))
                             }
                             Err(_) => None,
                         },
-                        Source::Own => cx.own.pop_front().map(Turn::Own),
-                        Source::Infos => {
+                        MessageSource::Own => cx.own.pop_front().map(NextTurn::Own),
+                        MessageSource::Infos => {
                             let infos = cx.infos.as_mut();
                             let info = infos.and_then(|infos| infos.receiver.try_recv().ok());
-                            info.map(|info| Turn::Own(Own::Info(info)))
+                            info.map(|info| NextTurn::Own(OwnMessage::Info(info)))
                         }
                     };
                     if let Some(found) = found {
@@ -280,12 +282,12 @@ impl Ending {
             }
             let at = cx.next_timer();
             if at.is_none() && cx.infos.is_none() {
-                return Turn::Envelope(inbox.receiver.recv().await);
+                return NextTurn::Envelope(inbox.receiver.recv().await);
             }
             tokio::select! {
                 biased;
-                envelope = inbox.receiver.recv() => return Turn::Envelope(envelope),
-                info = told(&mut cx.infos) => return Turn::Own(Own::Info(info)),
+                envelope = inbox.receiver.recv() => return NextTurn::Envelope(envelope),
+                info = told(&mut cx.infos) => return NextTurn::Own(OwnMessage::Info(info)),
                 () = until(at) => {}
             }
         }
@@ -305,7 +307,7 @@ impl Ending {
     }
 
     fn count_undecodable(&self, cause: &str) {
-        let counters = &self.runner.data.counters;
+        let counters = &self.runner.runtime.counters;
         let times = counters.undecodable.fetch_add(1, Ordering::Relaxed) + 1;
         if times.is_power_of_two() {
             tracing::warn!(service = %self.id, cause = %Escaped(cause), times, "a message does not decode");
@@ -313,10 +315,10 @@ impl Ending {
     }
 }
 
-async fn handle_own<S: Service>(service: &mut S, cx: &mut Context<S>, own: Own<S>) {
+async fn handle_own<S: Service>(service: &mut S, cx: &mut Context<S>, own: OwnMessage<S>) {
     match own {
-        Own::Cast(message) => service.handle_cast(message, cx).await,
-        Own::Info(info) => info.handle(service, cx).await,
+        OwnMessage::Cast(message) => service.handle_cast(message, cx).await,
+        OwnMessage::Info(info) => info.handle(service, cx).await,
     }
 }
 
@@ -324,7 +326,7 @@ async fn handle_own<S: Service>(service: &mut S, cx: &mut Context<S>, own: Own<S
 async fn handle_the_rest<S: Service>(service: &mut S, cx: &mut Context<S>) {
     if let Some(infos) = &mut cx.infos {
         while let Ok(info) = infos.receiver.try_recv() {
-            cx.own.push_back(Own::Info(info));
+            cx.own.push_back(OwnMessage::Info(info));
         }
     }
     for _ in 0..cx.own.len() {

@@ -4,7 +4,7 @@ use std::fs::{File, Metadata};
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
-use super::TlsError;
+use super::error::TlsError;
 use super::names::sha256;
 
 /// The longest file: a revocation list of 300,000 certificates. What is longer was named by mistake.

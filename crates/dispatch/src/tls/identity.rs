@@ -1,6 +1,7 @@
 //! One reading of a node's files, checked, and TLS 1.3 by it.
 
 use std::collections::HashSet;
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -20,9 +21,9 @@ use rustls_pki_types::{
     CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName, UnixTime,
 };
 
-use super::files::{Digest, OwnFiles, TrustFiles};
+use super::error::TlsError;
+use super::files::{Digest, OwnFiles, TlsFiles, TrustFiles};
 use super::names::{Contents, ListContents, Validity};
-use super::{TlsError, TlsFiles};
 
 /// Which part the peer had in the handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -88,9 +89,9 @@ impl Own {
     pub(super) fn parse(files: &TlsFiles, read: OwnFiles) -> Result<Self, TlsError> {
         let chain = certificates(&files.cert, &read.cert)?;
         let key = private_key(&files.key, &read.key)?;
-        let unusable = |why: String| TlsError::Unusable {
+        let unusable = |why: &dyn Display| TlsError::Unusable {
             path: files.cert.clone(),
-            why,
+            why: why.to_string(),
         };
         CertifiedKey::from_der(chain.clone(), key.clone_key(), &ring::default_provider()).map_err(
             |error| match error {
@@ -98,7 +99,7 @@ impl Own {
                     cert: files.cert.clone(),
                     key: files.key.clone(),
                 },
-                rustls::Error::InvalidCertificate(_) => unusable(error.to_string()),
+                rustls::Error::InvalidCertificate(_) => unusable(&error),
                 error => TlsError::Content {
                     path: files.key.clone(),
                     expected: "usable private key",
@@ -106,9 +107,9 @@ impl Own {
                 },
             },
         )?;
-        let contents = Contents::read(&chain[0]).map_err(unusable)?;
+        let contents = Contents::read(&chain[0]).map_err(|why| unusable(&why))?;
         Ok(Own {
-            validity: Validity::of_chain(&chain).map_err(unusable)?,
+            validity: Validity::of_chain(&chain).map_err(|why| unusable(&why))?,
             contents,
             chain,
             key,
@@ -183,7 +184,7 @@ impl Identity {
         }
         let nodes = own.contents.nodes.clone().map_err(|why| TlsError::Node {
             path: files.cert.clone(),
-            why,
+            why: why.to_string(),
         })?;
         let (client, server) =
             verifiers
@@ -346,23 +347,23 @@ fn without_a_list(
     authorities: &[CertificateDer<'static>],
     crls: &[CertificateRevocationListDer<'static>],
 ) -> Result<Vec<String>, TlsError> {
-    let unusable = |why: String| TlsError::RevocationList {
+    let unusable = |why: &dyn Display| TlsError::RevocationList {
         path: path.to_owned(),
-        why,
+        why: why.to_string(),
     };
     let mut issuers = HashSet::new();
     for crl in crls {
-        let list = ListContents::read(crl).map_err(unusable)?;
+        let list = ListContents::read(crl).map_err(|why| unusable(&why))?;
         let name = list.issuer_name;
         if !issuers.insert(list.issuer) {
-            return Err(unusable(format!(
+            return Err(unusable(&format!(
                 "it holds two lists of the authority {name:?}, and only one could be followed"
             )));
         }
     }
     let mut without = Vec::new();
     for authority in authorities {
-        let (subject, name) = super::names::subject(authority).map_err(unusable)?;
+        let (subject, name) = super::names::subject(authority).map_err(|why| unusable(&why))?;
         if !issuers.contains(&subject) {
             without.push(name);
         }

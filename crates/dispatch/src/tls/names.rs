@@ -107,6 +107,31 @@ pub(super) fn decode_node(encoded: &str) -> Option<NodeName> {
     NodeName::try_new(String::from_utf8(bytes).ok()?).ok()
 }
 
+/// Why a certificate, or a list, does not say what it has to.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ContentsError {
+    /// It is not encoded as one.
+    #[error("{cause}")]
+    Encoding {
+        /// What the parser said.
+        cause: String,
+    },
+    #[error("there is no certificate")]
+    NoCertificate,
+    #[error("{uri:?} holds no node name")]
+    NoNodeName { uri: String },
+    #[error("it has no URI that begins with {NODE_PREFIX}")]
+    NoNode,
+}
+
+impl ContentsError {
+    fn encoded(error: impl ToString) -> Self {
+        ContentsError::Encoding {
+            cause: error.to_string(),
+        }
+    }
+}
+
 /// From when to when something holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Validity {
@@ -127,7 +152,7 @@ impl Validity {
     }
 
     /// Of the certificate of a chain that ends first: an intermediate that is over is as bad as a certificate.
-    pub(super) fn of_chain(chain: &[CertificateDer<'_>]) -> Result<Self, String> {
+    pub(super) fn of_chain(chain: &[CertificateDer<'_>]) -> Result<Self, ContentsError> {
         let mut first: Option<Validity> = None;
         for certificate in chain {
             let validity = Validity::of(&parse(certificate)?);
@@ -135,7 +160,7 @@ impl Validity {
                 first = Some(validity);
             }
         }
-        first.ok_or_else(|| "there is no certificate".to_owned())
+        first.ok_or(ContentsError::NoCertificate)
     }
 }
 
@@ -143,19 +168,21 @@ impl Validity {
 #[derive(Debug)]
 pub(super) struct Contents {
     pub(super) dns_names: Vec<String>,
-    pub(super) nodes: Result<NodeNames, String>,
+    pub(super) nodes: Result<NodeNames, ContentsError>,
     pub(super) not_before: String,
     pub(super) not_after: String,
 }
 
-fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, String> {
+fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, ContentsError> {
     X509Certificate::from_der(certificate)
         .map(|(_, certificate)| certificate)
-        .map_err(|error| error.to_string())
+        .map_err(ContentsError::encoded)
 }
 
 /// The subject of a certificate, as it is encoded and as people read it.
-pub(super) fn subject(certificate: &CertificateDer<'_>) -> Result<(Vec<u8>, String), String> {
+pub(super) fn subject(
+    certificate: &CertificateDer<'_>,
+) -> Result<(Vec<u8>, String), ContentsError> {
     let certificate = parse(certificate)?;
     let subject = certificate.subject();
     Ok((subject.as_raw().to_vec(), subject.to_string()))
@@ -168,9 +195,9 @@ pub(super) struct ListContents {
 }
 
 impl ListContents {
-    pub(super) fn read(list: &CertificateRevocationListDer<'_>) -> Result<Self, String> {
+    pub(super) fn read(list: &CertificateRevocationListDer<'_>) -> Result<Self, ContentsError> {
         let (_, list) =
-            CertificateRevocationList::from_der(list).map_err(|error| error.to_string())?;
+            CertificateRevocationList::from_der(list).map_err(ContentsError::encoded)?;
         Ok(ListContents {
             issuer: list.issuer().as_raw().to_vec(),
             issuer_name: list.issuer().to_string(),
@@ -189,14 +216,14 @@ impl Contents {
         names.any(|name| name.eq_ignore_ascii_case(&expected))
     }
 
-    pub(super) fn read(certificate: &CertificateDer<'_>) -> Result<Self, String> {
+    pub(super) fn read(certificate: &CertificateDer<'_>) -> Result<Self, ContentsError> {
         let certificate = parse(certificate)?;
         let mut dns_names = Vec::new();
         let mut any = false;
         let mut exact = Vec::new();
         let names = certificate
             .subject_alternative_name()
-            .map_err(|error| error.to_string())?;
+            .map_err(ContentsError::encoded)?;
         for name in names.iter().flat_map(|names| &names.value.general_names) {
             match name {
                 GeneralName::DNSName(name) => dns_names.push((*name).to_owned()),
@@ -204,7 +231,11 @@ impl Contents {
                     Some("*") => any = true,
                     Some(encoded) => match decode_node(encoded) {
                         Some(name) => exact.push(name),
-                        None => return Err(format!("{uri:?} holds no node name")),
+                        None => {
+                            return Err(ContentsError::NoNodeName {
+                                uri: (*uri).to_owned(),
+                            });
+                        }
                     },
                     None => {}
                 },
@@ -214,7 +245,7 @@ impl Contents {
         let nodes = match (any, exact.is_empty()) {
             (true, _) => Ok(NodeNames::Any),
             (false, false) => Ok(NodeNames::Exact(exact)),
-            (false, true) => Err(format!("it has no URI that begins with {NODE_PREFIX}")),
+            (false, true) => Err(ContentsError::NoNode),
         };
         let validity = certificate.validity();
         Ok(Contents {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -13,9 +13,11 @@ use rustls_pki_types::{CertificateDer, ServerName};
 use slab::Slab;
 use tokio::sync::{Notify, oneshot};
 
+use super::error::explain;
 use super::identity::{Identity, Role};
-use super::names::Validity;
-use super::{LOOK_INTERVAL, explain};
+use super::looks::LOOK_INTERVAL;
+use super::names::{ContentsError, Validity};
+use crate::mutex::Mutex;
 
 /// A connection is made anew that long before the certificate of the peer ends which it was made with, or a tenth of that
 /// certificate's life where that is shorter: the peer may have a new one, which it shows in a handshake only.
@@ -23,14 +25,14 @@ const RENEW_BEFORE: Duration = Duration::from_secs(3600);
 
 /// The connections that were made by certificates, and what they were made with.
 #[derive(Debug, Default)]
-pub(super) struct Peers {
-    open: Mutex<Slab<Peer>>,
+pub(super) struct CertifiedPeers {
+    open: Mutex<Slab<CertifiedPeer>>,
 }
 
 type Chain = Arc<[CertificateDer<'static>]>;
 
 #[derive(Debug)]
-struct Peer {
+struct CertifiedPeer {
     chain: Chain,
     role: Role,
     validity: Validity,
@@ -46,7 +48,7 @@ struct Peer {
     end: Option<oneshot::Sender<String>>,
 }
 
-impl Peer {
+impl CertifiedPeer {
     fn renewal_is_due(&self, number: u64, now: SystemTime) -> bool {
         let Validity { begins, ends } = self.validity;
         let life = ends.duration_since(begins).unwrap_or_default();
@@ -56,9 +58,9 @@ impl Peer {
     }
 }
 
-impl Peers {
-    fn lock(&self) -> MutexGuard<'_, Slab<Peer>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+impl CertifiedPeers {
+    fn lock(&self) -> MutexGuard<'_, Slab<CertifiedPeer>> {
+        self.open.lock()
     }
 
     /// A peer whose certificates `identity` accepted just now.
@@ -68,11 +70,11 @@ impl Peers {
         chain: &[CertificateDer<'_>],
         role: Role,
         who: String,
-    ) -> Result<Standing, String> {
+    ) -> Result<Standing, ContentsError> {
         let renew = Arc::new(Notify::new());
         let withdrawn = Arc::new(AtomicBool::new(false));
         let (end, why) = oneshot::channel();
-        let at = self.lock().insert(Peer {
+        let at = self.lock().insert(CertifiedPeer {
             chain: chain.iter().map(|der| der.clone().into_owned()).collect(),
             role,
             validity: Validity::of_chain(chain)?,
@@ -148,7 +150,7 @@ impl Peers {
     }
 }
 
-impl Peer {
+impl CertifiedPeer {
     fn withdraw(&mut self, why: String) {
         if let Some(end) = self.end.take() {
             // It may be closing by itself.
@@ -172,7 +174,7 @@ fn is_of_the_authority(error: &rustls::Error) -> bool {
 /// One connection's part in this; it is forgotten with it.
 #[derive(Debug)]
 pub(crate) struct Standing {
-    peers: Arc<Peers>,
+    peers: Arc<CertifiedPeers>,
     at: usize,
     renew: Arc<Notify>,
     /// Looked at with every frame, and so without the cost of polling a channel.

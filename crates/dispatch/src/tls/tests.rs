@@ -1,13 +1,14 @@
 //! Names in certificates, and files that cannot be used.
 
 use std::collections::HashSet;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use proptest::prelude::*;
 
 use super::names::{NODE_PREFIX, decode_node};
 use super::*;
-use crate::authority::{Authority, Issued};
+use crate::tls::authority::{Authority, Issued};
 
 mod rotation;
 

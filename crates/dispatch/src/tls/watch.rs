@@ -7,10 +7,8 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::files::{Digest, OwnFiles, TrustFiles};
 use super::identity::{Identity, Judgement, Own, Trust};
+use super::looks::{LOOK_INTERVAL, LookFailure, Watch};
 use super::{Tls, TlsError};
-
-/// How often the files are looked at, whether connections are made or not.
-pub(crate) const LOOK_INTERVAL: Duration = Duration::from_secs(30);
 
 /// How often they are looked at because connections are made.
 const LOOK_PAUSE: Duration = Duration::from_secs(1);
@@ -24,23 +22,6 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 /// How long before its end a certificate is warned about at most; one that lasts less than three times that, in the last
 /// third of its life.
 const EXPIRY_NOTICE: Duration = Duration::from_secs(30 * 24 * 3600);
-
-/// What the looks remember.
-#[derive(Debug, Default)]
-pub(super) struct Watch {
-    looked: Option<Instant>,
-    /// What was wrong with the files when they were last of no use, and what they held: said once.
-    failed: Option<Failure>,
-    /// When an end that is near was last warned about.
-    warned: Option<SystemTime>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Failure {
-    trust: Option<Digest>,
-    own: Option<Digest>,
-    why: String,
-}
 
 /// Looks at the files again and again, until the task is aborted.
 pub(crate) async fn watch(tls: Arc<Tls>) {
@@ -152,7 +133,7 @@ impl Tls {
             return;
         };
         // Files are replaced one after the other, so this may pass.
-        let failure = Failure {
+        let failure = LookFailure {
             trust: digests.0,
             own: digests.1,
             why: error.to_string(),

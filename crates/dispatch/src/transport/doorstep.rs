@@ -47,11 +47,11 @@ pub(crate) fn source(address: IpAddr) -> IpAddr {
 pub(crate) struct Doorstep<T> {
     tasks: JoinSet<Option<T>>,
     /// In the order in which they came.
-    waiting: VecDeque<Waiting>,
+    waiting: VecDeque<Greeting>,
 }
 
 #[derive(Debug)]
-struct Waiting {
+struct Greeting {
     source: Option<IpAddr>,
     received: Received,
     /// Bytes that had arrived when it came here.
@@ -59,7 +59,7 @@ struct Waiting {
     task: AbortHandle,
 }
 
-impl Waiting {
+impl Greeting {
     fn is_silent(&self) -> bool {
         self.received.bytes() == self.before
     }
@@ -108,7 +108,7 @@ impl<T: Send + 'static> Doorstep<T> {
             greeting.await
         };
         let task = self.tasks.spawn(logged(task));
-        self.waiting.push_back(Waiting {
+        self.waiting.push_back(Greeting {
             source,
             received,
             before,
@@ -133,13 +133,13 @@ impl<T: Send + 'static> Doorstep<T> {
     }
 
     fn make_room(&mut self, source: Option<IpAddr>) {
-        let is_alike = |waiting: &&Waiting| waiting.source == source;
+        let is_alike = |waiting: &&Greeting| waiting.source == source;
         let of_source = self.waiting.iter().filter(is_alike).count();
         let crowded_by_one = of_source >= MAX_OF_ONE_SOURCE;
         if !crowded_by_one && self.waiting.len() < MAX_WAITING {
             return;
         }
-        let may_go = |waiting: &Waiting| !crowded_by_one || waiting.source == source;
+        let may_go = |waiting: &Greeting| !crowded_by_one || waiting.source == source;
         let mut candidates = self.waiting.iter();
         let at = candidates
             .position(|waiting| may_go(waiting) && waiting.is_silent())

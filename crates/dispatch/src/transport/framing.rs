@@ -42,12 +42,12 @@ const MAX_SLICES: usize = 32;
 #[derive(Debug)]
 pub(crate) struct Framed<S> {
     stream: S,
-    reader: Reader,
+    reader: FrameReader,
     writer: Writer,
 }
 
 #[derive(Debug)]
-struct Reader {
+struct FrameReader {
     buffer: BytesMut,
     /// A large body, of which some has arrived; the buffer is empty meanwhile.
     arriving: Option<Arriving>,
@@ -86,7 +86,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Framed<S> {
     pub(crate) fn new(stream: S) -> Self {
         Framed {
             stream,
-            reader: Reader {
+            reader: FrameReader {
                 buffer: BytesMut::new(),
                 arriving: None,
                 limit: STRANGER_FRAME_BYTES,
@@ -163,7 +163,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Framed<S> {
     }
 }
 
-impl Reader {
+impl FrameReader {
     /// The next frame, if all of it has arrived.
     fn parse(&mut self) -> Result<Option<Frame>, ConnectionError> {
         if let Some(arriving) = self.arriving.take() {

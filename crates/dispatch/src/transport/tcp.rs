@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -16,9 +16,9 @@ use tokio::sync::{Mutex, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use crate::complaints::{Complaints, News, host};
-use crate::data::done_by;
-use crate::tls::{Admitted, Role, Standing, TLS_BUFFER_BYTES, Tls, tls_error};
+use crate::deadline::done_by;
+use crate::log_limit::{LogLimit, LogNow, host};
+use crate::tls::{Admitted, PeerError, Role, Standing, TLS_BUFFER_BYTES, Tls, tls_error};
 use crate::transport::dialable::objection;
 use crate::transport::doorstep::{Doorstep, source};
 use crate::transport::framing::Framed;
@@ -60,13 +60,13 @@ const BACKLOG: i32 = 4_096;
 #[derive(Debug)]
 pub(crate) struct TcpTransport {
     /// None once the node has stopped listening; shared with whoever accepts.
-    listener: std::sync::Mutex<Option<Arc<TcpListener>>>,
+    listener: crate::mutex::Mutex<Option<Arc<TcpListener>>>,
     unbound: watch::Sender<bool>,
     local: Address,
     tls: Option<Arc<Tls>>,
     /// Connections that were accepted and have yet to prove who they are.
     doorstep: Mutex<Doorstep<Box<dyn Connection>>>,
-    complaints: Arc<Complaints>,
+    log_limit: Arc<LogLimit>,
     /// Whether addresses of 169.254/16 are dialled.
     link_local: bool,
 }
@@ -107,13 +107,13 @@ impl TcpTransport {
             }
         })?;
         Ok(TcpTransport {
-            listener: std::sync::Mutex::new(Some(Arc::new(listener))),
+            listener: crate::mutex::Mutex::new(Some(Arc::new(listener))),
             unbound: watch::channel(false).0,
             local: Address::try_new(local.to_string())
                 .expect("an IP address with a port is short and not empty"),
             tls,
             doorstep: Mutex::new(Doorstep::new()),
-            complaints: Arc::default(),
+            log_limit: Arc::default(),
             link_local: false,
         })
     }
@@ -130,9 +130,9 @@ impl TcpTransport {
         let Some(tls) = &self.tls else {
             return Ok(Box::new(TcpConnection::plaintext(stream, peer)));
         };
-        let refused = |why| DialError::Tls {
+        let refused = |why: PeerError| DialError::Tls {
             address: address.clone(),
-            why,
+            why: why.to_string(),
         };
         let identity = tls.identity().await;
         let (received, moving) = (Received::default(), Move::default());
@@ -164,16 +164,13 @@ impl TcpTransport {
     }
 
     fn listener(&self) -> Option<Arc<TcpListener>> {
-        self.listener
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.listener.lock().clone()
     }
 
     async fn next(&self) -> Result<Box<dyn Connection>, AcceptError> {
         // Held by the one task that accepts.
         let mut doorstep = self.doorstep.lock().await;
-        let mut complained = false;
+        let mut logged = false;
         let mut unbound = self.unbound.subscribe();
         let closed = || AcceptError {
             why: "this node does not listen any more".to_owned(),
@@ -187,20 +184,20 @@ impl TcpTransport {
             };
             match accepted {
                 Ok((stream, peer)) => {
-                    complained = false;
+                    logged = false;
                     // A socket that is gone already says so when it is read.
                     let _ = tune(&stream);
                     let Some(tls) = &self.tls else {
                         return Ok(Box::new(TcpConnection::plaintext(stream, peer.to_string())));
                     };
-                    let (tls, complaints) = (Arc::clone(tls), Arc::clone(&self.complaints));
+                    let (tls, log_limit) = (Arc::clone(tls), Arc::clone(&self.log_limit));
                     let received = Received::default();
                     let meter = received.clone();
                     let greeting = async move {
                         match shake_hands(&tls, stream, peer, received).await {
                             Ok(connection) => Some(connection),
                             Err(why) => {
-                                complain(&complaints, peer, &why);
+                                log_fault(&log_limit, peer, &why.to_string());
                                 None
                             }
                         }
@@ -216,8 +213,8 @@ impl TcpTransport {
                 }
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) => {
-                    if !complained {
-                        complained = true;
+                    if !logged {
+                        logged = true;
                         tracing::warn!(
                             %error,
                             local = %self.local,
@@ -254,11 +251,7 @@ impl Transport for TcpTransport {
 
     fn unbind(&self) -> BoxFuture<'_, ()> {
         Box::pin(async move {
-            let listener = self
-                .listener
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .take();
+            let listener = self.listener.lock().take();
             self.unbound.send_replace(true);
             // Whoever accepts holds it until its task was polled once more.
             if let Some(listener) = listener {
@@ -340,7 +333,7 @@ async fn shake_hands(
     stream: TcpStream,
     peer: SocketAddr,
     received: Received,
-) -> Result<Box<dyn Connection>, String> {
+) -> Result<Box<dyn Connection>, PeerError> {
     let opened = Instant::now();
     let identity = tls.identity().await;
     let moving = Move::default();
@@ -353,7 +346,7 @@ async fn shake_hands(
     );
     let stream = timeout(HANDSHAKE_TIMEOUT, handshake)
         .await
-        .map_err(|_| "it did not complete the TLS handshake in time".to_owned())?
+        .map_err(|_| PeerError::TooSlow)?
         .map_err(|error| tls.explain(&error))?;
     let certificates = stream.get_ref().1.peer_certificates();
     let admitted = tls.admit(&identity, certificates, Role::Client)?;
@@ -367,8 +360,8 @@ async fn shake_hands(
     )))
 }
 
-fn complain(complaints: &Complaints, peer: SocketAddr, why: &str) {
-    if let Some(News { suppressed }) = complaints.news(&host(&peer.to_string()), why) {
+fn log_fault(log_limit: &LogLimit, peer: SocketAddr, why: &str) {
+    if let Some(LogNow { suppressed }) = log_limit.should_log(&host(&peer.to_string()), why) {
         tracing::warn!(%peer, suppressed, "refusing a connection: {}", Escaped(why));
     } else {
         tracing::debug!(%peer, why = %Escaped(why), "refusing a connection");

@@ -12,9 +12,9 @@ use tokio::task::JoinSet;
 
 use super::tcp::TcpTransport;
 use super::*;
-use crate::authority::{Authority, Issued};
-use crate::memory::MemoryNetwork;
+use crate::tls::authority::{Authority, Issued};
 use crate::tls::{Tls, TlsFiles};
+use crate::transport::memory::MemoryNetwork;
 
 /// A frame whose body tells its length and its kind.
 pub(crate) fn frame(kind: u8, bytes: usize) -> Frame {

@@ -7,9 +7,10 @@ use std::time::Duration;
 use keydispatch_core::message::Frame;
 
 use super::Lane;
-use crate::data::DataPlane;
+use crate::data::error::LaneError;
+use crate::data::lane_runtime::LaneRuntime;
 use crate::data::reach::{Earlier, reach};
-use crate::data::wire::{self, CallHeader, Format, kind};
+use crate::data::wire::{self, CallHeader, Format, FrameError, kind};
 use crate::transport::{BoxFuture, Connection};
 
 /// How long the peer may take to have taken what the old connection carries. What is queued meanwhile would have to wait for
@@ -29,13 +30,13 @@ impl Lane {
     /// A connection that is to take the place of one, once that is outdated.
     pub(super) async fn renewed(
         &self,
-        plane: &Arc<DataPlane>,
+        runtime: &Arc<LaneRuntime>,
         outdated: BoxFuture<'static, ()>,
     ) -> Box<dyn Connection> {
         outdated.await;
         loop {
             // Where it does not work the old one is as good as it was: who no longer trusts it closes it.
-            if let Ok(connection) = reach(&self.target, plane, Earlier::Stay).await {
+            if let Ok(connection) = reach(&self.target, runtime, Earlier::Stay).await {
                 return connection;
             }
             tokio::time::sleep(PAUSE).await;
@@ -49,16 +50,18 @@ impl Lane {
     /// messages of one caller would overtake each other.
     pub(super) async fn hand_over(
         self: &Arc<Self>,
-        plane: &Arc<DataPlane>,
+        runtime: &Arc<LaneRuntime>,
         mut old: Box<dyn Connection>,
         new: Box<dyn Connection>,
-    ) -> Result<Box<dyn Connection>, String> {
+    ) -> Result<Box<dyn Connection>, LaneError> {
         let reading = read_out(&mut *old, |frame| self.handle(frame));
         let taken = tokio::time::timeout(HAND_OVER, reading).await;
         match taken {
             Ok(Ok(())) => {
                 let (lane, waiting) = (Arc::clone(self), self.waiting());
-                plane.spawn(async move { lane.read_rest(old, waiting).await });
+                runtime.spawn("outdated data connection", async move {
+                    lane.read_rest(old, waiting).await;
+                });
                 Ok(new)
             }
             Ok(Err(why)) => Err(why),
@@ -93,7 +96,7 @@ impl Lane {
                     }
                 }
                 Ok(Err(why)) => {
-                    tracing::debug!(peer = %self.target.peer.name, why, "an outdated data connection is gone");
+                    tracing::debug!(peer = %self.target.peer.name, %why, "an outdated data connection is gone");
                     return;
                 }
                 // A connection on which nothing is said may be taken for one that nobody needs.
@@ -112,12 +115,10 @@ impl Lane {
 /// Ends once the peer has taken everything that was sent; what it says until then is handled.
 async fn read_out(
     old: &mut dyn Connection,
-    mut handle: impl FnMut(&Frame) -> Result<(), String>,
-) -> Result<(), String> {
+    mut handle: impl FnMut(&Frame) -> Result<(), FrameError>,
+) -> Result<(), LaneError> {
     old.send(mark());
-    poll_fn(|cx| old.poll_flush(cx))
-        .await
-        .map_err(|error| error.to_string())?;
+    poll_fn(|cx| old.poll_flush(cx)).await?;
     loop {
         let frame = next(old).await?;
         if is_mark(&frame) {
@@ -127,10 +128,10 @@ async fn read_out(
     }
 }
 
-async fn next(connection: &mut dyn Connection) -> Result<Frame, String> {
+async fn next(connection: &mut dyn Connection) -> Result<Frame, LaneError> {
     match poll_fn(|cx| connection.poll_frame(cx)).await {
-        Some(frame) => frame.map_err(|error| error.to_string()),
-        None => Err("closed by the peer".to_owned()),
+        Some(frame) => Ok(frame?),
+        None => Err(LaneError::ClosedByPeer),
     }
 }
 

@@ -8,7 +8,7 @@ use keydispatch_core::Escaped;
 use keydispatch_core::silence::{PING_AFTER, Silence, SilenceWatch};
 
 use super::{BACK_OFF, Lane};
-use crate::data::DataPlane;
+use crate::data::lane_runtime::LaneRuntime;
 use crate::data::reach::{Earlier, reach};
 use crate::data::wire::{self, kind};
 use crate::transport::Connection;
@@ -23,7 +23,7 @@ const IDLE: Duration = Duration::from_secs(120);
 impl Lane {
     /// Another connection beside one that is stuck. By then nothing is heard on that one, nobody waits for it, and what it
     /// has not delivered is lost: the peer handles nothing of it once this one is used, so that order holds.
-    pub(super) async fn replacement(&self, plane: &Arc<DataPlane>) -> Box<dyn Connection> {
+    pub(super) async fn replacement(&self, runtime: &Arc<LaneRuntime>) -> Box<dyn Connection> {
         loop {
             self.turns(true).await;
             // Rule: a peer of minor version 0 would handle both. There the connection is waited for.
@@ -34,7 +34,7 @@ impl Lane {
             let found = async {
                 loop {
                     self.target.contact.heard_within(HEARD_ELSEWHERE).await;
-                    match reach(&self.target, plane, Earlier::End).await {
+                    match reach(&self.target, runtime, Earlier::End).await {
                         Ok(connection) => return connection,
                         Err(unreached) => {
                             tracing::debug!(peer = %self.target.peer.name, why = %Escaped(&unreached.why), "no second data connection");
@@ -97,10 +97,10 @@ impl Lane {
                 self.lasts();
             }
             let now = self.heard.clock();
-            let found = watch.look(now, self.heard.at(), self.pending() > 0);
+            let found = watch.look(now, self.heard.last_read(), self.pending() > 0);
             match found {
                 Silence::Slept => {
-                    self.heard.now();
+                    self.heard.record_read();
                 }
                 // What is heard may be a part of a frame.
                 Silence::Heard => {
@@ -113,7 +113,7 @@ impl Lane {
                 }
                 Silence::Ping | Silence::Suspend => {
                     if found == Silence::Suspend && self.suspend(true) {
-                        let silent = now.since(self.heard.at());
+                        let silent = now.since(self.heard.last_read());
                         tracing::warn!(peer = %self.target.peer.name, ?silent, "a peer is silent: calls to it fail at once");
                         // What is still queued may go out when the peer is back, so it counts as sent.
                         self.fail_all();

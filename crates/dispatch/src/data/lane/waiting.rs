@@ -10,8 +10,8 @@ use tokio::time::Instant;
 
 use super::pending::Waiting;
 use super::{BACK_OFF, Broken, Lane, Outcome, SILENT_BACK_OFF, status};
-use crate::data::DataPlane;
 use crate::data::aim::Aim;
+use crate::data::lane_runtime::LaneRuntime;
 use crate::data::reach::{Earlier, Unreached, reach};
 use crate::data::wire::{Outgoing, kind};
 use crate::transport::Connection;
@@ -23,14 +23,14 @@ impl Lane {
     /// A connection, or why there is none. What waits for it leaves when others are to have it.
     pub(super) async fn connect(
         &self,
-        plane: &Arc<DataPlane>,
+        runtime: &Arc<LaneRuntime>,
     ) -> Result<Box<dyn Connection>, Unreached> {
         self.pause_is_over().await;
-        let mut reaching = std::pin::pin!(reach(&self.target, plane, Earlier::End));
+        let mut reaching = std::pin::pin!(reach(&self.target, runtime, Earlier::End));
         loop {
             tokio::select! {
                 reached = &mut reaching => return reached,
-                () = tokio::time::sleep(LOOK_OVER) => self.look_over(plane, None),
+                () = tokio::time::sleep(LOOK_OVER) => self.look_over(runtime, None),
             }
         }
     }
@@ -84,23 +84,23 @@ impl Lane {
     }
 
     /// True where it is dialled again for what waits.
-    pub(super) fn goes_on(&self, plane: &Arc<DataPlane>, why: &str) -> bool {
+    pub(super) fn goes_on(&self, runtime: &Arc<LaneRuntime>, why: &str) -> bool {
         if self.status.load(Ordering::SeqCst) != status::RUNNING
             || self.peer_goes.load(Ordering::SeqCst)
         {
             return false;
         }
-        self.look_over(plane, Some(why));
+        self.look_over(runtime, Some(why));
         self.target.contact.is_patient() && self.outbox.has_new()
     }
 
     /// Rule: what waits here, and is to be had by others by now, leaves. Without that a call whose key has moved to who can be
     /// reached waits for who cannot. Calls that are not to wait fail where no connection has come about, which `failed` says.
-    pub(super) fn look_over(&self, plane: &Arc<DataPlane>, failed: Option<&str>) {
+    pub(super) fn look_over(&self, runtime: &Arc<LaneRuntime>, failed: Option<&str>) {
         // Many may be for one service whose entry has to be searched for: that is done once.
         let mut listed = HashMap::new();
         let mut is_still_for = |outgoing: &Outgoing, sequence| {
-            let is = |aim: &Aim| aim.is(&plane.directory, &self.target.peer, sequence);
+            let is = |aim: &Aim| aim.is(&runtime.directory, &self.target.peer, sequence);
             outgoing.aim.as_ref().map(|aim| match aim.is_for_one() {
                 true => *listed.entry(sequence).or_insert_with(|| is(aim)),
                 false => is(aim),
@@ -119,19 +119,19 @@ impl Lane {
             _ => true,
         });
         let why: Arc<str> = failed.unwrap_or("others are to have it").into();
-        self.fail_or_send_on(plane, leaving, &why, None);
+        self.fail_or_send_on(runtime, leaving, &why, None);
     }
 
     /// Nothing waits any more. `settling` where views and connections are about to agree again: then casts go on, too, and
     /// what is for this peer still may come back.
-    pub(super) fn give_up(&self, plane: &Arc<DataPlane>, why: &str, settling: bool) {
+    pub(super) fn give_up(&self, runtime: &Arc<LaneRuntime>, why: &str, settling: bool) {
         let left = self.outbox.drain();
-        self.fail_or_send_on(plane, left, &why.into(), Some(settling));
+        self.fail_or_send_on(runtime, left, &why.into(), Some(settling));
     }
 
     fn fail_or_send_on(
         &self,
-        plane: &Arc<DataPlane>,
+        runtime: &Arc<LaneRuntime>,
         unwritten: Vec<Outgoing>,
         why: &Arc<str>,
         settling: Option<bool>,
@@ -151,9 +151,9 @@ impl Lane {
             let casts = unwritten
                 .iter()
                 .filter(|outgoing| outgoing.frame.kind == kind::CAST);
-            plane.count_unsent(casts.count() as u64);
+            runtime.counters.count_unsent(casts.count() as u64);
         } else {
-            plane.send_on(unwritten);
+            runtime.send_on(unwritten);
         }
     }
 

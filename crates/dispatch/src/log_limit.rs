@@ -1,18 +1,19 @@
-//! What was complained about lately, so that whoever does the same again and again is logged once.
+//! How often faults of others are logged, so that whoever does the same again and again is logged once.
 //!
 //! Rule: limits are per source. One that sends nonsense of many kinds fills its own share, and mutes nobody else; the line
 //! that follows says how many were left out.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+
 use std::time::{Duration, Instant};
 
+use crate::mutex::Mutex;
 use crate::transport::doorstep::source;
 
-/// The same complaint is logged this often.
+/// The same fault is logged this often.
 const INTERVAL: Duration = Duration::from_secs(60);
 
-/// Different complaints about one source in that time.
+/// Different faults of one source in that time.
 const MAX_OF_ONE_SOURCE: usize = 8;
 
 /// Sources remembered; beyond them the one that was quiet for longest is forgotten, and may be logged again.
@@ -20,7 +21,7 @@ const MAX_SOURCES: usize = 1_024;
 
 /// See the module.
 #[derive(Debug, Default)]
-pub(crate) struct Complaints {
+pub(crate) struct LogLimit {
     sources: Mutex<HashMap<String, Source>>,
 }
 
@@ -33,19 +34,19 @@ struct Source {
 
 /// Something that is to be logged now.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct News {
-    /// Complaints about that source that were not logged since the last one that was; none rather than zero.
+pub(crate) struct LogNow {
+    /// LogLimit about that source that were not logged since the last one that was; none rather than zero.
     pub(crate) suppressed: Option<u64>,
 }
 
-impl Complaints {
+impl LogLimit {
     /// Some where that is to be logged about that source now.
-    pub(crate) fn news(&self, about: &str, why: &str) -> Option<News> {
-        self.news_at(Instant::now(), about, why)
+    pub(crate) fn should_log(&self, about: &str, why: &str) -> Option<LogNow> {
+        self.should_log_at(Instant::now(), about, why)
     }
 
-    fn news_at(&self, now: Instant, about: &str, why: &str) -> Option<News> {
-        let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
+    fn should_log_at(&self, now: Instant, about: &str, why: &str) -> Option<LogNow> {
+        let mut sources = self.sources.lock();
         if sources.len() >= MAX_SOURCES && !sources.contains_key(about) {
             let quietest = sources.iter().min_by_key(|(_, source)| source.last);
             if let Some(name) = quietest.map(|(name, _)| name.clone()) {
@@ -67,13 +68,13 @@ impl Complaints {
         }
         source.made.insert(why.to_owned(), now);
         let suppressed = std::mem::take(&mut source.suppressed);
-        Some(News {
+        Some(LogNow {
             suppressed: (suppressed > 0).then_some(suppressed),
         })
     }
 }
 
-/// Who complaints about a peer at an address with a port are about: a peer that dials again has another port, and one with
+/// Whose a fault of a peer at an address with a port is: a peer that dials again has another port, and one with
 /// IPv6 may have another address of its network.
 pub(crate) fn host(address: &str) -> String {
     if let Ok(address) = address.parse::<std::net::SocketAddr>() {
@@ -87,34 +88,34 @@ pub(crate) fn host(address: &str) -> String {
 mod tests {
     use super::*;
 
-    const FIRST: Option<News> = Some(News { suppressed: None });
+    const FIRST: Option<LogNow> = Some(LogNow { suppressed: None });
 
     #[test]
-    fn the_same_complaint_is_news_once_in_a_while_and_says_what_was_left_out() {
-        let complaints = Complaints::default();
+    fn the_same_fault_is_logged_once_in_a_while_and_says_what_was_left_out() {
+        let limit = LogLimit::default();
         let start = Instant::now();
         let (here, again) = (host("10.0.0.1:4000"), host("10.0.0.1:4001"));
-        assert_eq!(complaints.news_at(start, &here, "why"), FIRST);
+        assert_eq!(limit.should_log_at(start, &here, "why"), FIRST);
         for _ in 0..5 {
-            assert_eq!(complaints.news_at(start, &again, "why"), None);
+            assert_eq!(limit.should_log_at(start, &again, "why"), None);
         }
         let suppressed = Some(5);
         assert_eq!(
-            complaints.news_at(start, &again, "another"),
-            Some(News { suppressed })
+            limit.should_log_at(start, &again, "another"),
+            Some(LogNow { suppressed })
         );
-        assert_eq!(complaints.news_at(start + INTERVAL, &again, "why"), FIRST);
+        assert_eq!(limit.should_log_at(start + INTERVAL, &again, "why"), FIRST);
     }
 
     #[test]
     fn one_source_mutes_no_other() {
-        let complaints = Complaints::default();
+        let limit = LogLimit::default();
         let start = Instant::now();
         let logged = |about: &str, count: usize| {
             (0..count)
                 .filter(|number| {
-                    complaints
-                        .news_at(start, about, &number.to_string())
+                    limit
+                        .should_log_at(start, about, &number.to_string())
                         .is_some()
                 })
                 .count()
@@ -125,8 +126,7 @@ mod tests {
             logged(&format!("source {number}"), 1);
         }
         assert_eq!(logged("another", 1), 1);
-        let kept = complaints.sources.lock().map(|sources| sources.len());
-        assert_eq!(kept.ok(), Some(MAX_SOURCES));
+        assert_eq!(limit.sources.lock().len(), MAX_SOURCES);
     }
 
     #[test]

@@ -1,12 +1,11 @@
-//! Settings from a TOML file: every key known, typed and bounded, or an error that names it.
+//! Settings: from a TOML file, every key known, typed and bounded, or an error that names it; and by number, with their bounds.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use keydispatch_core::{
-    ClusterName, NameError, NodeName, RawSettings, Settings, SettingsError, Zone,
-};
+pub use keydispatch_core::config::*;
+use keydispatch_core::{ClusterName, NameError, NodeName, Zone};
 use serde::Deserialize;
 use serde::de::{self, Deserializer, Visitor};
 
@@ -256,6 +255,14 @@ impl Config {
         }
         Ok(config)
     }
+}
+
+/// The bounds of `pubsub.pool_size`, wherever it comes from.
+pub(crate) fn check_pool_size(value: usize) -> Result<(), ConfigError> {
+    if (1..=MAX_POOL_SIZE).contains(&value) {
+        return Ok(());
+    }
+    Err(ConfigError::PoolSize { value })
 }
 
 pub(crate) fn in_file(path: &Path, error: ConfigError) -> ConfigError {

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use crate::backlog::{Held, Share};
 
 /// Something that takes room in a queue.
-pub(crate) trait Weigh {
+pub(crate) trait TakesRoom {
     /// Bytes that it keeps while it waits, as far as they are known.
     fn bytes(&self) -> usize;
 
@@ -25,7 +25,7 @@ pub(crate) trait Weigh {
 
 /// A queue of at most so many items with at most so many bytes together. An empty queue takes any item: one that is longer
 /// than the bound would never pass otherwise. What has no share of its own is counted in `own`.
-pub(crate) fn channel<T: Weigh>(
+pub(crate) fn channel<T: TakesRoom>(
     items: usize,
     max_bytes: usize,
     own: Arc<Share>,
@@ -98,7 +98,7 @@ impl Drop for Opened {
 }
 
 pub(crate) struct Sender<T> {
-    items: mpsc::Sender<(T, Room)>,
+    items: mpsc::Sender<(T, QueueRoom)>,
     load: Arc<Load>,
     max_bytes: usize,
     own: Arc<Share>,
@@ -115,7 +115,7 @@ impl<T> Clone for Sender<T> {
     }
 }
 
-impl<T: Weigh> Sender<T> {
+impl<T: TakesRoom> Sender<T> {
     /// Queues an item, or gives it back.
     pub(crate) fn try_send(&self, item: T) -> Result<(), TrySendError<T>> {
         let Some(room) = self.room(&item) else {
@@ -135,7 +135,7 @@ impl<T: Weigh> Sender<T> {
 
     /// Queues an item that takes no room but its place, once there is one.
     pub(crate) async fn send(&self, item: T) -> Result<(), SendError<T>> {
-        let room = Room::new(&self.load, 0, None);
+        let room = QueueRoom::new(&self.load, 0, None);
         self.items
             .send((item, room))
             .await
@@ -156,10 +156,10 @@ impl<T: Weigh> Sender<T> {
         self.items.capacity() < self.items.max_capacity()
     }
 
-    fn room(&self, item: &T) -> Option<Room> {
+    fn room(&self, item: &T) -> Option<QueueRoom> {
         let bytes = item.bytes();
         if bytes == 0 {
-            return Some(Room::new(&self.load, 0, None));
+            return Some(QueueRoom::new(&self.load, 0, None));
         }
         let held = match item.backlog() {
             0 => None,
@@ -172,22 +172,22 @@ impl<T: Weigh> Sender<T> {
                 (waiting == 0 || all <= self.max_bytes).then_some(all)
             })
             .ok()?;
-        Some(Room::new(&self.load, bytes, held))
+        Some(QueueRoom::new(&self.load, bytes, held))
     }
 }
 
 /// What an item takes of the queue, until it has left it in whatever way.
-struct Room {
+struct QueueRoom {
     load: Arc<Load>,
     bytes: usize,
     _held: Option<Held>,
 }
 
-impl Room {
+impl QueueRoom {
     /// Of bytes that are counted already.
     fn new(load: &Arc<Load>, bytes: usize, held: Option<Held>) -> Self {
         load.messages.fetch_add(1, Ordering::Relaxed);
-        Room {
+        QueueRoom {
             load: Arc::clone(load),
             bytes,
             _held: held,
@@ -195,7 +195,7 @@ impl Room {
     }
 }
 
-impl Drop for Room {
+impl Drop for QueueRoom {
     fn drop(&mut self) {
         self.load.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
         self.load.messages.fetch_sub(1, Ordering::Relaxed);
@@ -203,7 +203,7 @@ impl Drop for Room {
 }
 
 pub(crate) struct Receiver<T> {
-    items: mpsc::Receiver<(T, Room)>,
+    items: mpsc::Receiver<(T, QueueRoom)>,
     load: Arc<Load>,
 }
 
@@ -237,7 +237,7 @@ mod tests {
     use super::*;
     use crate::backlog::Backlog;
 
-    impl Weigh for usize {
+    impl TakesRoom for usize {
         fn bytes(&self) -> usize {
             *self
         }

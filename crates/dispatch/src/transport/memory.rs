@@ -3,26 +3,25 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
-use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::task::{Context, Poll, Waker};
+use std::sync::{Arc, MutexGuard, Weak};
+use std::task::{Context, Poll};
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::Bytes;
 use keydispatch_core::hello::Credentials;
 use keydispatch_core::message::{Address, Frame};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
+mod pipe;
+
+use self::pipe::{Ends, Pipe};
+use crate::mutex::Mutex;
 use crate::transport::framing::Framed;
 use crate::transport::metered::{Metered, Received};
 use crate::transport::{
     AcceptError, BindError, BoxFuture, Connection, ConnectionError, DIAL_TIMEOUT, DialError,
     Transport,
 };
-
-/// Bytes that one direction of a connection takes before its writer has to wait, as a socket's buffers do.
-const PIPE_BYTES: usize = 256 * 1024;
 
 /// Connections that wait to be accepted; more dials wait, as with a socket's backlog.
 const BACKLOG: usize = 1_024;
@@ -48,18 +47,18 @@ const BACKLOG: usize = 1_024;
 /// ```
 #[derive(Clone, Default)]
 pub struct MemoryNetwork {
-    shared: Arc<Shared>,
+    inner: Arc<NetworkInner>,
 }
 
-struct Shared {
-    state: Mutex<State>,
+struct NetworkInner {
+    state: Mutex<NetworkState>,
     /// Counts changes of the rules, for the dials that wait.
     changes: watch::Sender<u64>,
 }
 
-impl Default for Shared {
+impl Default for NetworkInner {
     fn default() -> Self {
-        Shared {
+        NetworkInner {
             state: Mutex::default(),
             changes: watch::Sender::new(0),
         }
@@ -67,7 +66,7 @@ impl Default for Shared {
 }
 
 #[derive(Default)]
-struct State {
+struct NetworkState {
     listeners: HashMap<String, mpsc::Sender<MemoryConnection>>,
     /// The last one that matches holds.
     rules: Vec<Rule>,
@@ -90,7 +89,7 @@ impl Rule {
     }
 }
 
-impl State {
+impl NetworkState {
     fn is_cut(&self, from: &str, to: &str) -> bool {
         let last = self.rules.iter().rev().find(|rule| rule.matches(from, to));
         last.is_some_and(|rule| rule.cut)
@@ -111,14 +110,7 @@ impl State {
     }
 
     fn pipe(&mut self, from: &str, to: &str) -> Arc<Pipe> {
-        let pipe = Arc::new(Pipe {
-            from: from.to_owned(),
-            to: to.to_owned(),
-            state: Mutex::new(PipeState {
-                cut: self.is_cut(from, to),
-                ..PipeState::default()
-            }),
-        });
+        let pipe = Pipe::new(from, to, self.is_cut(from, to));
         if self.pipes.len() == self.pipes.capacity() {
             self.pipes.retain(|pipe| pipe.strong_count() > 0);
         }
@@ -169,26 +161,26 @@ impl MemoryNetwork {
 
     /// Breaks every connection between two addresses now; both sides are told, and may dial again.
     pub fn reset(&self, a: &str, b: &str) {
-        for pipe in self.shared.lock().pipes() {
+        for pipe in self.inner.lock().pipes() {
             if (pipe.from == a && pipe.to == b) || (pipe.from == b && pipe.to == a) {
                 pipe.reset();
             }
         }
     }
 
-    fn change(&self, change: impl FnOnce(&mut State)) {
-        let mut state = self.shared.lock();
+    fn change(&self, change: impl FnOnce(&mut NetworkState)) {
+        let mut state = self.inner.lock();
         change(&mut state);
         for pipe in state.pipes() {
             pipe.set_cut(state.is_cut(&pipe.from, &pipe.to));
         }
         drop(state);
-        self.shared.changes.send_modify(|changes| *changes += 1);
+        self.inner.changes.send_modify(|changes| *changes += 1);
     }
 
     /// Listens at an address until the transport is dropped; its connections last as long as they are held.
     pub(crate) fn bind(&self, address: &str) -> Result<Arc<dyn Transport>, BindError> {
-        let mut state = self.shared.lock();
+        let mut state = self.inner.lock();
         let mut address = address.to_owned();
         while let Some(host) = address.strip_suffix(":0") {
             state.last_port = state.last_port.wrapping_add(1).max(1);
@@ -207,7 +199,7 @@ impl MemoryNetwork {
         let (sender, accepted) = mpsc::channel(BACKLOG);
         state.listeners.insert(address, sender);
         Ok(Arc::new(MemoryTransport {
-            shared: Arc::clone(&self.shared),
+            inner: Arc::clone(&self.inner),
             local,
             accepted: tokio::sync::Mutex::new(accepted),
         }))
@@ -216,7 +208,7 @@ impl MemoryNetwork {
 
 impl fmt::Debug for MemoryNetwork {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = self.shared.lock();
+        let state = self.inner.lock();
         f.debug_struct("MemoryNetwork")
             .field("bound", &state.listeners.keys())
             .field("rules", &state.rules)
@@ -224,14 +216,14 @@ impl fmt::Debug for MemoryNetwork {
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+impl NetworkInner {
+    fn lock(&self) -> MutexGuard<'_, NetworkState> {
+        self.state.lock()
     }
 }
 
 struct MemoryTransport {
-    shared: Arc<Shared>,
+    inner: Arc<NetworkInner>,
     local: Address,
     accepted: tokio::sync::Mutex<mpsc::Receiver<MemoryConnection>>,
 }
@@ -242,10 +234,10 @@ impl MemoryTransport {
         let refused = || DialError::Refused {
             address: address.clone(),
         };
-        let mut changes = self.shared.changes.subscribe();
+        let mut changes = self.inner.changes.subscribe();
         let listener = loop {
             {
-                let state = self.shared.lock();
+                let state = self.inner.lock();
                 if !state.is_cut(near, far) && !state.is_cut(far, near) {
                     break state.listeners.get(far).cloned().ok_or_else(refused)?;
                 }
@@ -255,7 +247,7 @@ impl MemoryTransport {
         };
         let slot = listener.reserve().await.map_err(|_| refused())?;
         let (there, back) = {
-            let mut state = self.shared.lock();
+            let mut state = self.inner.lock();
             (state.pipe(near, far), state.pipe(far, near))
         };
         slot.send(MemoryConnection::new(near, &there, &back));
@@ -284,7 +276,7 @@ impl Transport for MemoryTransport {
     }
 
     fn unbind(&self) -> BoxFuture<'_, ()> {
-        self.shared.lock().listeners.remove(self.local.as_str());
+        self.inner.lock().listeners.remove(self.local.as_str());
         Box::pin(std::future::ready(()))
     }
 
@@ -310,7 +302,7 @@ impl fmt::Debug for MemoryTransport {
 
 impl Drop for MemoryTransport {
     fn drop(&mut self) {
-        self.shared.lock().listeners.remove(self.local.as_str());
+        self.inner.lock().listeners.remove(self.local.as_str());
     }
 }
 
@@ -324,10 +316,7 @@ struct MemoryConnection {
 impl MemoryConnection {
     fn new(peer: &str, incoming: &Arc<Pipe>, outgoing: &Arc<Pipe>) -> Self {
         let received = Received::default();
-        let ends = Ends {
-            incoming: Arc::clone(incoming),
-            outgoing: Arc::clone(outgoing),
-        };
+        let ends = Ends::new(incoming, outgoing);
         MemoryConnection {
             framed: Framed::new(Metered::new(ends, &received)),
             received,
@@ -375,147 +364,12 @@ impl Connection for MemoryConnection {
     }
 }
 
-/// One direction of a connection.
-struct Pipe {
-    from: String,
-    to: String,
-    state: Mutex<PipeState>,
-}
-
-#[derive(Default)]
-struct PipeState {
-    bytes: BytesMut,
-    cut: bool,
-    /// The writer is gone.
-    ended: bool,
-    /// The reader is gone.
-    unread: bool,
-    reset: bool,
-    reader: Option<Waker>,
-    writer: Option<Waker>,
-}
-
-impl PipeState {
-    fn wake(&mut self) {
-        for waker in [self.reader.take(), self.writer.take()]
-            .into_iter()
-            .flatten()
-        {
-            waker.wake();
-        }
-    }
-}
-
-impl Pipe {
-    fn lock(&self) -> MutexGuard<'_, PipeState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn set_cut(&self, cut: bool) {
-        let mut state = self.lock();
-        state.cut = cut;
-        state.wake();
-    }
-
-    fn reset(&self) {
-        let mut state = self.lock();
-        state.reset = true;
-        state.wake();
-    }
-}
-
-/// The two directions as one side of a connection holds them.
-struct Ends {
-    incoming: Arc<Pipe>,
-    outgoing: Arc<Pipe>,
-}
-
-impl AsyncRead for Ends {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let mut state = self.incoming.lock();
-        if state.reset {
-            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
-        }
-        if !state.cut {
-            let length = state.bytes.len().min(buffer.remaining());
-            if length > 0 {
-                buffer.put_slice(&state.bytes[..length]);
-                state.bytes.advance(length);
-                if let Some(writer) = state.writer.take() {
-                    writer.wake();
-                }
-                return Poll::Ready(Ok(()));
-            }
-            if state.ended {
-                return Poll::Ready(Ok(()));
-            }
-        }
-        state.reader = Some(cx.waker().clone());
-        Poll::Pending
-    }
-}
-
-impl AsyncWrite for Ends {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let mut state = self.outgoing.lock();
-        if state.reset {
-            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
-        }
-        // While the link is cut, nobody hears that the other side is gone.
-        if state.unread && !state.cut {
-            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
-        }
-        let length = bytes
-            .len()
-            .min(PIPE_BYTES.saturating_sub(state.bytes.len()));
-        if length == 0 && !bytes.is_empty() {
-            state.writer = Some(cx.waker().clone());
-            return Poll::Pending;
-        }
-        state.bytes.extend_from_slice(&bytes[..length]);
-        if let Some(reader) = state.reader.take() {
-            reader.wake();
-        }
-        Poll::Ready(Ok(length))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut state = self.outgoing.lock();
-        state.ended = true;
-        state.wake();
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl Drop for Ends {
-    fn drop(&mut self) {
-        let mut state = self.outgoing.lock();
-        state.ended = true;
-        state.wake();
-        drop(state);
-        let mut state = self.incoming.lock();
-        state.unread = true;
-        state.wake();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::future::poll_fn;
     use std::time::Duration;
 
+    use super::pipe::PIPE_BYTES;
     use super::*;
     use crate::transport::tests::{connect, exchange, frame, next, send};
 

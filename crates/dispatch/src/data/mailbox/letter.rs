@@ -9,10 +9,10 @@ use keydispatch_core::{Codec, KeyBytes, NodeId, ServiceId};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::Route;
 use crate::backlog::{Held, Share};
 use crate::call::Failure;
-use crate::data::inbound::Caller;
+use crate::data::caller::Caller;
+use crate::data::reply::Route;
 use crate::data::wire::Format;
 use crate::trace::Parent;
 

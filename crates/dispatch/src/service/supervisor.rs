@@ -9,9 +9,11 @@ use keydispatch_core::ServiceId;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::data::DataPlane;
-use crate::registry::Registry;
-use crate::service::{Ended, ServeError, ServeOptions, Served, Service, StopError, serve};
+use crate::registry::entry::RegistryError;
+use crate::service::host::Host;
+use crate::service::options::ServeOptions;
+use crate::service::serve::{ServeError, Served, StopError, serve};
+use crate::service::{Ended, Service};
 
 /// Most restarts that are remembered, 1 MiB of them. Whoever allows more is never given up.
 const MAX_REMEMBERED: usize = 65_536;
@@ -115,12 +117,11 @@ impl Supervised {
 
 /// Starts a service, and sees to it that it runs. The first start fails as that of any service does.
 pub(crate) async fn supervise<S: Service>(
-    registry: Registry,
-    data: Arc<DataPlane>,
+    host: Host,
     options: SuperviseOptions,
     mut factory: impl FnMut() -> S + Send + 'static,
 ) -> Result<Supervised, ServeError> {
-    let first = serve(&registry, &data, options.serve.clone(), factory()).await?;
+    let first = serve(&host, options.serve.clone(), factory()).await?;
     let (stop, stopped) = watch::channel(false);
     let (end_sender, end) = watch::channel(None);
     let running = Arc::new(ArcSwap::from_pointee(first.id().clone()));
@@ -130,13 +131,12 @@ pub(crate) async fn supervise<S: Service>(
     let supervisor = Supervisor {
         options,
         serve_options,
-        registry,
-        data: Arc::clone(&data),
+        host: host.clone(),
         stopped,
         running: Arc::clone(&running),
         restarts: VecDeque::new(),
     };
-    data.spawn_service(async move {
+    host.local.spawn_service(async move {
         let end = supervisor.run(first, factory).await;
         end_sender.send_replace(Some(end));
     });
@@ -146,8 +146,7 @@ pub(crate) async fn supervise<S: Service>(
 struct Supervisor {
     options: SuperviseOptions,
     serve_options: ServeOptions,
-    registry: Registry,
-    data: Arc<DataPlane>,
+    host: Host,
     stopped: watch::Receiver<bool>,
     running: Arc<ArcSwap<ServiceId>>,
     /// When it was restarted, as far back as counts.
@@ -190,12 +189,12 @@ impl Supervisor {
                 () = asked(&mut stopped) => return SupervisedEnd::Stopped,
             }
             let options = self.serve_options.clone();
-            match serve(&self.registry, &self.data, options, factory()).await {
+            match serve(&self.host, options, factory()).await {
                 Ok(again) => {
                     self.running.store(Arc::new(again.id().clone()));
                     served = Some(again);
                 }
-                Err(ServeError::Registry(crate::RegistryError::NodeStopped)) => {
+                Err(ServeError::Registry(RegistryError::NodeStopped)) => {
                     return SupervisedEnd::Stopped;
                 }
                 Err(error) => tracing::warn!(%error, "a service did not start again"),

@@ -4,108 +4,23 @@ use std::time::Duration;
 
 use keydispatch_core::limits::DEFAULT_MAX_PAYLOAD_BYTES;
 use keydispatch_core::message::Address;
-use keydispatch_core::{ClusterName, NameError, NodeName, Settings, SettingsError, Zone};
+use keydispatch_core::{ClusterName, NodeName, Settings, SettingsError, Zone};
 
 use crate::backlog;
-use crate::discovery::{Seed, SeedError};
-use crate::drain::DEFAULT_DRAIN_TIMEOUT;
-use crate::memory::MemoryNetwork;
-use crate::node::Node;
-use crate::pubsub::DEFAULT_TOPIC_BYTES;
-use crate::reach::{self, AdvertiseError};
-use crate::settings::{
-    Adapter, Config, ConfigError, DEFAULT_POOL_SIZE, LogLevel, MAX_POOL_SIZE, RegistrySection,
+use crate::config::{
+    Adapter, Config, ConfigError, DEFAULT_POOL_SIZE, LogLevel, RegistrySection, check_pool_size,
 };
-use crate::tls::{TlsError, TlsFiles};
+use crate::data::topics::DEFAULT_TOPIC_BYTES;
+use crate::discovery::Seed;
+use crate::drain::DEFAULT_DRAIN_TIMEOUT;
+use crate::node::Node;
+use crate::node::plan::{NodePlan, StartError, TransportKind};
+use crate::reach;
+use crate::tls::TlsFiles;
+use crate::transport::memory::MemoryNetwork;
 
 /// How long [`NodeBuilder::start`] waits to be synced before it says what is missing.
 pub const DEFAULT_START_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Why a node did not start.
-#[derive(thiserror::Error)]
-#[non_exhaustive]
-pub enum StartError {
-    /// A setting is wrong or missing.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// A name is not a name.
-    #[error(transparent)]
-    Name(#[from] NameError),
-    /// A seed is no address.
-    #[error(transparent)]
-    Seed(#[from] SeedError),
-    /// The others cannot reach this node at the advertised address, or none is known that they could.
-    #[error(transparent)]
-    Advertise(#[from] AdvertiseError),
-    /// The certificates cannot be used.
-    #[error(transparent)]
-    Tls(#[from] TlsError),
-    /// The address cannot be bound.
-    #[error(transparent)]
-    Bind(#[from] crate::transport::BindError),
-    /// A living node of the cluster has the name.
-    #[error(
-        "the node name {name} is taken by a living node{}: choose another name, or stop that node first",
-        by.as_ref().map(|by| format!(" at {by}")).unwrap_or_default()
-    )]
-    NameTaken {
-        /// The name.
-        name: NodeName,
-        /// Where the other is reached, where that is known.
-        by: Option<Address>,
-    },
-    /// These nodes are up, and their entries did not arrive in time: this node would route from a partial view.
-    #[error(
-        "not synced after {waited:?}: the entries of {} are missing",
-        list(missing)
-    )]
-    NotSynced {
-        /// How long was waited.
-        waited: Duration,
-        /// The owners whose entries are missing.
-        missing: Vec<NodeName>,
-    },
-    /// Fewer nodes came than were expected.
-    #[error(
-        "{present} of the {expected} nodes that are expected (node.expect) are here after {waited:?}, this one included: \
-         start the others, or expect fewer"
-    )]
-    TooFew {
-        /// How many were expected, this one included.
-        expected: usize,
-        /// How many were there, this one included.
-        present: usize,
-        /// How long was waited.
-        waited: Duration,
-    },
-    /// The operating system gave no threads for the node.
-    #[error("no threads for the node: {0}; raise the limit of threads or processes")]
-    Threads(#[source] std::io::Error),
-    /// The node stopped while it was starting.
-    #[error("the node stopped while it was starting")]
-    Stopped,
-}
-
-keydispatch_core::debug_as_display!(StartError);
-
-fn list(names: &[NodeName]) -> String {
-    names
-        .iter()
-        .map(NodeName::as_str)
-        .collect::<Vec<_>>()
-        .join(", ")
-}
-
-/// What carries the frames between the nodes.
-#[derive(Clone, Debug)]
-pub(crate) enum Network {
-    /// TCP with TLS by these files.
-    Tls(TlsFiles),
-    /// TCP without encryption, by explicit choice.
-    Plaintext,
-    /// In this process.
-    Memory(MemoryNetwork),
-}
 
 /// A node to be started; see [`Node::builder`].
 #[derive(Clone, Debug)]
@@ -118,7 +33,7 @@ pub struct NodeBuilder {
     dial_link_local: bool,
     seeds: Vec<String>,
     zone: Option<String>,
-    network: Option<Network>,
+    network: Option<TransportKind>,
     adapter: Adapter,
     pool_size: usize,
     registry: RegistrySection,
@@ -134,40 +49,23 @@ pub struct NodeBuilder {
     clock_behind: Duration,
 }
 
-/// A description whose parts were all checked.
-pub(crate) struct Checked {
-    pub(crate) name: NodeName,
-    pub(crate) cluster: ClusterName,
-    pub(crate) bind: String,
-    pub(crate) advertise: Option<Address>,
-    pub(crate) dial_link_local: bool,
-    pub(crate) seeds: Vec<Seed>,
-    pub(crate) zone: Option<Zone>,
-    /// None for the adapter `local`.
-    pub(crate) network: Option<Network>,
-    pub(crate) pool_size: usize,
-    pub(crate) settings: Settings,
-    pub(crate) log_level: LogLevel,
-    pub(crate) max_payload_bytes: usize,
-    pub(crate) checks_messages: bool,
-    pub(crate) topic_bytes: usize,
-    pub(crate) waiting_bytes: usize,
-    pub(crate) start_timeout: Duration,
-    pub(crate) expect: usize,
-    pub(crate) drain_timeout: Duration,
-    pub(crate) own_threads: bool,
-    pub(crate) clock_behind: Duration,
-}
-
-impl Checked {
-    /// True where what is said between hosts can be read on the way.
-    pub(crate) fn is_plaintext(&self) -> bool {
-        matches!(self.network, Some(Network::Plaintext))
-    }
-
-    /// False where addresses are no host names: in memory, or without a network.
-    pub(crate) fn resolves_names(&self) -> bool {
-        matches!(self.network, Some(Network::Tls(_) | Network::Plaintext))
+impl Node {
+    /// Describes a node of that name, which is unique in its cluster and the same after a restart.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// use keydispatch::{Node, TlsFiles};
+    /// let node = Node::builder("a")
+    ///     .cluster("files")
+    ///     .bind("10.0.0.1:7400")
+    ///     .seeds(["10.0.0.2:7400"])
+    ///     .tls(TlsFiles::new("certs/ca.pem", "certs/a.pem", "certs/a.key"))
+    ///     .start()
+    ///     .await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn builder(name: impl Into<String>) -> NodeBuilder {
+        NodeBuilder::new(name.into())
     }
 }
 
@@ -239,19 +137,19 @@ impl NodeBuilder {
 
     /// Encrypt and authenticate by these files, `node.ca`, `node.cert`, `node.key` and `node.crl`; they are re-read when they change.
     pub fn tls(mut self, files: TlsFiles) -> Self {
-        self.network = Some(Network::Tls(files));
+        self.network = Some(TransportKind::Tls(files));
         self
     }
 
     /// Do without encryption, `node.plaintext`: anybody who reaches the port can join and call.
     pub fn plaintext(mut self) -> Self {
-        self.network = Some(Network::Plaintext);
+        self.network = Some(TransportKind::Plaintext);
         self
     }
 
     /// A network inside this process, for tests.
     pub fn memory(mut self, network: &MemoryNetwork) -> Self {
-        self.network = Some(Network::Memory(network.clone()));
+        self.network = Some(TransportKind::Memory(network.clone()));
         self
     }
 
@@ -269,7 +167,7 @@ impl NodeBuilder {
 
     /// How often versions are compared, `registry.broadcast_period`: 10 ms and more, by default 250 ms.
     pub fn broadcast_period(mut self, period: Duration) -> Self {
-        self.registry.broadcast_period = Some(crate::settings::Period(period));
+        self.registry.broadcast_period = Some(crate::config::Period(period));
         self
     }
 
@@ -283,13 +181,13 @@ impl NodeBuilder {
     /// How long a node may be silent before it is taken for dead, `registry.down_period`: 600 ms and more; by default
     /// `broadcast_period` × `max_silent_periods` × 2, and at least 1 s.
     pub fn down_period(mut self, period: Duration) -> Self {
-        self.registry.down_period = Some(crate::settings::Period(period));
+        self.registry.down_period = Some(crate::config::Period(period));
         self
     }
 
     /// How long the dead are remembered, `registry.permdown_period`: longer than `down_period`, by default 20 min.
     pub fn permdown_period(mut self, period: Duration) -> Self {
-        self.registry.permdown_period = Some(crate::settings::Period(period));
+        self.registry.permdown_period = Some(crate::config::Period(period));
         self
     }
 
@@ -400,13 +298,8 @@ impl NodeBuilder {
         Node::start(self.check()?).await
     }
 
-    fn check(self) -> Result<Checked, StartError> {
-        if !(1..=MAX_POOL_SIZE).contains(&self.pool_size) {
-            return Err(ConfigError::PoolSize {
-                value: self.pool_size,
-            }
-            .into());
-        }
+    fn check(self) -> Result<NodePlan, StartError> {
+        check_pool_size(self.pool_size)?;
         let network = match (self.adapter, self.network) {
             (Adapter::Local, None) => None,
             (Adapter::Local, Some(_)) => {
@@ -424,8 +317,11 @@ impl NodeBuilder {
             }
             .into());
         }
-        let in_memory = matches!(network, Some(Network::Memory(_)));
-        let has_hosts = matches!(network, Some(Network::Tls(_) | Network::Plaintext));
+        let in_memory = matches!(network, Some(TransportKind::Memory(_)));
+        let has_hosts = matches!(
+            network,
+            Some(TransportKind::Tls(_) | TransportKind::Plaintext)
+        );
         let advertise = self
             .advertise
             .map(|address| match has_hosts {
@@ -434,7 +330,7 @@ impl NodeBuilder {
                 false => Ok(Address::try_new(address)?),
             })
             .transpose()?;
-        Ok(Checked {
+        Ok(NodePlan {
             name: NodeName::try_new(self.name)?,
             cluster: ClusterName::try_new(self.cluster)?,
             bind: self.bind,
@@ -471,7 +367,7 @@ impl Config {
     pub fn builder(&self, default_name: &str) -> Result<NodeBuilder, ConfigError> {
         self.describe(default_name)
             .map_err(|error| match &self.file {
-                Some(path) => crate::settings::in_file(path, error),
+                Some(path) => crate::config::in_file(path, error),
                 None => error,
             })
     }
@@ -492,14 +388,14 @@ impl Config {
                     false => ConfigError::IncompleteTls { missing: "ca" },
                 });
             }
-            (None, None, None) if node.plaintext => Some(Network::Plaintext),
+            (None, None, None) if node.plaintext => Some(TransportKind::Plaintext),
             (None, None, None) => None,
             (Some(_), Some(_), Some(_)) if node.plaintext => {
                 return Err(ConfigError::PlaintextAndTls);
             }
             (Some(ca), Some(cert), Some(key)) => {
                 let files = TlsFiles::new(ca, cert, key);
-                Some(Network::Tls(match &node.crl {
+                Some(TransportKind::Tls(match &node.crl {
                     Some(crl) => files.crl(crl),
                     None => files,
                 }))
@@ -525,11 +421,7 @@ impl Config {
         builder.zone = node.zone.as_ref().map(|zone| zone.as_str().to_owned());
         builder.adapter = adapter;
         builder.pool_size = self.pubsub.pool_size.unwrap_or(DEFAULT_POOL_SIZE);
-        if !(1..=MAX_POOL_SIZE).contains(&builder.pool_size) {
-            return Err(ConfigError::PoolSize {
-                value: builder.pool_size,
-            });
-        }
+        check_pool_size(builder.pool_size)?;
         builder.registry = self.registry.clone();
         if let Some(members) = node.expect {
             builder.expect = members;

@@ -3,23 +3,23 @@
 use keydispatch_core::{ClusterEvent, Escaped, NodeName};
 use tracing::Level;
 
-use crate::complaints::{Complaints, News};
-use crate::settings::LogLevel;
+use crate::config::LogLevel;
+use crate::log_limit::{LogLimit, LogNow};
 
 /// The log of one node's registry; its lines have the target `keydispatch::registry`.
 #[derive(Debug)]
-pub(crate) struct Journal {
+pub(crate) struct EventLog {
     node: NodeName,
     level: LogLevel,
-    complaints: Complaints,
+    log_limit: LogLimit,
 }
 
-impl Journal {
+impl EventLog {
     pub(crate) fn new(node: NodeName, level: LogLevel) -> Self {
-        Journal {
+        EventLog {
             node,
             level,
-            complaints: Complaints::default(),
+            log_limit: LogLimit::default(),
         }
     }
 
@@ -59,7 +59,7 @@ impl Journal {
             }
             // A peer that does the same wrong thing on every connection is logged once.
             ClusterEvent::Warning { about, message } => {
-                if let Some(News { suppressed }) = self.complaints.news(about, message) {
+                if let Some(LogNow { suppressed }) = self.log_limit.should_log(about, message) {
                     tracing::warn!(target: "keydispatch::registry", %node, suppressed, "{}", Escaped(message));
                 }
             }

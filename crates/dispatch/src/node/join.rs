@@ -7,12 +7,13 @@ use keydispatch_core::message::Address;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use crate::builder::{Checked, StartError};
 use crate::deadline;
 use crate::discovery::{self, Resolved, Seed};
-use crate::driver::{Command, Shared};
-use crate::members::Member;
+use crate::driver::command::Command;
+use crate::driver::shared::NodeShared;
+use crate::node::plan::{NodePlan, StartError};
 use crate::reach::{self, AdvertiseError};
+use crate::watch::members::Member;
 
 /// How often the seeds' names are looked up again.
 const RESOLVE_INTERVAL: Duration = Duration::from_secs(5);
@@ -29,18 +30,18 @@ const LOCAL_ADDRESS: &str = "local";
 /// The seeds' addresses as far as they are known, and this node's own address, which is where it listens unless something
 /// better is said or found.
 pub(crate) async fn meet(
-    checked: &Checked,
+    plan: &NodePlan,
     listening: Option<Address>,
     until: Instant,
 ) -> Result<(Resolved, Address), StartError> {
-    let has_hosts = checked.resolves_names();
-    let mut seeds = discovery::resolve(&checked.seeds, has_hosts).await;
+    let has_hosts = plan.resolves_names();
+    let mut seeds = discovery::resolve(&plan.seeds, has_hosts).await;
     let Some(listening) = listening else {
         let own = Address::try_new(LOCAL_ADDRESS).map_err(AdvertiseError::from)?;
         return Ok((seeds, own));
     };
     let wildcard = reach::wildcard(&listening).filter(|_| has_hosts);
-    let own = match (&checked.advertise, wildcard) {
+    let own = match (&plan.advertise, wildcard) {
         (Some(own), _) => own.clone(),
         (None, None) => listening.clone(),
         (None, Some(bound)) => loop {
@@ -51,14 +52,14 @@ pub(crate) async fn meet(
                 }
                 Err(_) if seeds.awaited && Instant::now() + AWAIT_INTERVAL < until => {
                     tokio::time::sleep(AWAIT_INTERVAL).await;
-                    seeds = discovery::resolve(&checked.seeds, has_hosts).await;
+                    seeds = discovery::resolve(&plan.seeds, has_hosts).await;
                 }
                 Err(error) => return Err(error.into()),
             }
         },
     };
     if has_hosts {
-        reach::warn_of_plaintext(&listening, checked.is_plaintext());
+        reach::warn_of_plaintext(&listening, plan.is_plaintext());
     }
     Ok((seeds, own))
 }
@@ -95,7 +96,7 @@ pub(crate) async fn resolve_again(
 
 /// Waits until so many nodes are up, this one included, and their entries are here.
 pub(crate) async fn expect(
-    shared: &Shared,
+    shared: &NodeShared,
     expected: usize,
     waited: Duration,
     until: Instant,
@@ -130,7 +131,7 @@ pub(crate) async fn expect(
 }
 
 /// The owners whose entries are missing; none once the node has stopped.
-pub(crate) async fn missing(shared: &Shared) -> Option<Vec<NodeName>> {
+pub(crate) async fn missing(shared: &NodeShared) -> Option<Vec<NodeName>> {
     let (reply, answer) = oneshot::channel();
     shared
         .commands
