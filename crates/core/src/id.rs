@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use crate::error::debug_as_display;
 use crate::limits::MAX_NAME_BYTES;
 use crate::text::{Escaped, is_hidden};
 
@@ -46,7 +47,7 @@ pub enum NameError {
     },
 }
 
-crate::debug_as_display!(NameError);
+debug_as_display!(NameError);
 
 fn check_name(kind: &'static str, name: &str) -> Result<(), NameError> {
     if name.is_empty() {
@@ -279,7 +280,7 @@ pub enum ServiceIdError {
     Name(#[from] NameError),
 }
 
-crate::debug_as_display!(ServiceIdError);
+debug_as_display!(ServiceIdError);
 
 impl FromStr for ServiceId {
     type Err = ServiceIdError;

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::entry::Record;
+use crate::error::debug_as_display;
 use crate::id::{ClusterName, Generation, NodeId, NodeName};
 use crate::limits::{MAX_ADDRESS_BYTES, MAX_CONTROL_FRAME_BYTES};
 
@@ -486,7 +487,7 @@ pub enum DecodeError {
     },
 }
 
-crate::debug_as_display!(DecodeError);
+debug_as_display!(DecodeError);
 
 impl ControlMessage {
     /// The message as a frame.

@@ -6,8 +6,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use thin_vec::ThinVec;
 
-use super::EntryError;
 use super::accepts::{ACCEPTS_TAG, Accepts};
+use super::error::EntryError;
 use crate::id::Zone;
 use crate::limits::{MAX_ADDRESS_BYTES, MAX_METADATA_BYTES};
 

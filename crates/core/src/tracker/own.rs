@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use crate::entry::{EntryError, NewEntry, Record, ServiceInfo};
+use crate::error::debug_as_display;
 use crate::id::{InstanceName, NodeId, NodeName, ServiceType};
 use crate::limits::{
     MAX_BYTES_PER_NODE, MAX_INSTANCES_PER_TYPE, MAX_NAME_BYTES, MAX_SERVICES_PER_NODE,
@@ -56,7 +57,7 @@ pub enum AddError {
     NodeTooLarge,
 }
 
-crate::debug_as_display!(AddError);
+debug_as_display!(AddError);
 
 /// Why a service cannot be changed. Nothing of it was.
 #[derive(Clone, PartialEq, Eq, thiserror::Error)]
@@ -79,7 +80,7 @@ pub enum UpdateError {
     Entry(#[from] EntryError),
 }
 
-crate::debug_as_display!(UpdateError);
+debug_as_display!(UpdateError);
 
 /// The instance names of this node's services, by type.
 #[derive(Debug)]

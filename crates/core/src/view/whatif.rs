@@ -4,9 +4,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::View;
+use super::list::Change;
 use super::table::NOBODY;
-use super::{Change, View};
 use crate::entry::{Record, ServiceInfo, ServiceState, Weight};
+use crate::error::debug_as_display;
 use crate::id::{Generation, InstanceName, NodeName, ServiceType};
 use crate::key::{SLOTS, Slot};
 
@@ -49,7 +51,7 @@ pub enum PlanError {
     },
 }
 
-crate::debug_as_display!(PlanError);
+debug_as_display!(PlanError);
 
 /// Slots that have one owner in one view and another one in another view.
 #[derive(Clone, Debug, PartialEq, Eq)]
