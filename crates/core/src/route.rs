@@ -30,17 +30,16 @@ mod budget;
 mod hint;
 mod hot;
 mod latency;
+mod routing;
 
 pub use budget::RetryBudget;
 pub use hint::{HINT_LASTS, Hint};
 pub use hot::HotKeys;
 pub use latency::Latencies;
+pub use routing::{MAX_OWNERS, Routing};
 
 #[cfg(test)]
 mod tests;
-
-/// Most owners of a key that a call may go to, hot keys included.
-pub const MAX_OWNERS: usize = 16;
 
 /// Refusals after which a call is taken in any case: each costs a round trip, and of those that pass two full owners by, few
 /// find room at the next.
@@ -51,43 +50,6 @@ const LAST_TOLD: Duration = Duration::from_secs(1);
 
 /// For how long an instance is young.
 pub const SLOW_START: Duration = Duration::from_secs(10);
-
-/// How the calls of a protocol, or of a handle, are routed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Routing {
-    /// To the owner of the key, whatever its load: for state that lives in its owner alone.
-    #[default]
-    Owner,
-    /// To the first of a few owners that has room: for services whose instances answer alike.
-    Bounded {
-        /// How many owners a call may go to: 1 to [`MAX_OWNERS`]. Beyond either end it counts as that end.
-        owners: u8,
-        /// An owner refuses a call while so many wait for it or are at work in it: at least 1.
-        depth: u8,
-        /// Where set: an owner is passed by, without being asked, where its reply of the last 50 ms told a queue longer by more
-        /// than this than the next owner's. With caches, a large `depth` and this keep keys where they are warm.
-        stay: Option<u8>,
-    },
-}
-
-impl Routing {
-    /// Bounded by four owners and a depth of eight, always asking the first.
-    pub const fn bounded() -> Self {
-        Routing::Bounded {
-            owners: 4,
-            depth: 8,
-            stay: None,
-        }
-    }
-
-    /// How many owners a call may go to where its key is not hot.
-    pub fn owners(self) -> usize {
-        match self {
-            Routing::Owner => 1,
-            Routing::Bounded { owners, .. } => usize::from(owners).clamp(1, MAX_OWNERS),
-        }
-    }
-}
 
 /// What a caller may do with one owner of a key, for one call.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
