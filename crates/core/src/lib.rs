@@ -53,4 +53,6 @@ pub use tracker::{
     AddError, Added, Adding, OwnerStats, Tracker, TrackerConfig, TrackerCounts, TrackerRules,
     UpdateError,
 };
-pub use view::{Explanation, KeyMove, Owners, PlanError, PlannedChange, Preferred, Spread, View};
+pub use view::explain::{Explanation, Preferred};
+pub use view::whatif::{KeyMove, PlanError, PlannedChange};
+pub use view::{Owners, Spread, View};

@@ -10,14 +10,15 @@ use crate::id::{InstanceName, ServiceType};
 use crate::key::{Key, Slot};
 use crate::placement::{Candidate, draw, prefer, salt};
 
-mod explain;
+mod accepting;
+pub(crate) mod explain;
 mod list;
 mod narrow;
 mod seats;
 mod table;
-mod whatif;
+pub(crate) mod whatif;
 
-pub use explain::{Explanation, Preferred};
+pub(crate) use list::Change;
 use list::{Edits, online, place_of};
 use narrow::{Narrowed, is_keyed, is_mixed};
 use seats::Seats;
@@ -25,8 +26,6 @@ pub(crate) use table::TableBudget;
 use table::{
     Cells, First, KEPT, LOST, Locked, MANY_MOVED, Moved, NOBODY, Page, RANKED, Ranked, Table,
 };
-
-pub use whatif::{KeyMove, PlanError, PlannedChange};
 
 /// Owners of a key, in order of preference.
 pub type Owners<'a> = SmallVec<[&'a Arc<ServiceInfo>; 4]>;
@@ -44,9 +43,6 @@ pub enum Spread {
     /// At most one in each zone. Instances without a zone count as one zone each.
     Zones,
 }
-
-/// A service before and after; none where it was not, or is not, there.
-pub(crate) type Change = (Option<Arc<ServiceInfo>>, Option<Arc<ServiceInfo>>);
 
 /// All services of one type at one moment: an immutable value, the same for the same set on every node.
 ///
@@ -66,7 +62,7 @@ pub struct View {
     /// The states of all of them move with their keys, which are placed by fewer slots.
     keyed: bool,
     /// Where they do not: who takes which, as far as it was asked for.
-    narrowed: Narrowed,
+    narrowed: Narrowed<Arc<View>>,
 }
 
 impl View {
@@ -485,8 +481,8 @@ impl View {
         let mut next = View {
             service_type: self.service_type.clone(),
             version,
-            mixed: is_mixed(self, &services, changes),
-            keyed: is_keyed(self, &services, changes),
+            mixed: is_mixed(self.mixed, self.seats.first(), &services, changes),
+            keyed: is_keyed(self.keyed, &services, changes),
             narrowed: Narrowed::default(),
             services,
             sole: seats.sole(),

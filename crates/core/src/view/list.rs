@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::Change;
 use crate::entry::ServiceInfo;
 use crate::id::InstanceName;
+
+/// A service before and after; none where it was not, or is not, there.
+pub(crate) type Change = (Option<Arc<ServiceInfo>>, Option<Arc<ServiceInfo>>);
 
 /// What says where a service has its place: its name, and between those of one name its [`standing`].
 type Listed<'a> = (&'a InstanceName, Standing<'a>);
