@@ -11,17 +11,20 @@ use rand::{RngExt, SeedableRng};
 
 use crate::hello::Credentials;
 use crate::id::{Generation, NodeId, NodeName};
-use crate::membership::RefusedDial;
 use crate::message::{Address, ControlMessage, Frame, Hello, Offers, kind};
 use crate::time::{Instant, earliest};
 
 mod dials;
 mod handshake;
+mod link;
 mod pace;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use dials::{Dials, Purpose, SeedState};
+pub use link::{DialFailure, LinkId, Origin, Output};
+use link::{Link, State};
+pub(crate) use link::{LinkEvent, Names};
 
 /// Shortest and longest time that [`hello_timeout`] gives.
 const HELLO_TIMEOUTS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
@@ -53,131 +56,6 @@ const MAX_FORGOTTEN: usize = 64;
 /// the dead.
 pub fn hello_timeout(down_period: Duration) -> Duration {
     down_period.clamp(HELLO_TIMEOUTS.0, HELLO_TIMEOUTS.1)
-}
-
-/// Names one connection; chosen by the driver, never reused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct LinkId(pub u64);
-
-/// How a connection came to be.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Origin {
-    /// This node dialled that address.
-    Dialled(Address),
-    /// The other side dialled.
-    Accepted,
-}
-
-/// Why a dial failed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum DialFailure {
-    /// The host answered that nobody listens there: whoever did is gone.
-    Refused,
-    /// No answer, or none that makes sense; says nothing about the node.
-    Unreachable(String),
-}
-
-/// What the driver has to do, in order.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Output {
-    /// Send a frame.
-    Transmit {
-        /// On this connection.
-        link: LinkId,
-        /// The frame.
-        frame: Frame,
-    },
-    /// Dial an address, and report the outcome.
-    Dial {
-        /// The address.
-        address: Address,
-    },
-    /// Close a connection once what was sent before is flushed; no report is expected.
-    Close {
-        /// The connection.
-        link: LinkId,
-    },
-}
-
-/// What the links report to the rest of the state machine.
-#[derive(Debug)]
-pub(crate) enum LinkEvent {
-    /// A link to that node is ready.
-    Ready { peer: NodeId, hello: Box<Hello> },
-    /// The ready link to that node is gone.
-    Lost { peer: NodeId },
-    /// The node should be at an address, and a dial there was refused, or somebody else answered.
-    DialRefused { peer: NodeId, refusal: RefusedDial },
-    /// A message on a ready link.
-    Message {
-        from: NodeId,
-        message: ControlMessage,
-    },
-    /// A peer says that a node is in a generation that cannot be yet.
-    Implausible { from: NodeName, node: NodeId },
-    /// The node answered what it was asked on its own link.
-    Answered { peer: NodeId },
-    /// The peer knows a higher generation of this node's name.
-    HigherGeneration { by: NodeId, number: u64 },
-    /// A living node has this node's name, and this node is the one to stop.
-    NameTaken { by: Option<Address> },
-    /// The rival at that address did not answer: it was the ghost of an earlier life.
-    Ghost { generation: Generation },
-    /// Something an operator should know.
-    Warning { about: String, message: String },
-}
-
-/// What the links need to know of membership.
-pub(crate) trait Names {
-    /// The life of that name that is up.
-    fn up(&self, name: &NodeName) -> Option<NodeId>;
-    /// The highest generation known of that name.
-    fn highest(&self, name: &NodeName) -> Option<Generation>;
-    /// True for a life that said goodbye.
-    fn is_left(&self, node: &NodeId) -> bool;
-    /// True for a life that is known from others alone.
-    fn is_hearsay(&self, _: &NodeId) -> bool {
-        false
-    }
-    /// False for a generation that cannot be yet.
-    fn is_plausible(&self, _: Instant, _: Generation) -> bool {
-        true
-    }
-    /// True where the word of a third party ends this node: only without the rule against it.
-    fn heeds_refusals(&self) -> bool {
-        false
-    }
-}
-
-#[derive(Debug)]
-enum State {
-    /// The other side's Hello is outstanding.
-    Greeting,
-    /// A node of that name looks alive and is being asked; the Hello is answered after that.
-    InQuestion(Box<Hello>),
-    /// Messages flow.
-    Ready(Box<Hello>),
-}
-
-#[derive(Debug)]
-struct Link {
-    origin: Origin,
-    credentials: Credentials,
-    state: State,
-    since: Instant,
-}
-
-impl Link {
-    fn peer(&self) -> Option<&NodeId> {
-        match &self.state {
-            State::Ready(hello) => Some(&hello.node),
-            _ => None,
-        }
-    }
-
-    fn is_dialled(&self) -> bool {
-        matches!(self.origin, Origin::Dialled(_))
-    }
 }
 
 /// A rival for this node's name that is being dialled, to see whether it lives.

@@ -8,8 +8,8 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+use super::link::{DialFailure, LinkId};
 use super::pace::Paces;
-use super::{DialFailure, LinkId};
 use crate::id::{NodeId, NodeName};
 use crate::membership::RefusedDial;
 use crate::message::Address;

@@ -2,10 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::{
-    CROSSED_DIAL_WINDOW, Doubt, INTRODUCTION_INTERVAL, Link, LinkEvent, LinkId, Links, Names,
-    Origin, Output, State,
-};
+use super::link::{Link, LinkEvent, LinkId, Names, Origin, Output, State};
+use super::{CROSSED_DIAL_WINDOW, Doubt, INTRODUCTION_INTERVAL, Links};
 use crate::hello;
 use crate::id::{Generation, NodeId, NodeName};
 use crate::message::{Address, Challenge, ControlMessage, Frame, Hello, MAGIC, Refusal};
