@@ -6,17 +6,20 @@
 
 mod accusations;
 mod config;
+mod death_notices;
+mod disputes;
 mod evidence;
 #[cfg(any(test, feature = "fault-switches"))]
 pub mod forge;
 mod generations;
-mod hearsay;
 mod identity;
 mod places;
+mod refusals;
 mod roster;
 mod suspicion;
 #[cfg(test)]
 mod tests;
+mod two_accusers;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -36,10 +39,10 @@ use crate::time::{Instant, earliest};
 
 use accusations::Accusations;
 pub use config::{MembershipConfig, MembershipCounts, Rules};
+use disputes::Disputes;
 use evidence::Evidence;
 pub use evidence::RefusedDial;
 use generations::Generations;
-use hearsay::Doubts;
 #[cfg(any(test, feature = "fault-switches"))]
 pub use identity::describe_packet;
 use identity::{Identity, Key, Packet, key};
@@ -57,8 +60,6 @@ const JOIN_ANNOUNCES: [Duration; 5] = [
 ];
 /// How many members are asked each time.
 const JOIN_ANNOUNCE_COUNT: usize = 2;
-/// How many members are told of link evidence.
-const EVIDENCE_COUNT: usize = 3;
 /// How many members hear at once that this node took a new generation; the others hear by gossip.
 const RENEW_ANNOUNCE_COUNT: usize = 5;
 /// Told to come back more often than this, a node waits: two lives of one name would drive each other on.
@@ -141,7 +142,7 @@ pub struct Membership {
     rival_at: Option<Instant>,
     /// The nodes that were told of their death of late, by way of somebody.
     verdicts: BTreeMap<NodeId, Instant>,
-    doubts: Doubts,
+    disputes: Disputes,
     /// The suspects that were told of it of late.
     told: BTreeMap<NodeId, Instant>,
     heard_at: Instant,
@@ -201,7 +202,7 @@ impl Membership {
             rivals: BTreeMap::new(),
             rival_at: None,
             verdicts: BTreeMap::new(),
-            doubts: Doubts::default(),
+            disputes: Disputes::default(),
             told: BTreeMap::new(),
             heard_at: now,
             rejoined_at: None,
@@ -452,7 +453,7 @@ impl Membership {
             }
         }
         self.evidence.postpone(now, later);
-        self.doubts.postpone(now, later);
+        self.disputes.postpone(now, later);
         self.accusations.postpone(now, later);
     }
 
@@ -503,7 +504,7 @@ impl Membership {
             }
         }
         self.judge_due_evidence(now);
-        self.judge_doubts(now);
+        self.settle_disputes(now);
         self.judge_accusations(now);
         if now >= self.sweep_at {
             self.sweep(now);
@@ -520,7 +521,7 @@ impl Membership {
         let isolation = (self.rules.isolation && self.roster.any_up())
             .then(|| self.heard_at + self.config.isolation);
         let first = earliest(earliest(timer, announce), isolation);
-        let evidence = earliest(self.evidence.poll_timeout(), self.doubts.poll_timeout());
+        let evidence = earliest(self.evidence.poll_timeout(), self.disputes.poll_timeout());
         let evidence = earliest(evidence, self.accusations.poll_timeout());
         earliest(earliest(first, evidence), Some(self.sweep_at))
     }
@@ -826,7 +827,7 @@ impl Membership {
         self.timers.clear();
         self.removals.clear();
         self.join_announces.clear();
-        self.doubts = Doubts::default();
+        self.disputes = Disputes::default();
         self.accusations = Accusations::default();
         self.runtime = Runtime::new();
         self.engine = new_engine(&self.config, &self.rules, &self.me, &mut self.rng);

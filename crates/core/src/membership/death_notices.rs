@@ -12,12 +12,12 @@
 //! Rule: gossip is contradicted as versions are. A newcomer that was told of the dead by somebody who missed the news has
 //! nothing of theirs that it could list, but it passes on that they live.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
-use foca::{Incarnation, Member, State};
+use foca::{Member, State};
 
 use super::Membership;
+use super::disputes::Dispute;
 use super::identity::{Identity, key};
 use crate::id::NodeId;
 use crate::limits::MAX_KNOWN_NODES;
@@ -25,38 +25,7 @@ use crate::message::{ControlMessage, Verdict};
 use crate::time::Instant;
 
 /// How often a verdict is passed on, and how often the accused heeds one.
-const VERDICT_INTERVAL: Duration = Duration::from_secs(1);
-
-/// The nodes that others take for dead, and that are up here.
-#[derive(Default)]
-pub(super) struct Doubts(BTreeMap<NodeId, Doubt>);
-
-/// One of them.
-struct Doubt {
-    /// When it is judged.
-    at: Instant,
-    /// What it was up as when the verdict came, or when it was suspected.
-    as_of: (u32, Incarnation),
-    /// It did not answer, and is suspected since.
-    suspected: bool,
-}
-
-impl Doubts {
-    pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        self.0.values().map(|doubt| doubt.at).min()
-    }
-
-    /// What should have been heard by now may still wait to be read.
-    pub(super) fn postpone(&mut self, now: Instant, later: Instant) {
-        for doubt in self.0.values_mut().filter(|doubt| doubt.at <= now) {
-            doubt.at = later;
-        }
-    }
-
-    fn take_due(&mut self, now: Instant) -> Vec<(NodeId, Doubt)> {
-        self.0.extract_if(.., |_, doubt| doubt.at <= now).collect()
-    }
-}
+pub(super) const VERDICT_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Membership {
     /// A peer says that this life of a node is up.
@@ -132,7 +101,7 @@ impl Membership {
             let accused = self.roster.up(&verdict.node.name);
             if let Some(accused) = accused.filter(|accused| accused.node == verdict.node) {
                 let (node, address) = (accused.node.clone(), accused.address.clone());
-                self.doubt(now, &node);
+                self.dispute(now, &node);
                 self.transmits
                     .push_back((node, address, ControlMessage::TakenForDead(verdict)));
             }
@@ -152,44 +121,44 @@ impl Membership {
         }
     }
 
-    fn doubt(&mut self, now: Instant, node: &NodeId) {
-        if !self.rules.verdict_is_evidence || self.doubts.0.contains_key(node) {
+    fn dispute(&mut self, now: Instant, node: &NodeId) {
+        if !self.rules.verdict_is_evidence || self.disputes.is_open(node) {
             return;
         }
         if let Some(member) = self.engine_member(key(&node.name)) {
-            let doubt = Doubt {
+            let dispute = Dispute {
                 at: now + self.config.evidence_wait,
                 as_of: (member.id().bump, member.incarnation()),
                 suspected: false,
             };
-            self.doubts.0.insert(node.clone(), doubt);
+            self.disputes.open(node.clone(), dispute);
         }
     }
 
-    /// Whoever has answered is out of doubt; the others are suspected, and dead where that does not help either.
-    pub(super) fn judge_doubts(&mut self, now: Instant) {
-        for (node, doubt) in self.doubts.take_due(now) {
+    /// Whoever has answered is out of dispute; the others are suspected, and dead where that does not help either.
+    pub(super) fn settle_disputes(&mut self, now: Instant) {
+        for (node, dispute) in self.disputes.take_due(now) {
             let member = self.engine_member(key(&node.name)).filter(|member| {
                 member.id().node == node
-                    && (member.id().bump, member.incarnation()) == doubt.as_of
+                    && (member.id().bump, member.incarnation()) == dispute.as_of
                     && member.state() != State::Down
             });
             let Some(member) = member else {
                 continue;
             };
-            if doubt.suspected {
+            if dispute.suspected {
                 self.declare_dead(now, &node);
                 continue;
             }
             let suspect = Member::new(member.id().clone(), member.incarnation(), State::Suspect);
             self.apply(now, suspect);
             self.counts.unanswered += 1;
-            let doubt = Doubt {
+            let dispute = Dispute {
                 at: now + self.config.suspicion,
                 suspected: true,
-                ..doubt
+                ..dispute
             };
-            self.doubts.0.insert(node, doubt);
+            self.disputes.open(node, dispute);
         }
     }
 
