@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use super::hub::Hub;
+use super::keyed::{Keyed, Wanted};
 use super::message::{Answer, Claim, MAX_SAYINGS, MAX_STANDINGS, Place, Said, Standing, Which};
 use super::slots::SlotSet;
-use super::{Hub, Keyed, Wanted};
 use crate::id::NodeId;
 use crate::time::Instant;
 

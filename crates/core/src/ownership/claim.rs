@@ -2,135 +2,22 @@
 //! or when its states were adopted (R1 to R4, R9, R12, R13).
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use smallvec::{SmallVec, smallvec};
 
+use super::claiming::{Asked, Claiming, Group, Heard, Open, REPEAT, WAIT, doubled};
+use super::event::TokenEvent;
+use super::hub::Hub;
+use super::keyed::{Instance, Keyed, OFFER};
 use super::message::{Answer, Claim, Place, Said, Which};
 use super::slots::SlotSet;
-use super::{Hub, Instance, Keyed, TokenEvent};
-use crate::id::{NodeId, NodeName};
+use crate::id::NodeId;
 use crate::time::Instant;
 
-/// R13: a question that was not answered is asked again after this long, doubled each time
-const REPEAT: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(1));
-/// and one that was answered by "wait" after this long.
-const WAIT: (Duration, Duration) = (Duration::from_millis(4), Duration::from_millis(50));
-/// Who said that the slot is coming is reminded after this long: it may have found a better claimant, who went away.
-const REMIND: Duration = Duration::from_millis(50);
 /// Runs of one named question; more are asked in several.
 const RUNS_OF_A_QUESTION: usize = 16_384;
 /// Slots of a claim beyond which they are never named to everybody.
 const NAMED_TO_ALL: usize = 4_096;
-
-/// A slot that is claimed.
-#[derive(Clone, Debug)]
-pub(crate) struct Claiming {
-    pub(crate) round: u64,
-    /// R12: its states are here and in doubt; they are not served.
-    pub(crate) copy: bool,
-    /// R2: everybody is asked, not the expected holder alone.
-    all: bool,
-    /// Who owes an answer for this slot in particular. With `all`, the group says who else does.
-    open: SmallVec<[Open; 1]>,
-    /// Who said that it will send the slot.
-    pub(crate) coming: Option<Place>,
-    /// Pieces have come.
-    pub(crate) begun: bool,
-    /// R1: the claim has ended, and the copy waits until this node has looked for the others.
-    suspended: bool,
-}
-
-/// Somebody who is asked for a slot.
-#[derive(Clone, Debug)]
-struct Open {
-    peer: NodeId,
-    /// R3: 0 before it was asked.
-    question: u64,
-    last: Heard,
-    next: Instant,
-    tries: u32,
-    heard: Instant,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Heard {
-    Nothing,
-    Wait,
-    Coming,
-}
-
-/// The claims of one round, as far as they ask everybody.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Group {
-    opened: bool,
-    claims: usize,
-    asked: BTreeMap<NodeName, Asked>,
-    /// The slots are named: not all of them are what the claimant is first for.
-    named: bool,
-}
-
-#[derive(Clone, Debug)]
-struct Asked {
-    node: NodeId,
-    question: u64,
-    done: bool,
-    named: bool,
-    /// It answered that its view is another one.
-    waits: bool,
-    next: Instant,
-    tries: u32,
-    heard: Instant,
-    /// R4: who is only heard of is not waited for longer than membership takes to find it.
-    until: Option<Instant>,
-}
-
-impl Open {
-    fn new(peer: NodeId, now: Instant) -> Self {
-        Open {
-            peer,
-            question: 0,
-            last: Heard::Nothing,
-            next: now,
-            tries: 0,
-            heard: now,
-        }
-    }
-
-    /// One that has just said this.
-    fn that_said(peer: NodeId, last: Heard, now: Instant) -> Self {
-        let mut open = Open::new(peer, now);
-        open.hear(last, now);
-        open
-    }
-
-    fn hear(&mut self, said: Heard, now: Instant) {
-        self.heard = now;
-        if self.last != said {
-            self.last = said;
-            self.tries = 0;
-        }
-        self.next = now + self.pause();
-    }
-
-    fn pause(&self) -> Duration {
-        match self.last {
-            Heard::Nothing => doubled(REPEAT, self.tries.saturating_sub(1)),
-            Heard::Wait => doubled(WAIT, self.tries),
-            Heard::Coming => REMIND,
-        }
-    }
-}
-
-fn doubled((first, most): (Duration, Duration), times: u32) -> Duration {
-    (first * (1 << times.min(10))).min(most)
-}
-
-impl Claiming {
-    fn is_settled(&self) -> bool {
-        self.all && self.open.is_empty() && !self.suspended
-    }
-}
 
 impl Instance {
     /// Takes the claim of a slot out.
@@ -194,7 +81,7 @@ impl Keyed {
             let extra = instance.extras.entry(slot).or_default();
             if extra.not_first.is_none() {
                 extra.not_first = Some(now);
-                hub.schedule(now + super::OFFER);
+                hub.schedule(now + OFFER);
             }
         } else if let Some(extra) = instance.extras.get_mut(&slot) {
             extra.not_first = None;
@@ -221,7 +108,7 @@ impl Keyed {
             extra.keep_not_first = true;
             if extra.not_first.is_none() {
                 extra.not_first = Some(now);
-                hub.schedule(now + super::OFFER);
+                hub.schedule(now + OFFER);
             }
         }
         for extra in instance.extras.values_mut() {

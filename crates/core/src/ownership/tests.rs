@@ -1,11 +1,14 @@
 //! Each rule by a story that can be told by hand. What no story shows is the simulator's to find.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
 
-use super::message::{Said, Which};
+use super::keyed::OFFER;
+use super::message::{Answer, Claim, MAX_PIECE_BYTES, Offer, Piece, Place, Said, Standing, Which};
 use super::*;
 use crate::entry::{Record, ServiceState, Weight};
-use crate::id::{Generation, InstanceName};
+use crate::id::{Generation, InstanceName, NodeName};
+use crate::key::SLOTS;
 
 mod outcomes;
 

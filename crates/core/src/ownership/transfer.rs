@@ -4,64 +4,24 @@ use std::collections::BTreeMap;
 
 use bytes::{Bytes, BytesMut};
 
+use super::config::POINTER_LIVES;
+use super::event::{Adoption, TokenEvent};
+use super::frozen::{Frozen, PREPARES, Partial};
+use super::hub::Hub;
+use super::keyed::{Keyed, Unsettled};
 use super::message::{
     Ack, MAX_PIECES, Outcome, Piece, Place, Settled, TokenMessage, join_states, split_states,
 };
 use super::outcomes::{Outcomes, Remembered};
 use super::slots::SlotSet;
-use super::{Adoption, Hub, Keyed, OwnershipConfig, TokenEvent, Unsettled};
 use crate::id::{NodeId, ServiceId, ServiceType};
 use crate::time::Instant;
 
 /// R13: pieces that were not acknowledged, and an `adopted` that was not settled, are sent again after this long.
 pub(crate) const RESEND: std::time::Duration = std::time::Duration::from_millis(500);
 
-/// R8: a slot whose states are not there after this long is not counted as on its way until they are. What is given waits for
-/// the message that is being handled, and a few slow keys would hold up all others.
-const PREPARES: std::time::Duration = std::time::Duration::from_millis(50);
-
 /// Slots with states that could not be given are asked for again after this long: somebody may have made them smaller.
 const KEPT_BACK: std::time::Duration = std::time::Duration::from_secs(1);
-
-/// A slot whose states are on their way.
-#[derive(Clone, Debug)]
-pub(crate) struct Frozen {
-    pub(crate) to: Place,
-    pub(crate) round: u64,
-    pub(crate) transfer: u64,
-    /// None until the user has given the states.
-    pub(crate) pieces: Option<Vec<Bytes>>,
-    pub(crate) sent: usize,
-    acked: Vec<bool>,
-    pub(crate) touched: Instant,
-    pub(crate) heard: Instant,
-}
-
-impl Frozen {
-    /// Pieces on their way, in parts of a full one; what is being prepared counts, for a while.
-    pub(crate) fn in_flight(&self, config: &OwnershipConfig, now: Instant) -> u32 {
-        match &self.pieces {
-            None if now.since(self.touched) < PREPARES => config.preparing(),
-            None => 0,
-            Some(pieces) => {
-                let sent = pieces[..self.sent].iter().zip(&self.acked);
-                let open = sent.filter(|(_, acked)| !**acked);
-                open.map(|(piece, _)| config.parts(piece.len())).sum()
-            }
-        }
-    }
-}
-
-/// What has come of a slot so far.
-#[derive(Clone, Debug)]
-pub(crate) struct Partial {
-    service_type: ServiceType,
-    pub(crate) to: ServiceId,
-    pub(crate) slot: u32,
-    pieces: Vec<Option<Bytes>>,
-    /// Of those that are here.
-    bytes: usize,
-}
 
 impl Keyed {
     /// Begins to give what is wanted, and goes on with what is on its way, as far as the window allows.
@@ -437,7 +397,7 @@ impl Keyed {
                 hub.outcomes.end(&to.node, ack.transfer);
                 let id = instance.standing.id.clone();
                 self.pointers.insert(ack.slot, (to.clone(), now));
-                hub.schedule(now + super::POINTER_LIVES);
+                hub.schedule(now + POINTER_LIVES);
                 hub.events.push_back(TokenEvent::Released {
                     service_type: self.service_type.clone(),
                     instance: id.clone(),
