@@ -6,7 +6,6 @@
 
 pub mod cluster;
 pub mod config;
-mod entries;
 mod entry;
 mod error;
 pub mod hello;
@@ -14,13 +13,11 @@ mod id;
 mod key;
 pub mod limits;
 pub mod links;
-mod log;
 mod membership;
 pub mod message;
 pub mod ownership;
 pub mod placement;
 pub mod registry;
-mod replica;
 pub mod route;
 pub mod silence;
 mod text;

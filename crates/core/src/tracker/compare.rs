@@ -4,16 +4,19 @@ use std::collections::BTreeMap;
 
 use rand::RngExt;
 
-use super::{Tracker, VECTOR_ROWS};
+use super::Tracker;
 use crate::id::NodeId;
 use crate::limits::MAX_KNOWN_NODES;
 use crate::message::{ControlMessage, Digest, OwnerVersion, Vector};
 use crate::time::Instant;
 
+/// Rows of one [`Vector`]: at most half a control frame with the longest names.
+const VECTOR_ROWS: usize = 1_024;
+
 impl Tracker {
     /// Nothing is known to be missing, but the owner has not said so, or it says less than others do: it is asked for its
     /// versions.
-    pub(super) fn ask_for_word(&mut self, node: &NodeId) {
+    pub(super) fn ask_owner(&mut self, node: &NodeId) {
         let waits = self.owners.get(node).is_some_and(|owner| {
             let silent = !owner.confirmed && !owner.is_behind() && !self.fetches.contains_key(node);
             owner.up && (silent || owner.contradicted_since.is_some())
@@ -43,7 +46,7 @@ impl Tracker {
             if row.owner == *from {
                 self.handle_own_word(now, row);
             } else {
-                ahead.extend(self.handle_hearsay(now, from, row));
+                ahead.extend(self.handle_relayed(now, from, row));
             }
         }
         if !ahead.is_empty() {
@@ -102,7 +105,7 @@ impl Tracker {
             .filter(|(_, owner)| owner.visible)
             .map(|(node, owner)| (node, owner.replica.owner_version()))
             .collect();
-        sorted.insert(&self.me, self.log.owner_version());
+        sorted.insert(&self.me, self.own.log.owner_version());
         for (node, row) in sorted {
             rows.extend_from_slice(node.name.as_str().as_bytes());
             rows.push(0xff);
@@ -121,11 +124,11 @@ impl Tracker {
     /// This node's versions of all owners that are up, its own first.
     pub(super) fn send_versions(&mut self, now: Instant, to: &NodeId) {
         // What has not been sent yet follows in deltas: the peer is told of the version that it can have.
-        if self.sent < self.log.version() {
+        if self.own.is_ahead() {
             self.flush(now);
         }
-        let own = self.log.owner_version_at(self.sent);
-        let mut rows = vec![own.unwrap_or_else(|| self.log.owner_version())];
+        let own = self.own.log.owner_version_at(self.own.sent);
+        let mut rows = vec![own.unwrap_or_else(|| self.own.log.owner_version())];
         rows.extend(
             self.owners
                 .values()

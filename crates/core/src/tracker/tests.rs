@@ -1,7 +1,10 @@
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use proptest::prelude::*;
 
+use super::log::content_hash;
+use super::own::COALESCE;
 use super::*;
 use crate::RawSettings;
 use crate::entry::{Metadata, ServiceState, Weight};

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use crate::entries::{Entries, Types, estimated_bytes};
+use super::entries::{Entries, Types, estimated_bytes};
 use crate::entry::ServiceInfo;
 use crate::id::NodeId;
 use crate::message::{Delta, Operation, OwnerVersion};
@@ -81,6 +81,11 @@ impl Log {
             changes: VecDeque::new(),
             kept,
         }
+    }
+
+    /// Whose it is, in that life.
+    pub(crate) fn owner(&self) -> &NodeId {
+        &self.owner
     }
 
     pub(crate) fn version(&self) -> u64 {
