@@ -26,6 +26,7 @@ use crate::message::{
 };
 use crate::placement::PLACEMENT_VERSION;
 use crate::registry::{Directory, Registry, RegistryEvent};
+use crate::rules::{Rule, RuleSet};
 use crate::time::{Instant, earliest};
 use crate::tracker::{AddError, Added, Adding, OwnerStats, Tracker, TrackerConfig, UpdateError};
 
@@ -344,13 +345,9 @@ impl Cluster {
 
     /// Turns rules off, before anybody is known, for tests that want to see what happens without them.
     #[cfg(any(test, feature = "fault-switches"))]
-    pub fn set_rules(
-        &mut self,
-        membership: crate::membership::Rules,
-        tracker: crate::tracker::TrackerRules,
-    ) {
-        self.membership.set_rules(membership);
-        self.tracker.set_rules(tracker);
+    pub fn set_rules(&mut self, rules: RuleSet) {
+        self.membership.set_rules(rules);
+        self.tracker.set_rules(rules);
     }
 
     /// Registers services, all or none; visible locally when this returns.
@@ -626,7 +623,7 @@ impl Cluster {
             LinkEvent::Message { from, message } => self.handle_message(now, &from, message),
             LinkEvent::HigherGeneration { by, number } => {
                 self.membership.heard_of_own_generation(now, &by, number);
-                if self.membership.rules().generation_above_known {
+                if self.membership.rules().holds(Rule::GenerationAboveKnown) {
                     self.renew(now, number);
                 }
             }
@@ -735,7 +732,7 @@ impl Cluster {
         }
         let forgotten = |at: Instant| now.since(at) >= RENEWALS_FORGOTTEN;
         let last = self.renewed.filter(|(at, _)| !forgotten(*at));
-        if self.membership.rules().paced_renewals
+        if self.membership.rules().holds(Rule::PacedRenewals)
             && last.is_some_and(|(at, interval)| now.since(at) < interval)
         {
             return;
@@ -836,7 +833,7 @@ impl Names for Facts<'_> {
     }
 
     fn heeds_refusals(&self) -> bool {
-        !self.0.rules().refusals_are_hearsay
+        !self.0.rules().holds(Rule::RefusalsAreHearsay)
     }
 }
 

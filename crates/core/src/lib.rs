@@ -19,6 +19,7 @@ pub mod ownership;
 pub mod placement;
 pub mod registry;
 pub mod route;
+pub mod rules;
 pub mod silence;
 mod text;
 mod time;
@@ -38,17 +39,17 @@ pub use id::{
 pub use key::{KEYED_SLOTS, Key, KeyBytes, KeyError, KeyPart, MAX_KEY_BYTES, SLOTS, Slot};
 pub use membership::{
     MemberEvent, MemberInfo, MemberState, Membership, MembershipConfig, MembershipCounts,
-    RefusedDial, Rules,
+    RefusedDial,
 };
 #[cfg(any(test, feature = "fault-switches"))]
 pub use membership::{describe_packet, forge};
 pub use registry::{Directory, FoundOwners, Registry, RegistryEvent};
 pub use route::Routing;
+pub use rules::{Rule, RuleSet};
 pub use text::Escaped;
 pub use time::{Instant, earliest};
 pub use tracker::{
-    AddError, Added, Adding, OwnerStats, Tracker, TrackerConfig, TrackerCounts, TrackerRules,
-    UpdateError,
+    AddError, Added, Adding, OwnerStats, Tracker, TrackerConfig, TrackerCounts, UpdateError,
 };
 pub use view::explain::{Explanation, Preferred};
 pub use view::whatif::{KeyMove, PlanError, PlannedChange};

@@ -35,10 +35,11 @@ use rand::{RngExt, SeedableRng};
 use crate::id::{Generation, NodeId, NodeName};
 use crate::limits::MAX_KNOWN_NODES;
 use crate::message::{Address, ControlMessage};
+use crate::rules::{Rule, RuleSet};
 use crate::time::{Instant, earliest};
 
 use accusations::Accusations;
-pub use config::{MembershipConfig, MembershipCounts, Rules};
+pub use config::{MembershipConfig, MembershipCounts};
 use disputes::Disputes;
 use evidence::Evidence;
 pub use evidence::RefusedDial;
@@ -116,7 +117,7 @@ pub enum MemberEvent {
 /// See the module.
 pub struct Membership {
     config: MembershipConfig,
-    rules: Rules,
+    rules: RuleSet,
     me: Identity,
     engine: Engine,
     places: Places,
@@ -174,11 +175,11 @@ impl Membership {
         seed: u64,
     ) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
-        let rules = Rules::default();
+        let rules = RuleSet::default();
         // A generation is what the clock said when the process started.
         let generations = Generations::new(me.generation.number, now);
         let me = Identity::new(me, 0, address);
-        let engine = new_engine(&config, &rules, &me, &mut rng);
+        let engine = new_engine(&config, rules, &me, &mut rng);
         let sweep_at = now + sweep_interval(&config);
         Membership {
             config,
@@ -217,7 +218,7 @@ impl Membership {
 
     /// Switches rules off, before anybody is known.
     #[cfg(any(test, feature = "fault-switches"))]
-    pub fn set_rules(&mut self, rules: Rules) {
+    pub fn set_rules(&mut self, rules: RuleSet) {
         self.rules = rules;
         self.start_engine(self.me.clone());
     }
@@ -293,8 +294,9 @@ impl Membership {
             .as_ref()
             .is_some_and(|member| member.id().node == *peer && member.state() != State::Down);
         let remembered = self.roster.identity(&peer.name);
-        let remembered = remembered
-            .filter(|identity| !self.rules.own_word || !self.generations.is_hearsay(identity));
+        let remembered = remembered.filter(|identity| {
+            !self.rules.holds(Rule::OwnWord) || !self.generations.is_hearsay(identity)
+        });
         let bump = [known.as_ref().map(Member::id), remembered]
             .into_iter()
             .flatten()
@@ -303,7 +305,7 @@ impl Membership {
             .max()
             .unwrap_or(0);
         let identity = Identity::new(peer.clone(), bump, address.clone());
-        if self.rules.link_introduces {
+        if self.rules.holds(Rule::LinkIntroduces) {
             let alive = Member::alive(identity.clone());
             self.apply(now, alive);
         }
@@ -343,7 +345,8 @@ impl Membership {
 
     /// True where that generation can be: it is not far ahead of this node's clock.
     pub fn is_plausible(&self, now: Instant, generation: Generation) -> bool {
-        !self.rules.plausible_generations || self.generations.is_plausible(now, generation)
+        !self.rules.holds(Rule::PlausibleGenerations)
+            || self.generations.is_plausible(now, generation)
     }
 
     /// From now on this node is no newcomer: one member alone does not tell it what time it is.
@@ -360,12 +363,12 @@ impl Membership {
 
     /// True where this node may take a generation of that number: it is not far ahead of its clock.
     pub fn may_take(&self, now: Instant, number: u64) -> bool {
-        !self.rules.plausible_generations || self.generations.may_take(now, number)
+        !self.rules.holds(Rule::PlausibleGenerations) || self.generations.may_take(now, number)
     }
 
     /// True where that life of a node is known from others alone.
     pub fn is_hearsay(&self, node: &NodeId) -> bool {
-        self.rules.own_word
+        self.rules.holds(Rule::OwnWord)
             && self
                 .generations
                 .highest(&node.name)
@@ -392,8 +395,8 @@ impl Membership {
         self.left.contains_key(node)
     }
 
-    pub(crate) fn rules(&self) -> &Rules {
-        &self.rules
+    pub(crate) fn rules(&self) -> RuleSet {
+        self.rules
     }
 
     /// What the rules were needed for so far.
@@ -518,7 +521,7 @@ impl Membership {
         }
         let timer = self.timers.keys().next().map(|(at, _)| *at);
         let announce = self.join_announces.front().copied();
-        let isolation = (self.rules.isolation && self.roster.any_up())
+        let isolation = (self.rules.holds(Rule::Isolation) && self.roster.any_up())
             .then(|| self.heard_at + self.config.isolation);
         let first = earliest(earliest(timer, announce), isolation);
         let evidence = earliest(self.evidence.poll_timeout(), self.disputes.poll_timeout());
@@ -539,7 +542,7 @@ impl Membership {
     /// Which of the dead are worth a dial now: the most recent first, with one of the others in turn. To be asked every
     /// second or so.
     pub fn dial_candidates(&mut self, now: Instant) -> Vec<(NodeId, Address)> {
-        if self.stopped || !self.rules.redial_dead {
+        if self.stopped || !self.rules.holds(Rule::RedialDead) {
             return Vec::new();
         }
         self.roster.dial_candidates(now)
@@ -557,7 +560,7 @@ impl Membership {
     }
 
     fn is_barred(&self, node: &NodeId) -> bool {
-        self.rules.left_is_final && self.left.contains_key(node)
+        self.rules.holds(Rule::LeftIsFinal) && self.left.contains_key(node)
     }
 
     fn is_up_in_this_life(&self, node: &NodeId) -> bool {
@@ -602,13 +605,13 @@ impl Membership {
                 return self.admits_of_this_node(update, just_rejoined);
             }
             self.judge_rival(now, &from.name, identity);
-            return !self.rules.name_conflict;
+            return !self.rules.holds(Rule::NameConflict);
         }
         if !self.is_plausible(now, identity.node.generation) {
             self.complain_of_generation(now, &from.name, &identity.node);
             return false;
         }
-        if !self.rules.own_word {
+        if !self.rules.holds(Rule::OwnWord) {
             self.generations
                 .heard_itself(now, &identity.node, identity.bump);
         }
@@ -648,7 +651,7 @@ impl Membership {
             State::Suspect => {
                 let said = update.incarnation();
                 let most = self.incarnation.saturating_add(MAX_INCARNATION_LEAP);
-                if self.rules.own_word && said > most {
+                if self.rules.holds(Rule::OwnWord) && said > most {
                     return false;
                 }
                 self.incarnation = said.saturating_add(1).max(self.incarnation);
@@ -661,7 +664,7 @@ impl Membership {
     fn is_to_be_asked(&mut self, now: Instant, from: &NodeId, update: &Member<Identity>) -> bool {
         let identity = update.id();
         let name = &identity.node.name;
-        if !self.rules.own_word {
+        if !self.rules.holds(Rule::OwnWord) {
             return false;
         }
         let order = |identity: &Identity| (identity.node.generation, identity.bump);
@@ -720,7 +723,7 @@ impl Membership {
     fn heard_itself(&mut self, now: Instant, identity: &Identity) {
         let node = &identity.node;
         self.generations.heard_itself(now, node, identity.bump);
-        if !self.rules.own_word {
+        if !self.rules.holds(Rule::OwnWord) {
             return;
         }
         // Rule: a later life that others have made up gives way to the node itself.
@@ -747,7 +750,7 @@ impl Membership {
     /// Rule: a higher generation of this node's own name is reported, once and again after a while.
     fn judge_rival(&mut self, now: Instant, from: &NodeName, identity: &Identity) {
         let generation = identity.node.generation;
-        if !self.rules.name_conflict
+        if !self.rules.holds(Rule::NameConflict)
             || identity.key() != self.me.key()
             || generation <= self.me.node.generation
         {
@@ -757,7 +760,7 @@ impl Membership {
             return self.complain_of_generation(now, from, &identity.node);
         }
         let is_soon = |at: Instant| now.since(at) < RIVAL_INTERVAL;
-        if (self.rules.own_word && self.rival_at.is_some_and(is_soon))
+        if (self.rules.holds(Rule::OwnWord) && self.rival_at.is_some_and(is_soon))
             || self
                 .rivals
                 .get(&generation)
@@ -802,7 +805,7 @@ impl Membership {
 
     /// Rule: nothing received from anyone while peers are known to be up means that this node is cut off.
     fn judge_isolation(&mut self, now: Instant) {
-        if !self.rules.isolation
+        if !self.rules.holds(Rule::Isolation)
             || !self.roster.any_up()
             || now < self.heard_at + self.config.isolation
         {
@@ -830,7 +833,7 @@ impl Membership {
         self.disputes = Disputes::default();
         self.accusations = Accusations::default();
         self.runtime = Runtime::new();
-        self.engine = new_engine(&self.config, &self.rules, &self.me, &mut self.rng);
+        self.engine = new_engine(&self.config, self.rules, &self.me, &mut self.rng);
     }
 
     /// Lets the engine do something, and takes up what came of it.
@@ -853,7 +856,7 @@ impl Membership {
                 OwnedNotification::MemberUp(identity)
                 | OwnedNotification::MemberDown(identity)
                 | OwnedNotification::Rename(_, identity) => touched.push(identity.node.name),
-                OwnedNotification::Active if self.rules.join_announces => {
+                OwnedNotification::Active if self.rules.holds(Rule::JoinAnnounces) => {
                     self.join_announces = JOIN_ANNOUNCES.iter().map(|after| now + *after).collect();
                 }
                 OwnedNotification::Idle => self.join_announces.clear(),
@@ -887,7 +890,7 @@ impl Membership {
         for name in touched {
             self.reconcile(now, &name);
         }
-        if rejoined && self.rules.rearm_after_rejoin {
+        if rejoined && self.rules.holds(Rule::RearmAfterRejoin) {
             self.counts.rearmed += 1;
             // Rule: the engine waits for a packet before it starts its timers again, which may never come.
             self.drive(now, |engine, runtime| {
@@ -917,7 +920,7 @@ impl Membership {
                     Some(known) => {
                         // Rule: with another generation, the old one died and the new one lives.
                         self.evidence.remove(&known);
-                        if self.rules.rename_is_death {
+                        if self.rules.holds(Rule::RenameIsDeath) {
                             self.events.push_back(MemberEvent::Down { node: known });
                             self.report_up(now, identity);
                         } else {
@@ -991,7 +994,12 @@ impl Membership {
     }
 }
 
-fn new_engine(config: &MembershipConfig, rules: &Rules, me: &Identity, rng: &mut StdRng) -> Engine {
+fn new_engine(
+    config: &MembershipConfig,
+    rules: RuleSet,
+    me: &Identity,
+    rng: &mut StdRng,
+) -> Engine {
     Foca::new(
         me.clone(),
         config.engine(rules),

@@ -35,6 +35,7 @@ use bytes::Bytes;
 
 use crate::entry::ServiceInfo;
 use crate::id::{NodeId, ServiceId, ServiceType};
+use crate::rules::{Rule, RuleSet};
 use crate::time::Instant;
 
 mod answer;
@@ -48,7 +49,6 @@ mod keyed;
 pub mod message;
 mod outcomes;
 mod ranks;
-mod rules;
 mod slots;
 #[cfg(test)]
 mod tests;
@@ -56,7 +56,6 @@ mod transfer;
 
 pub use config::{DEFAULT_PATIENCE, OwnershipConfig, WINDOW};
 pub use event::{Adoption, Gate, Holding, TokenCounts, TokenEvent};
-pub use rules::TokenRules;
 pub use slots::{MAX_RUNS, SlotSet};
 
 use config::{PARTS, POINTER_LIVES};
@@ -84,13 +83,13 @@ impl Ownership {
 
     /// Turns rules off, for tests that show what happens without them.
     #[cfg(any(test, feature = "fault-switches"))]
-    pub fn set_rules(&mut self, rules: TokenRules) {
+    pub fn set_rules(&mut self, rules: RuleSet) {
         self.hub.rules = rules;
     }
 
     /// The rules that hold.
-    pub fn rules(&self) -> &TokenRules {
-        &self.hub.rules
+    pub fn rules(&self) -> RuleSet {
+        self.hub.rules
     }
 
     /// How often what happened.
@@ -164,8 +163,8 @@ impl Ownership {
         if hub.peers.is_empty()
             && hub.ready
             && !hub.leaving
-            && hub.rules.still_synced
-            && hub.rules.synced
+            && hub.rules.holds(Rule::StillSynced)
+            && hub.rules.holds(Rule::Synced)
         {
             // R1: whoever knows nobody cannot have asked everybody who could hold. Two newcomers that had met nobody but a
             // node that has just died would both begin anew.
@@ -204,7 +203,7 @@ impl Ownership {
     /// R12: this process stood still for so long that others may have taken it for dead, or they say that they did. Every
     /// slot is asked for before it is served on.
     pub fn handle_doubt(&mut self, now: Instant) {
-        if self.hub.rules.doubts {
+        if self.hub.rules.holds(Rule::Doubts) {
             for keyed in self.types.values_mut() {
                 keyed.doubt(&mut self.hub, now);
             }
@@ -221,7 +220,7 @@ impl Ownership {
     /// A message of a node.
     pub fn handle_message(&mut self, now: Instant, from: &NodeId, message: TokenMessage) {
         // R9: the dead do not speak. What one sent before its slots were begun anew would make a second holder.
-        if self.hub.rules.dead_are_silent && !self.hub.is_up(from) {
+        if self.hub.rules.holds(Rule::DeadAreSilent) && !self.hub.is_up(from) {
             self.hub.counts.unheard += 1;
             return;
         }

@@ -1,9 +1,9 @@
 //! When a data link that says nothing is asked whether anybody is there, and when its peer is suspended: calls to it fail at
 //! once until a byte is heard. It is local, and changes no placement.
 
-use std::time::Duration;
-
+use crate::rules::{Rule, RuleSet};
 use crate::time::Instant;
+use std::time::Duration;
 
 /// Rule: a link with replies outstanding and no byte for this long is pinged. Also how often it is looked at.
 pub const PING_AFTER: Duration = Duration::from_millis(250);
@@ -26,23 +26,10 @@ pub enum Silence {
     Slept,
 }
 
-/// Switches of the rules, for a simulator that wants to see that they matter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SilenceRules {
-    /// A process that did not run itself judges nobody by the silence of that time.
-    pub own_pauses: bool,
-}
-
-impl Default for SilenceRules {
-    fn default() -> Self {
-        SilenceRules { own_pauses: true }
-    }
-}
-
 /// Judges one link.
 #[derive(Clone, Debug)]
 pub struct SilenceWatch {
-    rules: SilenceRules,
+    rules: RuleSet,
     looked_at: Instant,
     /// Since when somebody waits, as far as looks can tell.
     waits_since: Option<Instant>,
@@ -53,7 +40,7 @@ impl SilenceWatch {
     /// For a link that was opened now.
     pub fn new(now: Instant) -> Self {
         SilenceWatch {
-            rules: SilenceRules::default(),
+            rules: RuleSet::default(),
             looked_at: now,
             waits_since: None,
             pinged_at: None,
@@ -62,7 +49,7 @@ impl SilenceWatch {
 
     /// The same with rules switched off.
     #[cfg(any(test, feature = "fault-switches"))]
-    pub fn with_rules(self, rules: SilenceRules) -> Self {
+    pub fn with_rules(self, rules: RuleSet) -> Self {
         SilenceWatch { rules, ..self }
     }
 
@@ -71,7 +58,7 @@ impl SilenceWatch {
     pub fn look(&mut self, now: Instant, heard_at: Instant, waits: bool) -> Silence {
         let slept = now.since(self.looked_at) >= 2 * PING_AFTER;
         self.looked_at = now;
-        if slept && self.rules.own_pauses {
+        if slept && self.rules.holds(Rule::OwnPauses) {
             return Silence::Slept;
         }
         self.pinged_at = self.pinged_at.filter(|at| heard_at <= *at);
@@ -158,7 +145,7 @@ mod tests {
     fn a_process_that_stood_still_suspends_nobody_for_it() {
         let mut watch = SilenceWatch::new(at(0));
         assert_eq!(watch.look(at(4_000), at(0), true), Silence::Slept);
-        let rules = SilenceRules { own_pauses: false };
+        let rules = RuleSet::without(&[Rule::OwnPauses]);
         let mut watch = SilenceWatch::new(at(0)).with_rules(rules);
         assert_eq!(watch.look(at(250), at(100), true), Silence::Heard);
         assert_eq!(watch.look(at(4_000), at(100), true), Silence::Suspend);

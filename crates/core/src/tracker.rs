@@ -14,6 +14,7 @@ use crate::entry::{EntryChange, EntryUpdate, NewEntry, ServiceInfo, ServiceState
 use crate::id::{NodeId, NodeName};
 use crate::limits::MAX_KNOWN_NODES;
 use crate::message::{ControlMessage, Delta, OwnerVersion};
+use crate::rules::{Rule, RuleSet};
 use crate::time::{Instant, earliest};
 
 mod adding;
@@ -38,7 +39,7 @@ mod serving;
 mod tests;
 
 pub use adding::{Added, Adding};
-pub use config::{OwnerStats, TrackerConfig, TrackerCounts, TrackerRules};
+pub use config::{OwnerStats, TrackerConfig, TrackerCounts};
 pub use error::{AddError, UpdateError};
 
 use confirmations::Confirmations;
@@ -70,7 +71,7 @@ impl Recipients {
 /// See the module.
 pub struct Tracker {
     config: TrackerConfig,
-    rules: TrackerRules,
+    rules: RuleSet,
     me: NodeId,
     own: Own,
     owners: BTreeMap<NodeId, Owner>,
@@ -100,7 +101,7 @@ impl Tracker {
         let first = config.broadcast_period.mul_f64(rng.random_range(0.5..1.5));
         Tracker {
             own: Own::new(&me, nonce, config.max_delta_sizes),
-            rules: TrackerRules::default(),
+            rules: RuleSet::default(),
             me,
             owners: BTreeMap::new(),
             peers: BTreeMap::new(),
@@ -122,7 +123,7 @@ impl Tracker {
 
     /// Turns rules off, for tests that show what happens without them.
     #[cfg(any(test, feature = "fault-switches"))]
-    pub fn set_rules(&mut self, rules: TrackerRules) {
+    pub fn set_rules(&mut self, rules: RuleSet) {
         self.rules = rules;
     }
 
@@ -284,7 +285,7 @@ impl Tracker {
             }
         }
         let linked = self.peers.contains_key(node);
-        let confirming = self.rules.confirming;
+        let confirming = self.rules.holds(Rule::Confirming);
         let owner = self.owner(now, node);
         owner.up = true;
         owner.was_up = true;
@@ -447,7 +448,7 @@ impl Tracker {
             return;
         }
         let (to, content) = (delta.to, delta.content);
-        let contiguity = self.rules.contiguity;
+        let contiguity = self.rules.holds(Rule::Contiguity);
         let patience = self.config.down_period;
         let owner = self.owner(now, from);
         let mut delta = delta;
@@ -505,7 +506,7 @@ impl Tracker {
         if !self.confirmations.owes_nothing() {
             self.answer_awaited(node);
         }
-        let hiding = self.rules.hiding;
+        let hiding = self.rules.holds(Rule::Hiding);
         let Some(owner) = self.owners.get_mut(node) else {
             return;
         };
@@ -531,7 +532,7 @@ impl Tracker {
     /// Rule: down hides.
     fn hide(&mut self, now: Instant, node: &NodeId) {
         self.give_up_fetch(node);
-        let hiding = self.rules.hiding;
+        let hiding = self.rules.holds(Rule::Hiding);
         let Some(owner) = self.owners.get_mut(node) else {
             return;
         };
@@ -594,7 +595,7 @@ impl Tracker {
     }
 
     fn forget_the_dead(&mut self, now: Instant) {
-        if !self.rules.forgetting {
+        if !self.rules.holds(Rule::Forgetting) {
             return;
         }
         let permdown = self.config.permdown_period;

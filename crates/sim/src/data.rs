@@ -5,8 +5,8 @@
 
 use std::time::Duration;
 
-use keydispatch_core::Instant;
-use keydispatch_core::silence::{PING_AFTER, SUSPEND_AFTER, Silence, SilenceRules, SilenceWatch};
+use keydispatch_core::silence::{PING_AFTER, SUSPEND_AFTER, Silence, SilenceWatch};
+use keydispatch_core::{Instant, RuleSet};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -31,7 +31,7 @@ const BLAMELESS: Duration = Duration::from_millis(2_000);
 /// The data links of all processes, one each.
 pub(crate) struct DataLinks {
     rng: StdRng,
-    rules: SilenceRules,
+    rules: RuleSet,
     /// By the process that calls.
     links: Vec<Option<DataLink>>,
     last: u64,
@@ -64,7 +64,7 @@ enum What {
 }
 
 impl DataLinks {
-    pub(crate) fn new(seed: u64, rules: SilenceRules) -> Self {
+    pub(crate) fn new(seed: u64, rules: RuleSet) -> Self {
         DataLinks {
             rng: StdRng::seed_from_u64(seed),
             rules,

@@ -22,6 +22,7 @@ use super::identity::{Identity, key};
 use crate::id::NodeId;
 use crate::limits::MAX_KNOWN_NODES;
 use crate::message::{ControlMessage, Verdict};
+use crate::rules::Rule;
 use crate::time::Instant;
 
 /// How often a verdict is passed on, and how often the accused heeds one.
@@ -31,7 +32,7 @@ impl Membership {
     /// A peer says that this life of a node is up.
     pub fn heard_alive(&mut self, now: Instant, from: &NodeId, node: &NodeId) {
         if self.stopped
-            || !self.rules.verdict_is_told
+            || !self.rules.holds(Rule::VerdictIsTold)
             || node.name == self.me.node.name
             || self.is_up_in_this_life(node)
             || self.is_barred(node)
@@ -122,7 +123,7 @@ impl Membership {
     }
 
     fn dispute(&mut self, now: Instant, node: &NodeId) {
-        if !self.rules.verdict_is_evidence || self.disputes.is_open(node) {
+        if !self.rules.holds(Rule::VerdictIsEvidence) || self.disputes.is_open(node) {
             return;
         }
         if let Some(member) = self.engine_member(key(&node.name)) {

@@ -18,6 +18,7 @@ use super::evidence::{Own, RefusedDial};
 use super::identity::key;
 use crate::id::{NodeId, NodeName};
 use crate::message::ControlMessage;
+use crate::rules::Rule;
 use crate::time::Instant;
 
 /// How many members are told of link evidence.
@@ -34,7 +35,7 @@ impl Membership {
     /// A dial of a node that should be there was refused: evidence of this node's own.
     pub fn dial_refused(&mut self, now: Instant, peer: &NodeId, refusal: RefusedDial) {
         if self.stopped
-            || !self.rules.link_evidence
+            || !self.rules.holds(Rule::LinkEvidence)
             || !self.is_up_in_this_life(peer)
             || self.is_linked(peer)
         {
@@ -147,7 +148,7 @@ impl Membership {
 
     fn may_speak_of(&self, from: &NodeId, node: &NodeId) -> bool {
         !self.stopped
-            && self.rules.link_evidence
+            && self.rules.holds(Rule::LinkEvidence)
             && from.name != node.name
             && node.name != self.me.node.name
             && self.is_up_in_this_life(from)

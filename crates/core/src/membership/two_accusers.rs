@@ -20,6 +20,7 @@ use super::identity::{Identity, key};
 use crate::id::{Generation, NodeId};
 use crate::limits::MAX_KNOWN_NODES;
 use crate::message::{Challenge, ControlMessage};
+use crate::rules::Rule;
 use crate::time::Instant;
 
 /// Most accusers of one node that are remembered: more than are needed.
@@ -34,7 +35,7 @@ impl Membership {
         known: &Member<Identity>,
     ) -> bool {
         let node = &known.id().node;
-        if !self.rules.two_accusers || self.has_own_evidence(known) {
+        if !self.rules.holds(Rule::TwoAccusers) || self.has_own_evidence(known) {
             return true;
         }
         if self.accusations.is_blamed(now, &from.name, &node.name) {

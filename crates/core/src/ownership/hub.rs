@@ -10,10 +10,10 @@ use super::event::{TokenCounts, TokenEvent};
 use super::frozen::Partial;
 use super::message::{Ack, Answer, Claim, MAX_BUNDLE, Offer, Outcome, Piece, TokenMessage, Which};
 use super::outcomes::{Outcomes, Remembered};
-use super::rules::TokenRules;
 use super::slots::SlotSet;
 use crate::id::{NodeId, NodeName, ServiceId, ServiceType};
 use crate::limits::MAX_KNOWN_NODES;
+use crate::rules::{Rule, RuleSet};
 use crate::time::{Instant, earliest};
 
 /// Bytes after which a bundle of claims or answers is sent: half of a control frame.
@@ -27,7 +27,7 @@ const MAX_REMEMBERED: usize = 16_384;
 #[derive(Clone, Debug)]
 pub(super) struct Hub {
     pub(super) config: OwnershipConfig,
-    pub(super) rules: TokenRules,
+    pub(super) rules: RuleSet,
     pub(super) me: NodeId,
     pub(super) nonce: u64,
     pub(super) peers: BTreeMap<NodeName, Peer>,
@@ -68,7 +68,7 @@ impl Hub {
     pub(super) fn new(config: OwnershipConfig, me: NodeId, nonce: u64) -> Self {
         let mut hub = Hub {
             config,
-            rules: TokenRules::default(),
+            rules: RuleSet::default(),
             me,
             nonce,
             peers: BTreeMap::new(),
@@ -182,7 +182,7 @@ impl Hub {
 
     /// Nothing of that type was ever here.
     pub(super) fn has_nothing(&mut self, to: &NodeId, claim: Claim) {
-        let differs = self.rules.closure && claim.members != self.members_hash;
+        let differs = self.rules.holds(Rule::Closure) && claim.members != self.members_hash;
         let answer = Answer {
             service_type: claim.service_type,
             claimant: claim.claimant.id,

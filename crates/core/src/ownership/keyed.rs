@@ -15,6 +15,7 @@ use super::ranks::Ranks;
 use super::slots::SlotSet;
 use crate::entry::ServiceInfo;
 use crate::id::{NodeId, ServiceId, ServiceType};
+use crate::rules::Rule;
 use crate::time::Instant;
 
 /// R11: what is here and another's by the view for this long is offered, and again after each such time.
@@ -253,7 +254,7 @@ impl Keyed {
 
     /// R11: offers what is another's by this node's view.
     pub(super) fn offer(&mut self, hub: &mut Hub, now: Instant, at: usize) {
-        if !hub.rules.offers {
+        if !hub.rules.holds(Rule::Offers) {
             return;
         }
         let (ranks, instance) = (&self.ranks, &mut self.instances[at]);
@@ -359,7 +360,7 @@ impl Keyed {
         }
         if let Some(frozen) = instance.frozen.get(&slot) {
             // R8: what is written after the states were copied would be lost.
-            return if hub.rules.freezes {
+            return if hub.rules.holds(Rule::Freezes) {
                 Gate::Moved(Some(frozen.to.id.clone()))
             } else {
                 Gate::Run(id)
@@ -370,9 +371,9 @@ impl Keyed {
             .get(&slot)
             .filter(|claim| !claim.begun)
             .and_then(|claim| claim.coming.as_ref());
-        match coming.filter(|_| hub.rules.moves_while_coming) {
+        match coming.filter(|_| hub.rules.holds(Rule::MovesWhileComing)) {
             Some(place) => Gate::Moved(Some(place.id.clone())),
-            None if hub.rules.parks => Gate::Park(id),
+            None if hub.rules.holds(Rule::Parks) => Gate::Park(id),
             None => Gate::Moved(None),
         }
     }

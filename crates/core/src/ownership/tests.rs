@@ -9,6 +9,7 @@ use super::*;
 use crate::entry::{Record, ServiceState, Weight};
 use crate::id::{Generation, InstanceName, NodeName};
 use crate::key::SLOTS;
+use crate::rules::Rule;
 
 mod outcomes;
 
@@ -109,10 +110,10 @@ impl Net {
         self.nodes.get_mut(&number).unwrap()
     }
 
-    fn without(&mut self, turn_off: fn(&mut TokenRules)) {
+    fn without(&mut self, rule: Rule) {
         for ownership in self.nodes.values_mut() {
-            let mut rules = *ownership.rules();
-            turn_off(&mut rules);
+            let mut rules = ownership.rules();
+            rules.turn_off(rule);
             ownership.set_rules(rules);
         }
     }
@@ -319,7 +320,7 @@ fn nothing_is_claimed_before_this_node_is_synced() {
     net.assert_rest();
     let mut hasty = Net::new(&[]);
     hasty.start(1);
-    hasty.without(|rules| rules.synced = false);
+    hasty.without(Rule::Synced);
     let one = hasty.serve(1);
     assert_eq!(hasty.held(&one).len(), SLOTS_HERE as usize);
 }
@@ -338,7 +339,7 @@ fn who_knows_nobody_any_more_claims_only_after_it_has_looked_around() {
     net.sync(1);
     net.assert_rest();
     let mut hasty = Net::new(&[1, 2]);
-    hasty.without(|rules| rules.still_synced = false);
+    hasty.without(Rule::StillSynced);
     let (one, _) = (hasty.serve(1), hasty.serve(2));
     hasty.pass(20 * MILLI);
     hasty.kill(2);
@@ -392,7 +393,7 @@ fn slots_are_named_to_the_expected_holder_alone() {
     net.deliver_all();
     // What its holder has lost is asked for with everybody, and not named.
     let slot = net.slot_between(&one, 2);
-    net.at(1).hub.rules.pointers = false;
+    net.at(1).hub.rules.turn_off(Rule::Pointers);
     net.kill(2);
     net.set(1, 1, 2, ServiceState::Offline);
     net.serve(3);
@@ -417,7 +418,7 @@ fn an_answer_to_an_earlier_question_does_not_count() {
     let told = |numbered: bool| {
         let mut net = Net::new(&[1, 2, 3]);
         if !numbered {
-            net.without(|rules| rules.questions = false);
+            net.without(Rule::Questions);
         }
         // Nobody holds; the second is expected to, and asked by number.
         net.set(1, 1, 1, ServiceState::Offline);
@@ -483,7 +484,7 @@ fn states_that_come_for_a_claim_that_is_over_are_refused_and_served_where_they_w
     let run = |rounds: bool| {
         let mut net = Net::new(&[1, 2]);
         if !rounds {
-            net.without(|rules| rules.rounds = false);
+            net.without(Rule::Rounds);
         }
         let one = net.serve(1);
         net.deliver_all();
@@ -512,7 +513,7 @@ fn who_gave_a_slot_away_says_to_whom() {
     let said = |points: bool| {
         let mut net = Net::new(&[1, 2, 3]);
         if !points {
-            net.without(|rules| rules.pointers = false);
+            net.without(Rule::Pointers);
         }
         let one = net.serve(1);
         net.deliver_all();
@@ -618,7 +619,7 @@ fn what_was_adopted_is_passed_on_only_when_the_giver_knows() {
     let passes_on = |settles: bool| {
         let mut net = Net::new(&[1, 2, 3]);
         if !settles {
-            net.without(|rules| rules.settles = false);
+            net.without(Rule::Settles);
         }
         net.serve(1);
         net.deliver_all();
@@ -642,7 +643,7 @@ fn the_dead_are_not_heard() {
     let hears = |silent: bool| {
         let mut net = Net::new(&[1, 2, 3]);
         if !silent {
-            net.without(|rules| rules.dead_are_silent = false);
+            net.without(Rule::DeadAreSilent);
         }
         net.serve(1);
         net.deliver_all();
@@ -678,7 +679,7 @@ fn another_life_of_this_nodes_own_name_is_not_waited_for() {
     let waits = |own_lives: bool| {
         let mut net = Net::new(&[1, 2, 3]);
         if !own_lives {
-            net.without(|rules| rules.own_lives = false);
+            net.without(Rule::OwnLives);
         }
         net.set(1, 1, 1, ServiceState::Offline);
         let two = net.serve(2);

@@ -15,6 +15,7 @@ use super::message::{
 use super::outcomes::{Outcomes, Remembered};
 use super::slots::SlotSet;
 use crate::id::{NodeId, ServiceId, ServiceType};
+use crate::rules::Rule;
 use crate::time::Instant;
 
 /// R13: pieces that were not acknowledged, and an `adopted` that was not settled, are sent again after this long.
@@ -31,7 +32,7 @@ impl Keyed {
         now: Instant,
         in_flight: &mut BTreeMap<NodeId, u32>,
     ) {
-        let window = if hub.rules.window {
+        let window = if hub.rules.holds(Rule::Window) {
             hub.config.window
         } else {
             u32::MAX
@@ -69,7 +70,7 @@ impl Keyed {
                 };
                 // R8: what was adopted is not passed on before the giver knows. It would take the slot back at the death of
                 // its receiver, while the next one holds it.
-                if hub.rules.settles && !extra.unsettled.is_empty() {
+                if hub.rules.holds(Rule::Settles) && !extra.unsettled.is_empty() {
                     continue;
                 }
                 if extra
@@ -120,7 +121,7 @@ impl Keyed {
         slot: u32,
         in_flight: &mut BTreeMap<NodeId, u32>,
     ) {
-        let window = if hub.rules.window {
+        let window = if hub.rules.holds(Rule::Window) {
             hub.config.window
         } else {
             u32::MAX
@@ -246,8 +247,10 @@ impl Keyed {
         // R6: states are adopted by a claim of the round that they were sent for alone; where the slot is held, they are
         // another copy, to be merged (R11). Whoever was disabled meanwhile would hold without wanting to.
         let is_wanted = match &claim {
-            Some(claim) => claim.round == piece.round || !hub.rules.rounds,
-            None => holds || (!hub.rules.rounds && !instance.frozen.contains_key(&slot)),
+            Some(claim) => claim.round == piece.round || !hub.rules.holds(Rule::Rounds),
+            None => {
+                holds || (!hub.rules.holds(Rule::Rounds) && !instance.frozen.contains_key(&slot))
+            }
         };
         if !is_wanted {
             hub.partials.remove(&(from.clone(), piece.transfer));
@@ -419,7 +422,7 @@ impl Keyed {
         };
         hub.outcomes.end(&frozen.to.node, frozen.transfer);
         let id = instance.standing.id.clone();
-        if !hub.rules.keeps {
+        if !hub.rules.holds(Rule::Keeps) {
             hub.events.push_back(TokenEvent::Lost {
                 service_type: self.service_type.clone(),
                 instance: id,
@@ -464,14 +467,14 @@ impl Keyed {
             if frozen.pieces.is_none() {
                 continue;
             }
-            if now.since(frozen.heard) >= patience && hub.rules.patience {
+            if now.since(frozen.heard) >= patience && hub.rules.holds(Rule::Patience) {
                 silent.push((*slot, frozen.to.node.clone()));
                 continue;
             }
-            if hub.rules.patience {
+            if hub.rules.holds(Rule::Patience) {
                 hub.schedule(frozen.heard + patience);
             }
-            if now.since(frozen.touched) >= RESEND && hub.rules.repeats {
+            if now.since(frozen.touched) >= RESEND && hub.rules.holds(Rule::Repeats) {
                 frozen.touched = now;
                 for number in 0..frozen.sent {
                     if frozen.acked[number] {
@@ -490,17 +493,17 @@ impl Keyed {
                     }
                 }
             }
-            if hub.rules.repeats {
+            if hub.rules.holds(Rule::Repeats) {
                 hub.schedule(frozen.touched + RESEND);
             }
         }
         for (slot, extra) in &mut instance.extras {
             // A giver that is up and mute keeps nobody from passing the slot on for longer than patience lasts.
-            extra
-                .unsettled
-                .retain(|unsettled| now.since(unsettled.since) < patience || !hub.rules.patience);
+            extra.unsettled.retain(|unsettled| {
+                now.since(unsettled.since) < patience || !hub.rules.holds(Rule::Patience)
+            });
             for unsettled in &mut extra.unsettled {
-                if now.since(unsettled.at) >= RESEND && hub.rules.repeats {
+                if now.since(unsettled.at) >= RESEND && hub.rules.holds(Rule::Repeats) {
                     unsettled.at = now;
                     let ack = Ack {
                         service_type: self.service_type.clone(),
@@ -514,7 +517,7 @@ impl Keyed {
                     hub.counts.repeated += 1;
                     hub.send(&unsettled.giver.node, TokenMessage::Ack(ack));
                 }
-                if hub.rules.repeats {
+                if hub.rules.holds(Rule::Repeats) {
                     hub.schedule(unsettled.at + RESEND);
                 }
             }

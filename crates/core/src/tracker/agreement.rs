@@ -13,6 +13,7 @@ use super::incoming::Incoming;
 use crate::id::NodeId;
 use crate::limits::MAX_KNOWN_NODES;
 use crate::message::{ControlMessage, Digest, OwnerVersion};
+use crate::rules::Rule;
 use crate::time::Instant;
 
 /// So many peers have to agree, where there are as many.
@@ -22,7 +23,7 @@ impl Tracker {
     /// How many peers have to agree on what an owner has that there is no link to: as many as there are others, whether or
     /// not there is a link to them right now.
     fn needed(&self, owner: &NodeId) -> usize {
-        if !self.rules.agreeing_relays {
+        if !self.rules.holds(Rule::AgreeingRelays) {
             return 1;
         }
         let others = self.owners.iter();
@@ -38,7 +39,7 @@ impl Tracker {
         row: OwnerVersion,
     ) -> Option<OwnerVersion> {
         let linked = self.peers.contains_key(&row.owner);
-        let direct = linked && self.rules.owners_word;
+        let direct = linked && self.rules.holds(Rule::OwnersWord);
         let needed = self.needed(&row.owner);
         let Some(owner) = self.owners.get_mut(&row.owner) else {
             self.expect(now, row.owner);
@@ -98,7 +99,7 @@ impl Tracker {
     fn expect(&mut self, now: Instant, node: NodeId) {
         let patience = 4 * self.config.down_period;
         let since = *self.heard_of_owners.get_or_insert(now);
-        if self.rules.owners_word && now.since(since) > patience {
+        if self.rules.holds(Rule::OwnersWord) && now.since(since) > patience {
             return;
         }
         let is_over = self
@@ -123,7 +124,7 @@ impl Tracker {
         let node = incoming.of.owner.clone();
         let needed = self.needed(&node);
         let linked = self.peers.contains_key(&node);
-        let agreeing = self.rules.agreeing_relays;
+        let agreeing = self.rules.holds(Rule::AgreeingRelays);
         let owner = self.owners.get_mut(&node)?;
         let row = (incoming.of.version, incoming.of.content);
         if linked && agreeing && owner.said != Some(row) {

@@ -8,6 +8,7 @@ use super::Tracker;
 use crate::id::NodeId;
 use crate::limits::MAX_KNOWN_NODES;
 use crate::message::{ControlMessage, Digest, OwnerVersion, Vector};
+use crate::rules::Rule;
 use crate::time::Instant;
 
 /// Rows of one [`Vector`]: at most half a control frame with the longest names.
@@ -80,7 +81,7 @@ impl Tracker {
     }
 
     pub(super) fn compare_with_somebody(&mut self) {
-        if self.peers.is_empty() || !self.rules.digests {
+        if self.peers.is_empty() || !self.rules.holds(Rule::Digests) {
             return;
         }
         let at = self.rng.random_range(0..self.peers.len());

@@ -28,42 +28,6 @@ impl TrackerConfig {
     }
 }
 
-/// Which rules hold. All do, but for tests that show what happens without one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TrackerRules {
-    /// A delta is applied only where it is contiguous.
-    pub contiguity: bool,
-    /// An owner's entries show only while membership says that it is up in exactly that generation.
-    pub hiding: bool,
-    /// Up again, an owner's entries show only once its current version is known and reached.
-    pub confirming: bool,
-    /// Versions are compared now and then.
-    pub digests: bool,
-    /// The dead are forgotten after `permdown_period`.
-    pub forgetting: bool,
-    /// What the owner itself says replaces what others say of it, whatever the version.
-    pub owners_word: bool,
-    /// A copy by way of others is taken where two of them have it.
-    pub agreeing_relays: bool,
-    /// What is missing of an owner is asked for at a bounded rate.
-    pub paced_fetches: bool,
-}
-
-impl Default for TrackerRules {
-    fn default() -> Self {
-        TrackerRules {
-            contiguity: true,
-            hiding: true,
-            confirming: true,
-            digests: true,
-            forgetting: true,
-            owners_word: true,
-            agreeing_relays: true,
-            paced_fetches: true,
-        }
-    }
-}
-
 /// What is known of one other owner, for operators.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]

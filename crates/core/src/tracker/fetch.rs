@@ -9,6 +9,7 @@ use super::replica::Rejected;
 use super::{Recipients, Tracker};
 use crate::id::NodeId;
 use crate::message::{ControlMessage, Request, Resume, SnapshotChunk};
+use crate::rules::Rule;
 use crate::time::{Instant, earliest};
 
 /// Requests under way at once: with [`WINDOW`] chunks each, what a newcomer is sent stays bounded.
@@ -61,7 +62,7 @@ impl Tracker {
         };
         if self.fetches.contains_key(node)
             || self.fetches.len() >= MAX_FETCHES
-            || (self.rules.paced_fetches && !owner.tokens.take(now, period))
+            || (self.rules.holds(Rule::PacedFetches) && !owner.tokens.take(now, period))
         {
             return;
         }
@@ -237,7 +238,7 @@ impl Tracker {
         // by way of others is no older than what they can have had.
         let have = owner.replica.version();
         let goes_back = have.is_some_and(|have| incoming.of.version < have);
-        let replaces = direct && owner.relayed && self.rules.owners_word;
+        let replaces = direct && owner.relayed && self.rules.holds(Rule::OwnersWord);
         if goes_back && !replaces {
             owner.late_answers = 0;
             owner.overdue |= direct;
