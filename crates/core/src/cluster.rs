@@ -14,16 +14,15 @@ use rand::{RngExt, SeedableRng};
 
 use crate::config::Settings;
 use crate::entry::{EntryUpdate, NewEntry, ServiceInfo};
+use crate::frame::Frame;
 use crate::hello::Credentials;
-use crate::id::{ClusterName, Generation, NodeId, NodeName, ServiceType};
+use crate::id::{Address, ClusterName, Generation, NodeId, NodeName, ServiceType};
 use crate::limits::{MAX_INSTANCES_PER_TYPE, MAX_KNOWN_NODES};
 use crate::links::{
     DialFailure, LinkEvent, LinkId, Links, Names, Origin, Output, Purpose, SeedState,
 };
 use crate::membership::{MemberEvent, MemberInfo, Membership, MembershipConfig};
-use crate::message::{
-    Address, ControlMessage, Frame, Hello, Lane, MAGIC, Offers, PROTOCOL_MAJOR, PROTOCOL_MINOR,
-};
+use crate::message::{ControlMessage, Hello, Lane, MAGIC, Offers, PROTOCOL_MAJOR, PROTOCOL_MINOR};
 use crate::placement::PLACEMENT_VERSION;
 use crate::registry::{Directory, Registry, RegistryEvent};
 use crate::rules::{Rule, RuleSet};

@@ -11,9 +11,13 @@ use crate::error::debug_as_display;
 use crate::limits::MAX_NAME_BYTES;
 use crate::text::{Escaped, is_hidden};
 
+mod address;
 mod short;
+mod type_hash;
 
+pub use address::{Address, AddressError};
 use short::ShortStr;
+pub(crate) use type_hash::TypeHash;
 
 /// Why a string is not a name.
 #[derive(Clone, PartialEq, Eq, thiserror::Error)]

@@ -8,6 +8,7 @@ pub mod cluster;
 pub mod config;
 mod entry;
 mod error;
+pub mod frame;
 pub mod hello;
 mod id;
 mod key;
@@ -33,8 +34,8 @@ pub use entry::{
     ServiceState, Weight,
 };
 pub use id::{
-    ClusterName, Generation, InstanceName, NameError, NodeId, NodeName, Reference, ServiceId,
-    ServiceIdError, ServiceType, Topic, Zone,
+    Address, AddressError, ClusterName, Generation, InstanceName, NameError, NodeId, NodeName,
+    Reference, ServiceId, ServiceIdError, ServiceType, Topic, Zone,
 };
 pub use key::{KEYED_SLOTS, Key, KeyBytes, KeyError, KeyPart, MAX_KEY_BYTES, SLOTS, Slot};
 pub use membership::{

@@ -9,9 +9,10 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+use crate::frame::Frame;
 use crate::hello::Credentials;
-use crate::id::{Generation, NodeId, NodeName};
-use crate::message::{Address, ControlMessage, Frame, Hello, Offers, kind};
+use crate::id::{Address, Generation, NodeId, NodeName};
+use crate::message::{ControlMessage, Hello, Offers, kind};
 use crate::time::{Instant, earliest};
 
 mod dials;

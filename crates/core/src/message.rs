@@ -8,12 +8,13 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::entry::Record;
-use crate::error::debug_as_display;
 use crate::id::{ClusterName, Generation, NodeId, NodeName};
-use crate::limits::{MAX_ADDRESS_BYTES, MAX_CONTROL_FRAME_BYTES};
+use crate::limits::MAX_CONTROL_FRAME_BYTES;
 
 mod offers;
 
+pub use crate::frame::{DecodeError, Frame};
+pub use crate::id::{Address, AddressError};
 pub use offers::{DataLink, Offers};
 
 /// The first bytes of every connection's first body.
@@ -30,57 +31,6 @@ pub const PROTOCOL_MAJOR: u16 = 1;
 /// | 1 | [`ControlMessage::AwaitVersion`], and its like on data connections: a node that goes away waits for its peers' word | is not asked, and waited for for a moment only |
 /// | 3 | calls that their service may refuse by its load, and replies that tell of it, on data connections | takes such calls as any other |
 pub const PROTOCOL_MINOR: u16 = 3;
-
-/// Where a node is reached, as it says itself: `host:port` for TCP, anything for another transport.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Address(std::sync::Arc<str>);
-
-impl Address {
-    /// Checks the length against [`MAX_ADDRESS_BYTES`].
-    pub fn try_new(address: impl AsRef<str>) -> Result<Self, DecodeError> {
-        let address = address.as_ref();
-        if address.is_empty() || address.len() > MAX_ADDRESS_BYTES {
-            return Err(DecodeError::Address {
-                bytes: address.len(),
-            });
-        }
-        Ok(Address(address.into()))
-    }
-
-    /// The address as a string.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-/// Escaped: a peer says where it is reached, and its word goes into logs and errors. What is to be dialled is
-/// [`as_str`](Address::as_str).
-impl std::fmt::Display for Address {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        std::fmt::Display::fmt(&crate::text::Escaped(&*self.0), f)
-    }
-}
-
-impl std::fmt::Debug for Address {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        std::fmt::Debug::fmt(&*self.0, f)
-    }
-}
-
-impl TryFrom<String> for Address {
-    type Error = DecodeError;
-
-    fn try_from(address: String) -> Result<Self, DecodeError> {
-        Address::try_new(address)
-    }
-}
-
-impl From<Address> for String {
-    fn from(address: Address) -> String {
-        address.0.as_ref().to_owned()
-    }
-}
 
 /// What a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -447,47 +397,6 @@ pub mod kind {
     /// [`ControlMessage::Tokens`](super::ControlMessage::Tokens).
     pub const TOKENS: u8 = 19;
 }
-
-/// One frame without its length prefix.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Frame {
-    /// What the body is.
-    pub kind: u8,
-    /// The message.
-    pub body: Bytes,
-}
-
-/// Why bytes from a peer are not a message.
-#[derive(Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum DecodeError {
-    /// The frame is longer than its lane allows.
-    #[error("a frame of {bytes} bytes is over the limit of {limit}")]
-    FrameTooLong {
-        /// Its length.
-        bytes: usize,
-        /// The lane's limit.
-        limit: usize,
-    },
-    /// The body is truncated or garbled.
-    #[error("a frame of kind {kind} does not decode: {cause}")]
-    Garbled {
-        /// The frame's kind.
-        kind: u8,
-        /// What the decoder said.
-        cause: String,
-    },
-    /// The address is empty or over [`MAX_ADDRESS_BYTES`].
-    #[error(
-        "an address has 1 to {MAX_ADDRESS_BYTES} bytes (MAX_ADDRESS_BYTES), this one has {bytes}"
-    )]
-    Address {
-        /// Its length.
-        bytes: usize,
-    },
-}
-
-debug_as_display!(DecodeError);
 
 impl ControlMessage {
     /// The message as a frame.

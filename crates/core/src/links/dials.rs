@@ -10,9 +10,8 @@ use rand::{RngExt, SeedableRng};
 
 use super::link::{DialFailure, LinkId};
 use super::pace::Paces;
-use crate::id::{NodeId, NodeName};
+use crate::id::{Address, NodeId, NodeName};
 use crate::membership::RefusedDial;
-use crate::message::Address;
 use crate::time::Instant;
 
 /// First pause after a failed dial; each further one doubles it.

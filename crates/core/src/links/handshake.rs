@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use super::link::{Link, LinkEvent, LinkId, Names, Origin, Output, State};
 use super::{CROSSED_DIAL_WINDOW, Doubt, INTRODUCTION_INTERVAL, Links};
+use crate::frame::Frame;
 use crate::hello;
-use crate::id::{Generation, NodeId, NodeName};
-use crate::message::{Address, Challenge, ControlMessage, Frame, Hello, MAGIC, Refusal};
+use crate::id::{Address, Generation, NodeId, NodeName};
+use crate::message::{Challenge, ControlMessage, Hello, MAGIC, Refusal};
 use crate::time::Instant;
 
 impl Links {

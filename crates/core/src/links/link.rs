@@ -1,9 +1,10 @@
 //! A connection to another node, and what is said of it between the links, the driver and membership.
 
+use crate::frame::Frame;
 use crate::hello::Credentials;
-use crate::id::{Generation, NodeId, NodeName};
+use crate::id::{Address, Generation, NodeId, NodeName};
 use crate::membership::RefusedDial;
-use crate::message::{Address, ControlMessage, Frame, Hello};
+use crate::message::{ControlMessage, Hello};
 use crate::time::Instant;
 
 /// Names one connection; chosen by the driver, never reused.

@@ -46,10 +46,10 @@ fn appended<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::frame::Frame;
+    use crate::id::Address;
     use crate::id::{ClusterName, Generation, NodeId, NodeName};
-    use crate::message::{
-        Address, ControlMessage, Frame, Hello, Lane, MAGIC, PROTOCOL_MAJOR, kind,
-    };
+    use crate::message::{ControlMessage, Hello, Lane, MAGIC, PROTOCOL_MAJOR, kind};
 
     fn hello(offers: Offers) -> Hello {
         Hello {

@@ -8,8 +8,9 @@ use super::own::COALESCE;
 use super::*;
 use crate::RawSettings;
 use crate::entry::{Metadata, ServiceState, Weight};
+use crate::frame::Frame;
 use crate::id::{Generation, InstanceName, ServiceId, ServiceType};
-use crate::message::{Frame, Operation, OwnerVersion, Request, Vector};
+use crate::message::{Operation, OwnerVersion, Request, Vector};
 
 mod liars;
 mod turns;
