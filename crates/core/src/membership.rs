@@ -8,11 +8,14 @@ mod accusations;
 mod config;
 mod death_notices;
 mod disputes;
+mod engine;
 mod evidence;
 #[cfg(any(test, feature = "fault-switches"))]
 pub mod forge;
 mod generations;
 mod identity;
+mod lately;
+mod lives;
 mod places;
 mod refusals;
 mod roster;
@@ -25,29 +28,27 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use bytes::Bytes;
-use foca::{
-    AccumulatingRuntime, Foca, Incarnation, Member, Message, NoCustomBroadcast, OwnedNotification,
-    PostcardCodec, State, Timer,
-};
+use foca::{Incarnation, Member, Message, OwnedNotification, State};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use crate::id::{Generation, NodeId, NodeName};
+use crate::id::{Address, Generation, NodeId, NodeName};
 use crate::limits::MAX_KNOWN_NODES;
-use crate::message::{Address, ControlMessage};
+use crate::message::ControlMessage;
 use crate::rules::{Rule, RuleSet};
 use crate::time::{Instant, earliest};
 
 use accusations::Accusations;
 pub use config::{MembershipConfig, MembershipCounts};
-use disputes::Disputes;
+use disputes::{DEATH_NOTICE_INTERVAL, Disputes};
+use engine::{Engine, Runtime, Swim};
 use evidence::Evidence;
 pub use evidence::RefusedDial;
-use generations::Generations;
 #[cfg(any(test, feature = "fault-switches"))]
 pub use identity::describe_packet;
 use identity::{Identity, Key, Packet, key};
-use places::Places;
+use lately::Lately;
+use lives::Lives;
 pub use roster::{MemberInfo, MemberState};
 use roster::{Roster, Standing};
 
@@ -65,22 +66,13 @@ const JOIN_ANNOUNCE_COUNT: usize = 2;
 const RENEW_ANNOUNCE_COUNT: usize = 5;
 /// Told to come back more often than this, a node waits: two lives of one name would drive each other on.
 const RENEW_INTERVAL: Duration = Duration::from_millis(50);
-/// A rival for this node's name is reported again after this long.
-const CONFLICT_INTERVAL: Duration = Duration::from_secs(5);
-/// Rivals of whatever generation are reported at most this often: each is dialled.
-const RIVAL_INTERVAL: Duration = Duration::from_secs(1);
 /// How far ahead of what is known an incarnation may be that a third party tells: a node counts it up by one each time that
 /// it refutes a suspicion, and one at the end of the numbers has to come back under another identity.
 const MAX_INCARNATION_LEAP: Incarnation = 256;
 /// Members that agree are believed what the node itself has not said here.
 const AGREEING_TELLERS: usize = 2;
-/// Most rivals remembered.
-const MAX_RIVALS: usize = 64;
 /// How often what is outdated is forgotten.
 const SWEEP_RANGE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
-
-type Engine = Foca<Identity, PostcardCodec, StdRng, NoCustomBroadcast>;
-type Runtime = AccumulatingRuntime<Identity>;
 
 /// What membership reports of the other nodes, and of this one's place among them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,32 +112,20 @@ pub struct Membership {
     rules: RuleSet,
     me: Identity,
     engine: Engine,
-    places: Places,
-    runtime: Runtime,
-    /// Which engine a timer belongs to: those of earlier ones are void.
-    instance: u64,
-    timers: BTreeMap<(Instant, u64), (u64, Timer<Identity>)>,
-    timer_sequence: u64,
-    /// When the engine may forget a dead member, one row a name.
-    removals: BTreeMap<Key, (Instant, Identity)>,
     join_announces: VecDeque<Instant>,
     roster: Roster,
-    generations: Generations,
+    lives: Lives,
     accusations: Accusations,
     /// What this node's own incarnation is at least.
     incarnation: Incarnation,
-    /// The lives that have left, until when.
-    left: BTreeMap<NodeId, Instant>,
     evidence: Evidence,
     /// The nodes with a ready link.
     linked: BTreeMap<NodeName, NodeId>,
-    rivals: BTreeMap<Generation, Instant>,
-    rival_at: Option<Instant>,
-    /// The nodes that were told of their death of late, by way of somebody.
-    verdicts: BTreeMap<NodeId, Instant>,
+    /// The nodes that were told of their death, by way of somebody.
+    told_dead: Lately<NodeId>,
     disputes: Disputes,
-    /// The suspects that were told of it of late.
-    told: BTreeMap<NodeId, Instant>,
+    /// The suspects that were told of it.
+    told_suspects: Lately<NodeId>,
     heard_at: Instant,
     rejoined_at: Option<Instant>,
     sweep_at: Instant,
@@ -160,7 +140,7 @@ impl std::fmt::Debug for Membership {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Membership")
             .field("me", &self.me)
-            .field("instance", &self.instance)
+            .field("instance", &self.engine.instance())
             .finish_non_exhaustive()
     }
 }
@@ -177,34 +157,26 @@ impl Membership {
         let mut rng = StdRng::seed_from_u64(seed);
         let rules = RuleSet::default();
         // A generation is what the clock said when the process started.
-        let generations = Generations::new(me.generation.number, now);
+        let lives = Lives::new(me.generation.number, now);
         let me = Identity::new(me, 0, address);
-        let engine = new_engine(&config, rules, &me, &mut rng);
+        let engine = Engine::new(config.engine(rules), &me, &mut rng);
         let sweep_at = now + sweep_interval(&config);
+        let told_interval = config.probe_rtt;
         Membership {
             config,
             rules,
             me,
             engine,
-            places: Places::default(),
-            runtime: Runtime::new(),
-            instance: 0,
-            timers: BTreeMap::new(),
-            timer_sequence: 0,
-            removals: BTreeMap::new(),
             join_announces: VecDeque::new(),
             roster: Roster::default(),
-            generations,
+            lives,
             accusations: Accusations::default(),
             incarnation: Incarnation::default(),
-            left: BTreeMap::new(),
             evidence: Evidence::default(),
             linked: BTreeMap::new(),
-            rivals: BTreeMap::new(),
-            rival_at: None,
-            verdicts: BTreeMap::new(),
+            told_dead: Lately::new(DEATH_NOTICE_INTERVAL, MAX_KNOWN_NODES),
             disputes: Disputes::default(),
-            told: BTreeMap::new(),
+            told_suspects: Lately::new(told_interval, MAX_KNOWN_NODES),
             heard_at: now,
             rejoined_at: None,
             sweep_at,
@@ -283,7 +255,7 @@ impl Membership {
             return;
         }
         self.heard(now);
-        let returns = self.generations.returns_of(peer);
+        let returns = self.lives.generations.returns_of(peer);
         self.heard_itself(now, &Identity::new(peer.clone(), returns, address.clone()));
         self.linked.insert(peer.name.clone(), peer.clone());
         self.evidence.clear(peer);
@@ -295,7 +267,7 @@ impl Membership {
             .is_some_and(|member| member.id().node == *peer && member.state() != State::Down);
         let remembered = self.roster.identity(&peer.name);
         let remembered = remembered.filter(|identity| {
-            !self.rules.holds(Rule::OwnWord) || !self.generations.is_hearsay(identity)
+            !self.rules.holds(Rule::OwnWord) || !self.lives.generations.is_hearsay(identity)
         });
         let bump = [known.as_ref().map(Member::id), remembered]
             .into_iter()
@@ -320,15 +292,9 @@ impl Membership {
             return;
         }
         self.heard(now);
-        self.generations.heard_itself(now, node, 0);
-        if self.left.len() >= MAX_KNOWN_NODES {
-            let soonest = self.left.iter().min_by_key(|(_, until)| **until);
-            if let Some(node) = soonest.map(|(node, _)| node.clone()) {
-                self.left.remove(&node);
-            }
-        }
-        self.left
-            .insert(node.clone(), now + self.config.permdown_period);
+        self.lives.generations.heard_itself(now, node, 0);
+        self.lives
+            .depart(node.clone(), now + self.config.permdown_period);
         self.evidence.remove(node);
         if self.roster.leave(now, node) {
             self.events
@@ -340,36 +306,38 @@ impl Membership {
 
     /// The highest generation heard of for a name, be it of a living, dead or departed node.
     pub fn highest_known(&self, name: &NodeName) -> Option<Generation> {
-        self.generations.highest(name)
+        self.lives.generations.highest(name)
     }
 
     /// True where that generation can be: it is not far ahead of this node's clock.
     pub fn is_plausible(&self, now: Instant, generation: Generation) -> bool {
         !self.rules.holds(Rule::PlausibleGenerations)
-            || self.generations.is_plausible(now, generation)
+            || self.lives.generations.is_plausible(now, generation)
     }
 
     /// From now on this node is no newcomer: one member alone does not tell it what time it is.
     pub fn set_joined(&mut self) {
-        self.generations.set_joined();
+        self.lives.generations.set_joined();
     }
 
     /// A peer says that this node's own name has had that generation.
     pub fn heard_of_own_generation(&mut self, now: Instant, from: &NodeId, number: u64) {
         // Its own generation tells what time it is, too: there is no link yet on which it could say so.
-        self.generations.witness(now, from);
-        self.generations.heard_of_own(&from.name, number);
+        self.lives.generations.witness(now, from);
+        self.lives.generations.heard_of_own(&from.name, number);
     }
 
     /// True where this node may take a generation of that number: it is not far ahead of its clock.
     pub fn may_take(&self, now: Instant, number: u64) -> bool {
-        !self.rules.holds(Rule::PlausibleGenerations) || self.generations.may_take(now, number)
+        !self.rules.holds(Rule::PlausibleGenerations)
+            || self.lives.generations.may_take(now, number)
     }
 
     /// True where that life of a node is known from others alone.
     pub fn is_hearsay(&self, node: &NodeId) -> bool {
         self.rules.holds(Rule::OwnWord)
             && self
+                .lives
                 .generations
                 .highest(&node.name)
                 .is_none_or(|highest| highest < node.generation)
@@ -385,14 +353,14 @@ impl Membership {
     ) -> Option<u64> {
         self.counts.implausible += 1;
         if *from == node.name {
-            self.generations.witness(now, node);
+            self.lives.generations.witness(now, node);
         }
-        self.generations.complain(from)
+        self.lives.generations.complain(from)
     }
 
     /// True where that life of the node said goodbye.
     pub fn is_left(&self, node: &NodeId) -> bool {
-        self.left.contains_key(node)
+        self.lives.is_departed(node)
     }
 
     pub(crate) fn rules(&self) -> RuleSet {
@@ -419,10 +387,10 @@ impl Membership {
         if self.stopped {
             return;
         }
-        self.generations.heard_itself(now, &me, 0);
+        self.lives.generations.heard_itself(now, &me, 0);
         let members: Vec<Member<Identity>> = self
             .engine
-            .iter_membership_state()
+            .members()
             .filter(|member| member.id().key() != self.me.key())
             .cloned()
             .collect();
@@ -444,17 +412,7 @@ impl Membership {
         }
         self.judge_isolation(now);
         let later = now + self.config.probe;
-        let due: Vec<(Instant, u64)> = self
-            .timers
-            .range(..=(now, u64::MAX))
-            .filter(|(_, (_, timer))| matches!(timer, Timer::ChangeSuspectToDown { .. }))
-            .map(|(at, _)| *at)
-            .collect();
-        for at in due {
-            if let Some(timer) = self.timers.remove(&at) {
-                self.timers.insert((later, at.1), timer);
-            }
-        }
+        self.engine.postpone_deaths(now, later);
         self.evidence.postpone(now, later);
         self.disputes.postpone(now, later);
         self.accusations.postpone(now, later);
@@ -477,7 +435,7 @@ impl Membership {
         }
         self.drive(now, |engine, runtime| engine.leave_cluster(runtime));
         self.stopped = true;
-        self.timers.clear();
+        self.engine.stop();
     }
 
     /// The time that [`poll_timeout`](Self::poll_timeout) named has come.
@@ -486,14 +444,7 @@ impl Membership {
             return;
         }
         self.judge_isolation(now);
-        while let Some(entry) = self.timers.first_entry() {
-            if entry.key().0 > now {
-                break;
-            }
-            let (instance, timer) = entry.remove();
-            if instance != self.instance {
-                continue;
-            }
+        while let Some(timer) = self.engine.take_due(now) {
             if self.is_sound(&timer) {
                 self.drive(now, |engine, runtime| engine.handle_timer(timer, runtime));
             } else {
@@ -519,7 +470,7 @@ impl Membership {
         if self.stopped {
             return None;
         }
-        let timer = self.timers.keys().next().map(|(at, _)| *at);
+        let timer = self.engine.poll_timeout();
         let announce = self.join_announces.front().copied();
         let isolation = (self.rules.holds(Rule::Isolation) && self.roster.any_up())
             .then(|| self.heard_at + self.config.isolation);
@@ -552,7 +503,7 @@ impl Membership {
     pub fn members(&self) -> impl Iterator<Item = MemberInfo> + '_ {
         let suspects: BTreeSet<Key> = self
             .engine
-            .iter_membership_state()
+            .members()
             .filter(|member| member.state() == State::Suspect)
             .map(|member| member.id().key())
             .collect();
@@ -560,7 +511,7 @@ impl Membership {
     }
 
     fn is_barred(&self, node: &NodeId) -> bool {
-        self.rules.holds(Rule::LeftIsFinal) && self.left.contains_key(node)
+        self.rules.holds(Rule::LeftIsFinal) && self.lives.is_departed(node)
     }
 
     fn is_up_in_this_life(&self, node: &NodeId) -> bool {
@@ -570,8 +521,7 @@ impl Membership {
     }
 
     fn engine_member(&self, key: Key) -> Option<Member<Identity>> {
-        let members = || self.engine.iter_membership_state();
-        self.places.find(key, members).cloned()
+        self.engine.member(key).cloned()
     }
 
     /// Up to `count` random living members, without the one named.
@@ -612,7 +562,8 @@ impl Membership {
             return false;
         }
         if !self.rules.holds(Rule::OwnWord) {
-            self.generations
+            self.lives
+                .generations
                 .heard_itself(now, &identity.node, identity.bump);
         }
         let own = identity.node.name == from.name;
@@ -702,6 +653,7 @@ impl Membership {
             None => tellers,
         };
         if self
+            .lives
             .generations
             .is_agreed(now, &from.name, identity, needed)
         {
@@ -711,7 +663,7 @@ impl Membership {
         let interval = self.config.probe;
         if update.state() != State::Down
             && !self.is_barred(&identity.node)
-            && self.generations.may_ask(now, name, interval)
+            && self.lives.generations.may_ask(now, name, interval)
         {
             let identity = identity.clone();
             self.drive(now, |engine, runtime| engine.announce(identity, runtime));
@@ -722,7 +674,9 @@ impl Membership {
     /// A node says itself who it is, on its own link.
     fn heard_itself(&mut self, now: Instant, identity: &Identity) {
         let node = &identity.node;
-        self.generations.heard_itself(now, node, identity.bump);
+        self.lives
+            .generations
+            .heard_itself(now, node, identity.bump);
         if !self.rules.holds(Rule::OwnWord) {
             return;
         }
@@ -731,7 +685,7 @@ impl Membership {
         let made_up = known.filter(|known| {
             let (id, ours) = (known.id(), (node.generation, identity.bump));
             (id.node.generation, id.bump) > ours
-                && self.generations.is_hearsay(id)
+                && self.lives.generations.is_hearsay(id)
                 && (known.state() == State::Down || id.node.generation != node.generation)
         });
         if let Some(made_up) = made_up {
@@ -759,20 +713,10 @@ impl Membership {
         if !self.is_plausible(now, generation) {
             return self.complain_of_generation(now, from, &identity.node);
         }
-        let is_soon = |at: Instant| now.since(at) < RIVAL_INTERVAL;
-        if (self.rules.holds(Rule::OwnWord) && self.rival_at.is_some_and(is_soon))
-            || self
-                .rivals
-                .get(&generation)
-                .is_some_and(|at| now.since(*at) < CONFLICT_INTERVAL)
-        {
+        let paced = self.rules.holds(Rule::OwnWord);
+        if !self.lives.is_new_rival(now, generation, paced) {
             return;
         }
-        if self.rivals.len() >= MAX_RIVALS {
-            self.rivals.pop_first();
-        }
-        self.rivals.insert(generation, now);
-        self.rival_at = Some(now);
         self.counts.conflicts += 1;
         self.events.push_back(MemberEvent::NameConflict {
             node: identity.node.clone(),
@@ -826,32 +770,27 @@ impl Membership {
     fn start_engine(&mut self, me: Identity) {
         self.me = me;
         self.incarnation = Incarnation::default();
-        self.instance += 1;
-        self.timers.clear();
-        self.removals.clear();
         self.join_announces.clear();
         self.disputes = Disputes::default();
         self.accusations = Accusations::default();
-        self.runtime = Runtime::new();
-        self.engine = new_engine(&self.config, self.rules, &self.me, &mut self.rng);
+        let config = self.config.engine(self.rules);
+        self.engine.restart(config, &self.me, &mut self.rng);
     }
 
     /// Lets the engine do something, and takes up what came of it.
     fn drive(
         &mut self,
         now: Instant,
-        operation: impl FnOnce(&mut Engine, &mut Runtime) -> Result<(), foca::Error>,
+        operation: impl FnOnce(&mut Swim, &mut Runtime) -> Result<(), foca::Error>,
     ) {
-        if let Err(error) = operation(&mut self.engine, &mut self.runtime) {
-            tracing::debug!(%error, "the membership engine");
-        }
-        self.take_up(now);
+        self.engine.run(operation);
+        self.process_engine_output(now);
     }
 
-    fn take_up(&mut self, now: Instant) {
+    fn process_engine_output(&mut self, now: Instant) {
         let mut touched = Vec::new();
         let mut rejoined = false;
-        while let Some(notification) = self.runtime.to_notify() {
+        while let Some(notification) = self.engine.next_notification() {
             match notification {
                 OwnedNotification::MemberUp(identity)
                 | OwnedNotification::MemberDown(identity)
@@ -869,22 +808,13 @@ impl Membership {
                 _ => {}
             }
         }
-        while let Some((to, packet)) = self.runtime.to_send() {
+        while let Some((to, packet)) = self.engine.next_packet() {
             if to.key() != self.me.key() && !self.is_barred(&to.node) {
                 self.transmits
                     .push_back((to.node, to.address, ControlMessage::Membership(packet)));
             }
         }
-        while let Some((after, timer)) = self.runtime.to_schedule() {
-            let at = now + after;
-            if let Timer::RemoveDown(identity) = timer {
-                self.removals.insert(identity.key(), (at, identity));
-            } else {
-                self.timer_sequence += 1;
-                self.timers
-                    .insert((at, self.timer_sequence), (self.instance, timer));
-            }
-        }
+        self.engine.keep_timers(now);
         touched.sort_unstable();
         touched.dedup();
         for name in touched {
@@ -953,32 +883,27 @@ impl Membership {
     /// Forgets what is outdated.
     fn sweep(&mut self, now: Instant) {
         self.sweep_at = now + sweep_interval(&self.config);
-        let due: Vec<Identity> = self
-            .removals
-            .values()
-            .filter(|(at, _)| *at <= now)
-            .map(|(_, identity)| identity.clone())
-            .collect();
-        for identity in due {
+        for identity in self.engine.due_removals(now) {
             self.forget_dead(now, identity);
         }
-        self.left.retain(|_, until| *until > now);
+        self.lives.sweep_departed(now);
         let kept = self.config.permdown_period;
         self.roster.sweep(now, kept);
         let roster = &self.roster;
         // What is remembered of a name in any other way was given by that generation, or an earlier one.
-        self.generations.sweep(now, kept, |name| roster.knows(name));
+        self.lives
+            .generations
+            .sweep(now, kept, |name| roster.knows(name));
         self.accusations.sweep(now);
         self.evidence.sweep(now, self.config.down_period);
-        self.sweep_verdicts(now);
-        self.sweep_told(now);
+        self.told_dead.sweep(now);
+        self.told_suspects.sweep(now);
     }
 
     /// Rule: retained dead names are capped, the oldest go first.
     fn cap_removals(&mut self, now: Instant) {
-        while self.engine.iter_membership_state().len() > MAX_KNOWN_NODES {
-            let oldest = self.removals.values().min_by_key(|(at, _)| *at);
-            let Some(identity) = oldest.map(|(_, identity)| identity.clone()) else {
+        while self.engine.members().len() > MAX_KNOWN_NODES {
+            let Some(identity) = self.engine.oldest_dead() else {
                 return;
             };
             self.forget_dead(now, identity);
@@ -987,25 +912,9 @@ impl Membership {
     }
 
     fn forget_dead(&mut self, now: Instant, identity: Identity) {
-        self.removals.remove(&identity.key());
-        self.drive(now, |engine, runtime| {
-            engine.handle_timer(Timer::RemoveDown(identity), runtime)
-        });
+        self.engine.forget(identity);
+        self.process_engine_output(now);
     }
-}
-
-fn new_engine(
-    config: &MembershipConfig,
-    rules: RuleSet,
-    me: &Identity,
-    rng: &mut StdRng,
-) -> Engine {
-    Foca::new(
-        me.clone(),
-        config.engine(rules),
-        StdRng::seed_from_u64(rng.random()),
-        PostcardCodec,
-    )
 }
 
 fn sweep_interval(config: &MembershipConfig) -> Duration {

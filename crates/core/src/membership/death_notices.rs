@@ -12,21 +12,15 @@
 //! Rule: gossip is contradicted as versions are. A newcomer that was told of the dead by somebody who missed the news has
 //! nothing of theirs that it could list, but it passes on that they live.
 
-use std::time::Duration;
-
 use foca::{Member, State};
 
 use super::Membership;
-use super::disputes::Dispute;
+use super::disputes::{DEATH_NOTICE_INTERVAL, Dispute};
 use super::identity::{Identity, key};
 use crate::id::NodeId;
-use crate::limits::MAX_KNOWN_NODES;
 use crate::message::{ControlMessage, Verdict};
 use crate::rules::Rule;
 use crate::time::Instant;
-
-/// How often a verdict is passed on, and how often the accused heeds one.
-pub(super) const VERDICT_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Membership {
     /// A peer says that this life of a node is up.
@@ -36,10 +30,7 @@ impl Membership {
             || node.name == self.me.node.name
             || self.is_up_in_this_life(node)
             || self.is_barred(node)
-            || self
-                .verdicts
-                .get(node)
-                .is_some_and(|at| now.since(*at) < VERDICT_INTERVAL)
+            || self.told_dead.has(now, node)
         {
             return;
         }
@@ -71,10 +62,7 @@ impl Membership {
             ControlMessage::TakenForDead(verdict),
         ));
         self.counts.verdicts += 1;
-        if self.verdicts.len() >= MAX_KNOWN_NODES {
-            self.verdicts.pop_first();
-        }
-        self.verdicts.insert(node.clone(), now);
+        self.told_dead.note(now, node.clone());
     }
 
     /// A peer passes on that a node lives.
@@ -115,7 +103,7 @@ impl Membership {
         }
         let just_rejoined = self
             .rejoined_at
-            .is_some_and(|at| now.since(at) < VERDICT_INTERVAL);
+            .is_some_and(|at| now.since(at) < DEATH_NOTICE_INTERVAL);
         if !just_rejoined {
             let dead = Member::new(self.me.clone(), foca::Incarnation::default(), State::Down);
             self.apply(now, dead);
@@ -161,10 +149,5 @@ impl Membership {
             };
             self.disputes.open(node, dispute);
         }
-    }
-
-    pub(super) fn sweep_verdicts(&mut self, now: Instant) {
-        self.verdicts
-            .retain(|_, at| now.since(*at) < VERDICT_INTERVAL);
     }
 }

@@ -1,11 +1,15 @@
 //! Who is up here and taken for dead by others, until it has answered; see [`death_notices`](super::death_notices).
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use foca::Incarnation;
 
 use crate::id::NodeId;
 use crate::time::Instant;
+
+/// How often a death notice is passed on, and how often the accused heeds one.
+pub(super) const DEATH_NOTICE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The nodes that others take for dead, and that are up here.
 #[derive(Default)]

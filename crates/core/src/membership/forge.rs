@@ -4,8 +4,8 @@ use bytes::Bytes;
 use foca::{Header, Incarnation, Member, Message, State};
 
 use super::identity::{Identity, Packet};
-use crate::id::NodeId;
-use crate::message::{Address, ControlMessage};
+use crate::id::{Address, NodeId};
+use crate::message::ControlMessage;
 
 /// Who somebody is to the engine.
 #[derive(Clone, Debug)]

@@ -5,8 +5,7 @@ use foca::{Codec, Header, Member, PostcardCodec};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_128;
 
-use crate::id::{NodeId, NodeName};
-use crate::message::Address;
+use crate::id::{Address, NodeId, NodeName};
 
 /// What the engine takes for a member's address: a hash of its name.
 pub(super) type Key = u128;

@@ -47,8 +47,8 @@ mod tests {
     use foca::{Incarnation, State};
 
     use super::*;
+    use crate::id::Address;
     use crate::id::{Generation, NodeId, NodeName};
-    use crate::message::Address;
 
     fn member(number: usize) -> Member<Identity> {
         let name =

@@ -5,9 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::identity::{Identity, Key};
-use crate::id::{NodeId, NodeName};
+use crate::id::{Address, NodeId, NodeName};
 use crate::limits::MAX_KNOWN_NODES;
-use crate::message::Address;
 use crate::time::Instant;
 
 /// How many of the dead are dialled at once, the last of them being the one that waits longest.

@@ -50,15 +50,10 @@ impl Membership {
             return;
         };
         let node = &source.node;
-        let interval = self.config.probe_rtt;
-        if self
-            .told
-            .get(node)
-            .is_some_and(|at| now.since(*at) < interval)
-        {
+        if self.told_suspects.has(now, node) {
             return;
         }
-        self.told.insert(node.clone(), now);
+        self.told_suspects.note(now, node.clone());
         self.counts.told += 1;
         let packet = Packet {
             header: Header {
@@ -79,10 +74,5 @@ impl Membership {
             self.transmits
                 .push_back((source.node, source.address, message));
         }
-    }
-
-    pub(super) fn sweep_told(&mut self, now: Instant) {
-        let interval = self.config.probe_rtt;
-        self.told.retain(|_, at| now.since(*at) < interval);
     }
 }

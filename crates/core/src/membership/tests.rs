@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use foca::Incarnation;
+use foca::PostcardCodec;
 
-use super::generations::MAX_SKEW;
+use super::generations::{Generations, MAX_SKEW};
+use super::lives::CONFLICT_INTERVAL;
 use super::*;
 use crate::config::Settings;
 use crate::message::{Challenge, Verdict};
@@ -888,7 +889,7 @@ fn a_node_that_left_never_comes_back_whatever_is_said_of_it() {
             .any(|event| matches!(event, MemberEvent::Up { node, .. } if *node == gone))
     };
     // What node 1 was tricked into believing, it spreads; the rule holds at every node for itself.
-    world.nodes[1].membership.left.clear();
+    world.nodes[1].membership.lives.forget_departed();
     assert!(!resurrects(&mut world, 9));
     for index in 0..5 {
         world.nodes[index]
@@ -1153,7 +1154,7 @@ fn what_is_dead_for_long_is_forgotten() {
     for node in &mut world.nodes {
         node.membership.config.permdown_period = 20 * SECOND;
         let config = node.membership.config.engine(RuleSet::default());
-        node.membership.engine.set_config(config).unwrap();
+        node.membership.engine.swim.set_config(config).unwrap();
     }
     world.silence(3);
     world.run(10 * SECOND);
@@ -1312,9 +1313,6 @@ fn the_names_of_the_dead_are_capped() {
     membership.drive(now, |engine, runtime| {
         engine.apply_many(dead.into_iter(), false, runtime)
     });
-    assert_eq!(
-        membership.engine.iter_membership_state().len(),
-        MAX_KNOWN_NODES
-    );
+    assert_eq!(membership.engine.members().len(), MAX_KNOWN_NODES);
     assert!(world.sees_up(0, 1));
 }

@@ -12,7 +12,7 @@
 
 use std::collections::BTreeMap;
 
-use foca::{Member, State, Timer};
+use foca::{Member, State};
 
 use super::Membership;
 use super::accusations::Case;
@@ -96,20 +96,7 @@ impl Membership {
 
     /// This node's own probe failed, or its link broke and was refused.
     fn has_own_evidence(&self, known: &Member<Identity>) -> bool {
-        let failed = |timer: &Timer<Identity>| match timer {
-            Timer::ChangeSuspectToDown {
-                member_id,
-                incarnation,
-                ..
-            } => member_id == known.id() && *incarnation == known.incarnation(),
-            _ => false,
-        };
-        let probed = known.state() == State::Suspect
-            && self
-                .timers
-                .values()
-                .any(|(instance, timer)| *instance == self.instance && failed(timer));
-        probed || self.evidence.is_lost(&known.id().node)
+        self.engine.has_failed_probe(known) || self.evidence.is_lost(&known.id().node)
     }
 
     fn note_incarnation(&mut self, node: &NodeId) {
