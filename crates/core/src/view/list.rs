@@ -33,16 +33,16 @@ pub(super) fn place_of(services: &[Arc<ServiceInfo>], info: &ServiceInfo) -> Opt
 }
 
 /// Who owns keys under a name: the first one, and those that stand by.
-pub(super) struct Takers<'a> {
+pub(super) struct Instances<'a> {
     pub(super) first: &'a Arc<ServiceInfo>,
     pub(super) standbys: usize,
 }
 
-impl<'a> Takers<'a> {
+impl<'a> Instances<'a> {
     /// None where nobody does.
     pub(super) fn find(services: &'a [Arc<ServiceInfo>], name: &InstanceName) -> Option<Self> {
         let mut online = online(services, name);
-        Some(Takers {
+        Some(Instances {
             first: online.next()?,
             standbys: online.count(),
         })
