@@ -13,7 +13,7 @@ use keydispatch_bench::fleet::{Counter, CounterCall, Counters, eventually};
 use keydispatch_core::limits::{MAX_CONTROL_FRAME_BYTES, MAX_KNOWN_NODES};
 use keydispatch_core::message::{
     Address, ControlMessage, Delta, Digest, FIRST_DATA_KIND, Frame, Hello, Lane, MAGIC, Offers,
-    Operation, OwnerVersion, PROTOCOL_MAJOR, PROTOCOL_MINOR, SnapshotChunk, Vector,
+    Operation, OwnerVersion, PROTOCOL_MAJOR, PROTOCOL_MINOR, SnapshotChunk, VersionVector,
 };
 use keydispatch_core::placement::PLACEMENT_VERSION;
 use keydispatch_core::{
@@ -429,7 +429,7 @@ async fn a_vector_of_a_million_owners_makes_no_million_owners() {
                 content: row,
             })
             .collect();
-        let vector = ControlMessage::Vector(Vector { owners });
+        let vector = ControlMessage::Vector(VersionVector { owners });
         if peer.send(&vector.encode()).await.is_err() {
             break;
         }
@@ -475,7 +475,7 @@ async fn a_version_from_the_future_is_refused_and_logged_once() {
         version: u64::MAX,
         content: 7,
     };
-    let vector = ControlMessage::Vector(Vector { owners: vec![row] });
+    let vector = ControlMessage::Vector(VersionVector { owners: vec![row] });
     peer.send(&vector.encode()).await.unwrap();
     stage.still_answers().await;
     stage.has_not_grown();

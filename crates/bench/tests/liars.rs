@@ -12,7 +12,7 @@ use keydispatch_bench::fleet::{
 use keydispatch_core::forge::{Claim, Forged, Purpose, forge_packet};
 use keydispatch_core::message::{
     Address, ControlMessage, Frame, Hello, Lane, MAGIC, Offers, OwnerVersion, PROTOCOL_MAJOR,
-    PROTOCOL_MINOR, Refusal, SnapshotChunk, Vector, Verdict,
+    PROTOCOL_MINOR, Refusal, SnapshotChunk, VersionVector, DeathNotice,
 };
 use keydispatch_core::placement::PLACEMENT_VERSION;
 use keydispatch_core::{ClusterName, Generation, NodeId, NodeName};
@@ -337,8 +337,8 @@ async fn generations(encrypted: bool) {
                 liar.gossip(real.clone(), u32::MAX, u16::MAX, claim).await;
                 let rival = Some((life("target", ABSURD).generation, nowhere()));
                 let node = liar.target.node.clone();
-                let verdict = Verdict { node, rival };
-                liar.say(&ControlMessage::TakenForDead(verdict)).await;
+                let verdict = DeathNotice { node, rival };
+                liar.say(&ControlMessage::DeathNotice(verdict)).await;
                 tokio::time::sleep(Duration::from_millis(300)).await;
             }
         }
@@ -374,7 +374,7 @@ async fn copies(encrypted: bool) {
             round += 1;
             let version = [1 << 40, ABSURD][round % 2];
             let owners = vec![of(version)];
-            liar.say(&ControlMessage::Vector(Vector { owners })).await;
+            liar.say(&ControlMessage::Vector(VersionVector { owners })).await;
             liar.gossip(real.clone(), 0, 0, Claim::Down).await;
             while let Some(message) = liar.hear().await {
                 let ControlMessage::Request(request) = message else {

@@ -152,29 +152,29 @@ impl From<FoundOwners> for Vec<Arc<ServiceInfo>> {
 
 /// The writer's side.
 #[derive(Debug)]
-pub struct Registry {
+pub struct DirectoryWriter {
     hash: TypeHash,
     directory: Arc<Directory>,
     version: u64,
     services: usize,
 }
 
-impl Default for Registry {
+impl Default for DirectoryWriter {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl Registry {
+impl DirectoryWriter {
     /// A registry of nothing, whose types are hashed with a seed that std draws for this process.
     pub fn new() -> Self {
-        Registry::seeded(RandomState::new().hash_one(0_u64))
+        DirectoryWriter::seeded(RandomState::new().hash_one(0_u64))
     }
 
     /// A registry of nothing, whose types are hashed with that seed. No peer may know it, see [`TypeHash`].
     pub(crate) fn seeded(hash_seed: u64) -> Self {
         let hash = TypeHash { seed: hash_seed };
-        Registry {
+        DirectoryWriter {
             hash,
             directory: Arc::new(Directory {
                 types: papaya::HashMap::with_hasher(hash),
@@ -304,7 +304,7 @@ mod tests {
 
     #[test]
     fn a_batch_swaps_each_view_once() {
-        let mut registry = Registry::new();
+        let mut registry = DirectoryWriter::new();
         let directory = registry.directory();
         let (a, b) = (info("a", 1), info("b", 2));
         assert_eq!(registry.apply(vec![join(&a), join(&b)]).len(), 2);
@@ -315,7 +315,7 @@ mod tests {
 
     #[test]
     fn a_type_without_services_is_forgotten() {
-        let mut registry = Registry::new();
+        let mut registry = DirectoryWriter::new();
         let directory = registry.directory();
         let a = info("a", 1);
         registry.apply(vec![join(&a)]);
@@ -342,9 +342,9 @@ mod tests {
     #[test]
     fn names_that_were_made_to_share_a_hash_do_not_share_it_in_any_process() {
         for _ in 0..2 {
-            assert!(places(Registry::new().hash) > 100);
+            assert!(places(DirectoryWriter::new().hash) > 100);
         }
-        let cluster = |seed| Registry::seeded(seed).hash;
+        let cluster = |seed| DirectoryWriter::seeded(seed).hash;
         assert!(places(cluster(1)) > 100);
         let name = ServiceType::try_new("uploader").unwrap();
         assert_ne!(cluster(1).hash_one(&name), cluster(2).hash_one(&name));
@@ -352,7 +352,7 @@ mod tests {
 
     #[test]
     fn a_view_is_dropped_when_the_next_one_is_there() {
-        let mut registry = Registry::new();
+        let mut registry = DirectoryWriter::new();
         let directory = registry.directory();
         let a = info("a", 1);
         registry.apply(vec![join(&a)]);
@@ -366,7 +366,7 @@ mod tests {
 
     #[test]
     fn what_comes_and_goes_in_one_batch_leaves_nothing() {
-        let mut registry = Registry::new();
+        let mut registry = DirectoryWriter::new();
         let a = info("a", 1);
         assert_eq!(registry.apply(vec![join(&a), leave(&a)]).len(), 2);
         assert!(registry.directory().view("uploader").is_none());

@@ -12,7 +12,7 @@ pub const SUSPEND_AFTER: Duration = Duration::from_secs(1);
 
 /// What a look at a link came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Silence {
+pub enum KeepaliveAction {
     /// Something was heard of late: the peer is not suspended.
     Heard,
     /// Nothing was heard, and nobody waits, or not for long yet.
@@ -21,14 +21,14 @@ pub enum Silence {
     Ping,
     /// or is suspended, and to be pinged all the same: its answer ends that.
     Suspend,
-    /// It is this process that did not run: what arrived meanwhile is to be read before the peer is judged, who counts as
+    /// It is this process that did not run: what arrived meanwhile is to be read before the peer is checked, who counts as
     /// heard now.
-    Slept,
+    ProcessPaused,
 }
 
 /// Judges one link.
 #[derive(Clone, Debug)]
-pub struct SilenceWatch {
+pub struct Keepalive {
     rules: RuleSet,
     looked_at: Instant,
     /// Since when somebody waits, as far as looks can tell.
@@ -36,10 +36,10 @@ pub struct SilenceWatch {
     pinged_at: Option<Instant>,
 }
 
-impl SilenceWatch {
+impl Keepalive {
     /// For a link that was opened now.
     pub fn new(now: Instant) -> Self {
-        SilenceWatch {
+        Keepalive {
             rules: RuleSet::default(),
             looked_at: now,
             waits_since: None,
@@ -50,16 +50,16 @@ impl SilenceWatch {
     /// The same with rules switched off.
     #[cfg(any(test, feature = "fault-switches"))]
     pub fn with_rules(self, rules: RuleSet) -> Self {
-        SilenceWatch { rules, ..self }
+        Keepalive { rules, ..self }
     }
 
     /// To be called every [`PING_AFTER`]. `heard_at` is when the last byte arrived, `waits` says whether replies are
     /// outstanding.
-    pub fn look(&mut self, now: Instant, heard_at: Instant, waits: bool) -> Silence {
+    pub fn look(&mut self, now: Instant, heard_at: Instant, waits: bool) -> KeepaliveAction {
         let slept = now.since(self.looked_at) >= 2 * PING_AFTER;
         self.looked_at = now;
         if slept && self.rules.holds(Rule::OwnPauses) {
-            return Silence::Slept;
+            return KeepaliveAction::ProcessPaused;
         }
         self.pinged_at = self.pinged_at.filter(|at| heard_at <= *at);
         if !waits && self.pinged_at.is_none() {
@@ -68,21 +68,21 @@ impl SilenceWatch {
             self.waits_since = Some(now);
         }
         if now.since(heard_at) < PING_AFTER {
-            return Silence::Heard;
+            return KeepaliveAction::Heard;
         }
         let Some(waits_since) = self.waits_since else {
-            return Silence::Idle;
+            return KeepaliveAction::Idle;
         };
         // Nobody had asked it anything before that.
         let silent = now.since(heard_at.max(waits_since));
         if silent < PING_AFTER {
-            return Silence::Idle;
+            return KeepaliveAction::Idle;
         }
         self.pinged_at.get_or_insert(now);
         if silent < SUSPEND_AFTER {
-            Silence::Ping
+            KeepaliveAction::Ping
         } else {
-            Silence::Suspend
+            KeepaliveAction::Suspend
         }
     }
 }
@@ -96,15 +96,15 @@ mod tests {
     }
 
     /// Looks every 250 ms at a link where somebody waits and nothing is heard after `heard_at`.
-    fn looks(watch: &mut SilenceWatch, heard_at: Instant, times: &[u64]) -> Vec<Silence> {
+    fn looks(watch: &mut Keepalive, heard_at: Instant, times: &[u64]) -> Vec<KeepaliveAction> {
         let look = |millis: &u64| watch.look(at(*millis), heard_at, true);
         times.iter().map(look).collect()
     }
 
     #[test]
     fn a_silent_peer_is_pinged_and_then_suspended() {
-        use Silence::*;
-        let mut watch = SilenceWatch::new(at(0));
+        use KeepaliveAction::*;
+        let mut watch = Keepalive::new(at(0));
         let found = looks(&mut watch, at(100), &[250, 500, 750, 1_000, 1_250]);
         assert_eq!(found, [Heard, Ping, Ping, Ping, Suspend]);
         assert_eq!(watch.look(at(1_500), at(1_400), true), Heard);
@@ -112,8 +112,8 @@ mod tests {
 
     #[test]
     fn silence_before_anybody_asked_is_no_reason() {
-        use Silence::*;
-        let mut watch = SilenceWatch::new(at(0));
+        use KeepaliveAction::*;
+        let mut watch = Keepalive::new(at(0));
         for millis in (250..=5_000).step_by(250) {
             watch.look(at(millis), at(0), false);
         }
@@ -123,31 +123,46 @@ mod tests {
 
     #[test]
     fn without_anybody_who_waits_silence_is_nothing() {
-        let mut watch = SilenceWatch::new(at(0));
+        let mut watch = Keepalive::new(at(0));
         for millis in (250..5_000).step_by(250) {
             let found = watch.look(at(millis), at(0), false);
-            assert!(matches!(found, Silence::Heard | Silence::Idle), "{found:?}");
+            assert!(
+                matches!(found, KeepaliveAction::Heard | KeepaliveAction::Idle),
+                "{found:?}"
+            );
         }
     }
 
     #[test]
     fn who_was_pinged_is_waited_for() {
-        let mut watch = SilenceWatch::new(at(0));
-        assert_eq!(watch.look(at(250), at(0), true), Silence::Idle);
-        assert_eq!(watch.look(at(500), at(0), true), Silence::Ping);
+        let mut watch = Keepalive::new(at(0));
+        assert_eq!(watch.look(at(250), at(0), true), KeepaliveAction::Idle);
+        assert_eq!(watch.look(at(500), at(0), true), KeepaliveAction::Ping);
         // The caller has given up, the ping was not answered.
-        assert_eq!(watch.look(at(750), at(0), false), Silence::Ping);
-        assert_eq!(watch.look(at(1_250), at(0), false), Silence::Slept);
-        assert_eq!(watch.look(at(1_500), at(0), false), Silence::Suspend);
+        assert_eq!(watch.look(at(750), at(0), false), KeepaliveAction::Ping);
+        assert_eq!(
+            watch.look(at(1_250), at(0), false),
+            KeepaliveAction::ProcessPaused
+        );
+        assert_eq!(
+            watch.look(at(1_500), at(0), false),
+            KeepaliveAction::Suspend
+        );
     }
 
     #[test]
     fn a_process_that_stood_still_suspends_nobody_for_it() {
-        let mut watch = SilenceWatch::new(at(0));
-        assert_eq!(watch.look(at(4_000), at(0), true), Silence::Slept);
+        let mut watch = Keepalive::new(at(0));
+        assert_eq!(
+            watch.look(at(4_000), at(0), true),
+            KeepaliveAction::ProcessPaused
+        );
         let rules = RuleSet::without(&[Rule::OwnPauses]);
-        let mut watch = SilenceWatch::new(at(0)).with_rules(rules);
-        assert_eq!(watch.look(at(250), at(100), true), Silence::Heard);
-        assert_eq!(watch.look(at(4_000), at(100), true), Silence::Suspend);
+        let mut watch = Keepalive::new(at(0)).with_rules(rules);
+        assert_eq!(watch.look(at(250), at(100), true), KeepaliveAction::Heard);
+        assert_eq!(
+            watch.look(at(4_000), at(100), true),
+            KeepaliveAction::Suspend
+        );
     }
 }

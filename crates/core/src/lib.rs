@@ -1,16 +1,17 @@
 //! The state machines of Dispatch: placement, replication, membership.
 //!
 //! Nothing here reads a clock, opens a socket or draws randomness of its own: time comes in as an
-//! argument, randomness as a seed, and what is to be sent comes out of `poll_transmit`. The same code runs
+//! argument, randomness as a seed, and what is to be sent comes out of `poll_output`. The same code runs
 //! under the library's driver and in a deterministic simulator.
 
+pub mod admission;
 pub mod cluster;
-pub mod config;
+pub mod directory;
 mod entry;
 mod error;
 pub mod frame;
-pub mod hello;
 mod id;
+pub mod keepalive;
 mod key;
 pub mod limits;
 pub mod links;
@@ -18,17 +19,16 @@ mod membership;
 pub mod message;
 pub mod ownership;
 pub mod placement;
-pub mod registry;
 pub mod route;
 pub mod rules;
-pub mod silence;
+pub mod settings;
 mod text;
 mod time;
 pub mod tracker;
 mod view;
 
 pub use cluster::{Cluster, ClusterConfig, ClusterEvent, ClusterStats};
-pub use config::{RawSettings, Settings, SettingsError};
+pub use directory::{Directory, DirectoryWriter, FoundOwners, RegistryEvent};
 pub use entry::{
     Accepts, Codec, EntryChange, EntryError, EntryUpdate, Metadata, NewEntry, Record, ServiceInfo,
     ServiceState, Weight,
@@ -44,9 +44,9 @@ pub use membership::{
 };
 #[cfg(any(test, feature = "fault-switches"))]
 pub use membership::{describe_packet, forge};
-pub use registry::{Directory, FoundOwners, Registry, RegistryEvent};
 pub use route::Routing;
 pub use rules::{Rule, RuleSet};
+pub use settings::{RawSettings, Settings, SettingsError};
 pub use text::Escaped;
 pub use time::{Instant, earliest};
 pub use tracker::{

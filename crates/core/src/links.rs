@@ -9,8 +9,8 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+use crate::admission::Credentials;
 use crate::frame::Frame;
-use crate::hello::Credentials;
 use crate::id::{Address, Generation, NodeId, NodeName};
 use crate::message::{ControlMessage, Hello, Offers, kind};
 use crate::time::{Instant, earliest};
@@ -24,8 +24,8 @@ mod tests;
 
 pub(crate) use dials::{Dials, Purpose, SeedState};
 pub use link::{DialFailure, LinkId, Origin, Output};
-use link::{Link, State};
-pub(crate) use link::{LinkEvent, Names};
+pub(crate) use link::{KnownNames, LinkEvent};
+use link::{Link, LinkState};
 
 /// Shortest and longest time that [`hello_timeout`] gives.
 const HELLO_TIMEOUTS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
@@ -68,7 +68,7 @@ struct Rival {
 
 /// A newcomer whose name looked alive, first seen when.
 #[derive(Debug)]
-struct Doubt {
+struct NameDispute {
     since: Instant,
     rival: Generation,
 }
@@ -82,7 +82,7 @@ pub(crate) struct Links {
     unready: BTreeSet<LinkId>,
     ready: BTreeMap<NodeName, LinkId>,
     waiting: BTreeMap<NodeName, Vec<(Instant, Frame)>>,
-    doubts: BTreeMap<NodeName, Doubt>,
+    name_disputes: BTreeMap<NodeName, NameDispute>,
     dials: Dials,
     rival: Option<Rival>,
     /// When the last node was dialled that is said to have this node's name.
@@ -116,7 +116,7 @@ impl Links {
             unready: BTreeSet::new(),
             ready: BTreeMap::new(),
             waiting: BTreeMap::new(),
-            doubts: BTreeMap::new(),
+            name_disputes: BTreeMap::new(),
             dials,
             rival: None,
             introduced_at: None,
@@ -177,7 +177,7 @@ impl Links {
 
     pub(crate) fn offers(&self, node: &NodeId) -> Option<Offers> {
         match &self.links.get(&self.ready_link(node)?)?.state {
-            State::Ready(hello) => Some(hello.offers),
+            LinkState::Ready(hello) => Some(hello.offers),
             _ => None,
         }
     }
@@ -185,7 +185,7 @@ impl Links {
     /// The minor version that the node on a ready link speaks.
     pub(crate) fn minor(&self, node: &NodeId) -> Option<u16> {
         match &self.links.get(&self.ready_link(node)?)?.state {
-            State::Ready(hello) => Some(hello.minor),
+            LinkState::Ready(hello) => Some(hello.minor),
             _ => None,
         }
     }
@@ -224,13 +224,18 @@ impl Links {
             Link {
                 origin,
                 credentials,
-                state: State::Greeting,
+                state: LinkState::Greeting,
                 since: now,
             },
         );
     }
 
-    pub(crate) fn handle_disconnected(&mut self, now: Instant, link: LinkId, names: &impl Names) {
+    pub(crate) fn handle_disconnected(
+        &mut self,
+        now: Instant,
+        link: LinkId,
+        names: &impl KnownNames,
+    ) {
         self.due = None;
         let Some(gone) = self.links.remove(&link) else {
             return;
@@ -247,7 +252,7 @@ impl Links {
     pub(crate) fn complain_of_silence(&mut self, now: Instant, link: LinkId, why: &str) {
         let Some(Link {
             origin: Origin::Dialled(address),
-            state: State::Greeting,
+            state: LinkState::Greeting,
             ..
         }) = self.links.get(&link)
         else {
@@ -296,7 +301,7 @@ impl Links {
         now: Instant,
         link: LinkId,
         frame: &Frame,
-        names: &impl Names,
+        names: &impl KnownNames,
     ) {
         let Some(state) = self.links.get(&link).map(|link| &link.state) else {
             return self.handle_late_goodbye(link, frame);
@@ -306,7 +311,7 @@ impl Links {
             Ok(None) => return,
             Err(error) => {
                 self.due = None;
-                if matches!(state, State::Greeting) && frame.kind == kind::HELLO {
+                if matches!(state, LinkState::Greeting) && frame.kind == kind::HELLO {
                     self.refuse_unreadable_hello(link, frame);
                 } else {
                     let peer = self.describe(link);
@@ -318,21 +323,21 @@ impl Links {
         };
         let known = self.due.take();
         match (state, message) {
-            (State::Greeting, ControlMessage::Hello(_)) if self.is_late(now, link) => {
+            (LinkState::Greeting, ControlMessage::Hello(_)) if self.is_late(now, link) => {
                 self.give_up_greeting(now, link);
             }
-            (State::Greeting, ControlMessage::Hello(theirs)) => {
+            (LinkState::Greeting, ControlMessage::Hello(theirs)) => {
                 self.handle_hello(now, link, theirs, names);
             }
-            (State::Greeting, ControlMessage::Refuse(refusal)) => {
+            (LinkState::Greeting, ControlMessage::Refuse(refusal)) => {
                 self.handle_refusal(now, link, refusal, names);
             }
-            (State::Ready(hello), ControlMessage::Refuse(refusal)) => {
+            (LinkState::Ready(hello), ControlMessage::Refuse(refusal)) => {
                 let peer = hello.node.clone();
                 tracing::debug!(%peer, %refusal, "a peer closes the connection");
                 self.handle_refusal(now, link, refusal, names);
             }
-            (State::Ready(hello), ControlMessage::Challenge(challenge)) => {
+            (LinkState::Ready(hello), ControlMessage::Challenge(challenge)) => {
                 let alive = ControlMessage::Alive {
                     rival: challenge.rival,
                 };
@@ -341,19 +346,19 @@ impl Links {
                 self.transmit(link, &alive);
                 self.handle_rival(now, from, challenge, names);
             }
-            (State::Ready(hello), ControlMessage::Alive { rival }) => {
+            (LinkState::Ready(hello), ControlMessage::Alive { rival }) => {
                 let peer = hello.node.clone();
                 self.handle_alive(now, &peer.name, rival);
                 if rival == Generation::default() {
                     self.events.push_back(LinkEvent::Answered { peer });
                 }
             }
-            (State::Ready(hello), message) => {
+            (LinkState::Ready(hello), message) => {
                 let from = hello.node.clone();
                 self.due = known;
                 self.events.push_back(LinkEvent::Message { from, message });
             }
-            (State::Greeting | State::InQuestion(_), _) => {
+            (LinkState::Greeting | LinkState::InQuestion(_), _) => {
                 let peer = self.describe(link);
                 let what = "it spoke before the handshake was over";
                 self.warn(&peer, format!("closing the connection to {peer}: {what}"));
@@ -392,7 +397,7 @@ impl Links {
     }
 
     /// Membership's word: that life is over. What is left of its link is closed, so that the next one is fresh.
-    pub(crate) fn forget(&mut self, now: Instant, node: &NodeId, names: &impl Names) {
+    pub(crate) fn forget(&mut self, now: Instant, node: &NodeId, names: &impl KnownNames) {
         self.due = None;
         if let Some(link) = self.ready_link(node) {
             if self.forgotten.len() >= MAX_FORGOTTEN {
@@ -460,7 +465,7 @@ impl Links {
         self.dials.question(now, address);
     }
 
-    pub(crate) fn handle_timeout(&mut self, now: Instant, names: &impl Names) {
+    pub(crate) fn handle_timeout(&mut self, now: Instant, names: &impl KnownNames) {
         self.due = None;
         let patience = hello_timeout(self.down_period);
         let late: Vec<LinkId> = self
@@ -474,7 +479,7 @@ impl Links {
         let unanswered: Vec<LinkId> = self
             .unready()
             .filter(|(_, link)| {
-                matches!(link.state, State::InQuestion(_))
+                matches!(link.state, LinkState::InQuestion(_))
                     && now.since(link.since) >= CHALLENGE_TIMEOUT
             })
             .map(|(id, _)| id)
@@ -482,7 +487,7 @@ impl Links {
         for link in unanswered {
             self.settle_doubt(now, link, names);
         }
-        self.doubts
+        self.name_disputes
             .retain(|_, doubt| now.since(doubt.since) < 4 * self.down_period + patience);
         self.waiting.retain(|_, frames| {
             frames.retain(|(since, _)| now.since(*since) < Duration::from_secs(1));
@@ -516,7 +521,7 @@ impl Links {
         let patience = hello_timeout(self.down_period);
         let link = self.links.get(&link);
         link.is_some_and(|link| {
-            matches!(link.state, State::Greeting) && now.since(link.since) >= patience
+            matches!(link.state, LinkState::Greeting) && now.since(link.since) >= patience
         })
     }
 
@@ -533,9 +538,9 @@ impl Links {
         let handshakes = self
             .unready()
             .filter_map(|(_, link)| match link.state {
-                State::Greeting => Some(link.since + hello_timeout(self.down_period)),
-                State::InQuestion(_) => Some(link.since + CHALLENGE_TIMEOUT),
-                State::Ready(_) => None,
+                LinkState::Greeting => Some(link.since + hello_timeout(self.down_period)),
+                LinkState::InQuestion(_) => Some(link.since + CHALLENGE_TIMEOUT),
+                LinkState::Ready(_) => None,
             })
             .min();
         let dials = if self.leaving {
@@ -594,12 +599,12 @@ impl Links {
         if let Origin::Dialled(address) = &ended.origin {
             // Whoever was to be found there was not.
             let rival = |rival: &mut Rival| rival.address == *address;
-            if !matches!(ended.state, State::Ready(_)) {
+            if !matches!(ended.state, LinkState::Ready(_)) {
                 self.rival.take_if(rival);
             }
             self.dials.disconnected(now, address, link);
         }
-        if let State::Ready(hello) = &ended.state
+        if let LinkState::Ready(hello) = &ended.state
             && self.ready.get(&hello.node.name) == Some(&link)
         {
             self.ready.remove(&hello.node.name);
@@ -615,7 +620,7 @@ impl Links {
     fn describe(&self, link: LinkId) -> String {
         match self.links.get(&link) {
             Some(Link {
-                state: State::Ready(hello) | State::InQuestion(hello),
+                state: LinkState::Ready(hello) | LinkState::InQuestion(hello),
                 ..
             }) => format!("{} at {}", hello.node, hello.address),
             Some(Link {

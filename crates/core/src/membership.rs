@@ -16,9 +16,9 @@ mod generations;
 mod identity;
 mod lately;
 mod lives;
+mod member_list;
 mod places;
 mod refusals;
-mod roster;
 mod suspicion;
 #[cfg(test)]
 mod tests;
@@ -49,8 +49,8 @@ pub use identity::describe_packet;
 use identity::{Identity, Key, Packet, key};
 use lately::Lately;
 use lives::Lives;
-pub use roster::{MemberInfo, MemberState};
-use roster::{Roster, Standing};
+pub use member_list::{MemberInfo, MemberState};
+use member_list::{MemberList, Status};
 
 /// When a newcomer asks random members for all they know, after it became active.
 const JOIN_ANNOUNCES: [Duration; 5] = [
@@ -113,7 +113,7 @@ pub struct Membership {
     me: Identity,
     engine: Engine,
     join_announces: VecDeque<Instant>,
-    roster: Roster,
+    member_list: MemberList,
     lives: Lives,
     accusations: Accusations,
     /// What this node's own incarnation is at least.
@@ -168,7 +168,7 @@ impl Membership {
             me,
             engine,
             join_announces: VecDeque::new(),
-            roster: Roster::default(),
+            member_list: MemberList::default(),
             lives,
             accusations: Accusations::default(),
             incarnation: Incarnation::default(),
@@ -215,7 +215,7 @@ impl Membership {
         if just_rejoined && opened.header.message == Message::TurnUndead {
             return;
         }
-        self.judge_rival(now, &from.name, &opened.header.dst);
+        self.report_rival(now, &from.name, &opened.header.dst);
         self.heard_itself(now, &opened.header.src);
         let told = std::mem::take(&mut opened.updates);
         let count = told.len();
@@ -265,9 +265,9 @@ impl Membership {
         let ask = !known
             .as_ref()
             .is_some_and(|member| member.id().node == *peer && member.state() != State::Down);
-        let remembered = self.roster.identity(&peer.name);
+        let remembered = self.member_list.identity(&peer.name);
         let remembered = remembered.filter(|identity| {
-            !self.rules.holds(Rule::OwnWord) || !self.lives.generations.is_hearsay(identity)
+            !self.rules.holds(Rule::OwnWord) || !self.lives.generations.is_unconfirmed(identity)
         });
         let bump = [known.as_ref().map(Member::id), remembered]
             .into_iter()
@@ -296,12 +296,12 @@ impl Membership {
         self.lives
             .depart(node.clone(), now + self.config.permdown_period);
         self.evidence.remove(node);
-        if self.roster.leave(now, node) {
+        if self.member_list.leave(now, node) {
             self.events
                 .push_back(MemberEvent::Left { node: node.clone() });
         }
         // Told to nobody in a hurry: whoever hears of a death before the goodbye could only take it for one.
-        self.bury(now, node);
+        self.mark_down(now, node);
     }
 
     /// The highest generation heard of for a name, be it of a living, dead or departed node.
@@ -334,7 +334,7 @@ impl Membership {
     }
 
     /// True where that life of a node is known from others alone.
-    pub fn is_hearsay(&self, node: &NodeId) -> bool {
+    pub fn is_unconfirmed(&self, node: &NodeId) -> bool {
         self.rules.holds(Rule::OwnWord)
             && self
                 .lives
@@ -379,7 +379,9 @@ impl Membership {
 
     /// The life of a name that is up, where one is.
     pub fn is_up(&self, name: &NodeName) -> Option<NodeId> {
-        self.roster.up(name).map(|identity| identity.node.clone())
+        self.member_list
+            .up(name)
+            .map(|identity| identity.node.clone())
     }
 
     /// This node took a new generation; the others stay known, and some are told at once.
@@ -404,13 +406,13 @@ impl Membership {
         }
     }
 
-    /// The process did not run for a while, and everything that arrived meanwhile has been handled: judges first
+    /// The process did not run for a while, and everything that arrived meanwhile has been handled: checks first
     /// whether this node is cut off, and gives the suspects one more probe's time to answer.
     pub fn resumed(&mut self, now: Instant) {
         if self.stopped {
             return;
         }
-        self.judge_isolation(now);
+        self.check_isolation(now);
         let later = now + self.config.probe;
         self.engine.postpone_deaths(now, later);
         self.evidence.postpone(now, later);
@@ -424,7 +426,7 @@ impl Membership {
             return;
         }
         // The goodbye comes first: what the engine says after it could only be taken for a death.
-        for peer in self.roster.iter_up() {
+        for peer in self.member_list.iter_up() {
             self.transmits.push_back((
                 peer.node.clone(),
                 peer.address.clone(),
@@ -443,7 +445,7 @@ impl Membership {
         if self.stopped {
             return;
         }
-        self.judge_isolation(now);
+        self.check_isolation(now);
         while let Some(timer) = self.engine.take_due(now) {
             if self.is_sound(&timer) {
                 self.drive(now, |engine, runtime| engine.handle_timer(timer, runtime));
@@ -457,9 +459,9 @@ impl Membership {
                 self.drive(now, |engine, runtime| engine.announce(identity, runtime));
             }
         }
-        self.judge_due_evidence(now);
+        self.check_due_evidence(now);
         self.settle_disputes(now);
-        self.judge_accusations(now);
+        self.check_accusations(now);
         if now >= self.sweep_at {
             self.sweep(now);
         }
@@ -472,7 +474,7 @@ impl Membership {
         }
         let timer = self.engine.poll_timeout();
         let announce = self.join_announces.front().copied();
-        let isolation = (self.rules.holds(Rule::Isolation) && self.roster.any_up())
+        let isolation = (self.rules.holds(Rule::Isolation) && self.member_list.any_up())
             .then(|| self.heard_at + self.config.isolation);
         let first = earliest(earliest(timer, announce), isolation);
         let evidence = earliest(self.evidence.poll_timeout(), self.disputes.poll_timeout());
@@ -496,7 +498,7 @@ impl Membership {
         if self.stopped || !self.rules.holds(Rule::RedialDead) {
             return Vec::new();
         }
-        self.roster.dial_candidates(now)
+        self.member_list.dial_candidates(now)
     }
 
     /// The other nodes by name, living, recently dead and departed.
@@ -507,7 +509,7 @@ impl Membership {
             .filter(|member| member.state() == State::Suspect)
             .map(|member| member.id().key())
             .collect();
-        self.roster.infos(suspects)
+        self.member_list.members(suspects)
     }
 
     fn is_barred(&self, node: &NodeId) -> bool {
@@ -515,7 +517,7 @@ impl Membership {
     }
 
     fn is_up_in_this_life(&self, node: &NodeId) -> bool {
-        self.roster
+        self.member_list
             .up(&node.name)
             .is_some_and(|identity| identity.node == *node)
     }
@@ -527,7 +529,7 @@ impl Membership {
     /// Up to `count` random living members, without the one named.
     fn random_up(&mut self, count: usize, without: Option<&NodeName>) -> Vec<Identity> {
         let mut candidates: Vec<Identity> = self
-            .roster
+            .member_list
             .iter_up()
             .filter(|identity| Some(&identity.node.name) != without)
             .cloned()
@@ -554,7 +556,7 @@ impl Membership {
             if *identity == self.me {
                 return self.admits_of_this_node(update, just_rejoined);
             }
-            self.judge_rival(now, &from.name, identity);
+            self.report_rival(now, &from.name, identity);
             return !self.rules.holds(Rule::NameConflict);
         }
         if !self.is_plausible(now, identity.node.generation) {
@@ -568,7 +570,7 @@ impl Membership {
         }
         let own = identity.node.name == from.name;
         if update.state() == State::Alive {
-            self.heard_gossip(now, from, identity);
+            self.on_gossip_claims_alive(now, from, identity);
         }
         if !own && self.is_to_be_asked(now, from, update) {
             return false;
@@ -620,13 +622,13 @@ impl Membership {
         }
         let order = |identity: &Identity| (identity.node.generation, identity.bump);
         let member = self.engine_member(identity.key());
-        let remembered = self.roster.identity(name);
+        let remembered = self.member_list.identity(name);
         let known = [member.as_ref().map(Member::id), remembered];
         let Some(latest) = known.into_iter().flatten().map(order).max() else {
             // Whoever has never been heard of is introduced by anybody.
             return false;
         };
-        let is_up = self.roster.up(name).is_some();
+        let is_up = self.member_list.up(name).is_some();
         let revives = !is_up && update.state() != State::Down && order(identity) >= latest;
         if order(identity) <= latest && !revives {
             let leaps = member.as_ref().is_some_and(|member| {
@@ -638,7 +640,7 @@ impl Membership {
             return leaps;
         }
         let others = self
-            .roster
+            .member_list
             .iter_up()
             .filter(|other| other.node.name != *name);
         let tellers = others.take(AGREEING_TELLERS).count();
@@ -646,7 +648,10 @@ impl Membership {
         // is silent for a while longer, and who is suspected meanwhile would have no way to say that it has come back.
         // Even then one teller is not enough: of three nodes one could raise the doubt, and then tell of a return that never was.
         let doubted = member.is_some_and(|member| member.state() == State::Suspect);
-        let linked = self.roster.up(name).filter(|up| self.is_linked(&up.node));
+        let linked = self
+            .member_list
+            .up(name)
+            .filter(|up| self.is_linked(&up.node));
         let needed = match linked {
             Some(up) if !doubted && !self.accusations.has_case(&up.node) => usize::MAX,
             Some(_) => AGREEING_TELLERS,
@@ -685,12 +690,12 @@ impl Membership {
         let made_up = known.filter(|known| {
             let (id, ours) = (known.id(), (node.generation, identity.bump));
             (id.node.generation, id.bump) > ours
-                && self.lives.generations.is_hearsay(id)
+                && self.lives.generations.is_unconfirmed(id)
                 && (known.state() == State::Down || id.node.generation != node.generation)
         });
         if let Some(made_up) = made_up {
             self.counts.uncovered += 1;
-            self.bury(now, &made_up.id().node);
+            self.mark_down(now, &made_up.id().node);
             self.forget_dead(now, made_up.id().clone());
         }
     }
@@ -702,7 +707,7 @@ impl Membership {
     }
 
     /// Rule: a higher generation of this node's own name is reported, once and again after a while.
-    fn judge_rival(&mut self, now: Instant, from: &NodeName, identity: &Identity) {
+    fn report_rival(&mut self, now: Instant, from: &NodeName, identity: &Identity) {
         let generation = identity.node.generation;
         if !self.rules.holds(Rule::NameConflict)
             || identity.key() != self.me.key()
@@ -725,13 +730,13 @@ impl Membership {
     }
 
     /// A death that was found out by evidence: the others hear of it at once.
-    fn declare_dead(&mut self, now: Instant, node: &NodeId) {
-        self.bury(now, node);
+    fn mark_down_and_gossip(&mut self, now: Instant, node: &NodeId) {
+        self.mark_down(now, node);
         self.drive(now, |engine, runtime| engine.gossip(runtime));
     }
 
     /// Tells the engine that this life of a node is over.
-    fn bury(&mut self, now: Instant, node: &NodeId) {
+    fn mark_down(&mut self, now: Instant, node: &NodeId) {
         let Some(member) = self.engine_member(key(&node.name)) else {
             return;
         };
@@ -748,15 +753,15 @@ impl Membership {
     }
 
     /// Rule: nothing received from anyone while peers are known to be up means that this node is cut off.
-    fn judge_isolation(&mut self, now: Instant) {
+    fn check_isolation(&mut self, now: Instant) {
         if !self.rules.holds(Rule::Isolation)
-            || !self.roster.any_up()
+            || !self.member_list.any_up()
             || now < self.heard_at + self.config.isolation
         {
             return;
         }
         tracing::info!(node = %self.me.node, "cut off: nothing received from anyone");
-        for node in self.roster.all_down(now) {
+        for node in self.member_list.all_down(now) {
             self.events.push_back(MemberEvent::Down { node });
         }
         self.evidence = Evidence::default();
@@ -831,7 +836,7 @@ impl Membership {
         self.cap_removals(now);
     }
 
-    /// Brings the roster in line with what the engine thinks of a name, and reports the difference.
+    /// Brings the member list in line with what the engine thinks of a name, and reports the difference.
     fn reconcile(&mut self, now: Instant, name: &NodeName) {
         if *name == self.me.node.name {
             return;
@@ -841,12 +846,12 @@ impl Membership {
             Some(member) if member.state() != State::Down => {
                 let identity = member.id().clone();
                 if self.is_barred(&identity.node) {
-                    self.bury(now, &identity.node);
+                    self.mark_down(now, &identity.node);
                     return;
                 }
-                match self.roster.up(name).map(|known| known.node.clone()) {
+                match self.member_list.up(name).map(|known| known.node.clone()) {
                     // Rule: with another bump only, it is the same life.
-                    Some(known) if known == identity.node => self.roster.rename(identity),
+                    Some(known) if known == identity.node => self.member_list.rename(identity),
                     Some(known) => {
                         // Rule: with another generation, the old one died and the new one lives.
                         self.evidence.remove(&known);
@@ -854,19 +859,19 @@ impl Membership {
                             self.events.push_back(MemberEvent::Down { node: known });
                             self.report_up(now, identity);
                         } else {
-                            self.roster.rename(identity);
+                            self.member_list.rename(identity);
                         }
                     }
                     None => self.report_up(now, identity),
                 }
             }
             member => {
-                if let Some(node) = self.roster.set_down(now, name) {
+                if let Some(node) = self.member_list.set_down(now, name) {
                     self.evidence.remove(&node);
                     self.events.push_back(MemberEvent::Down { node });
                 }
                 if let Some(member) = member {
-                    self.roster.renew_dead(now, member.id());
+                    self.member_list.renew_dead(now, member.id());
                 }
             }
         }
@@ -877,7 +882,7 @@ impl Membership {
             node: identity.node.clone(),
             address: identity.address.clone(),
         });
-        self.roster.set(identity, Standing::Up, now);
+        self.member_list.set(identity, Status::Up, now);
     }
 
     /// Forgets what is outdated.
@@ -888,12 +893,12 @@ impl Membership {
         }
         self.lives.sweep_departed(now);
         let kept = self.config.permdown_period;
-        self.roster.sweep(now, kept);
-        let roster = &self.roster;
+        self.member_list.sweep(now, kept);
+        let member_list = &self.member_list;
         // What is remembered of a name in any other way was given by that generation, or an earlier one.
         self.lives
             .generations
-            .sweep(now, kept, |name| roster.knows(name));
+            .sweep(now, kept, |name| member_list.knows(name));
         self.accusations.sweep(now);
         self.evidence.sweep(now, self.config.down_period);
         self.told_dead.sweep(now);
@@ -908,7 +913,7 @@ impl Membership {
             };
             self.forget_dead(now, identity);
         }
-        self.roster.cap();
+        self.member_list.cap();
     }
 
     fn forget_dead(&mut self, now: Instant, identity: Identity) {

@@ -254,13 +254,13 @@ pub struct SnapshotChunk {
 pub struct Digest {
     /// Hash over the sorted [`OwnerVersion`]s.
     pub hash: u64,
-    /// True asks for a [`Vector`] where the hashes differ.
+    /// True asks for a [`VersionVector`] where the hashes differ.
     pub ask: bool,
 }
 
 /// All owners that are up, with their versions.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Vector {
+pub struct VersionVector {
     /// One row an owner, at most [`MAX_KNOWN_NODES`](crate::limits::MAX_KNOWN_NODES).
     pub owners: Vec<OwnerVersion>,
 }
@@ -303,7 +303,7 @@ pub enum ControlMessage {
         node: NodeId,
     },
     /// The sender, or somebody for whom it passes this on, takes that node for dead; it should say that it is not.
-    TakenForDead(Verdict),
+    DeathNotice(DeathNotice),
     /// See [`Delta`].
     Delta(Delta),
     /// See [`Request`].
@@ -314,8 +314,8 @@ pub enum ControlMessage {
     Snapshot(SnapshotChunk),
     /// See [`Digest`].
     Digest(Digest),
-    /// See [`Vector`].
-    Vector(Vector),
+    /// See [`VersionVector`].
+    Vector(VersionVector),
     /// The receiver is asked to say when it has that version of the sender's entries, or a later one.
     AwaitVersion {
         /// The version.
@@ -345,7 +345,7 @@ pub enum ControlMessage {
 
 /// Somebody takes a node for dead that is up for the receiver.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Verdict {
+pub struct DeathNotice {
     /// The node in question, in the life in question.
     pub node: NodeId,
     /// A later life of its name, and where it is said to be reached, which is why the one in question must be dead.
@@ -382,10 +382,10 @@ pub mod kind {
     pub const SNAPSHOT: u8 = 11;
     /// [`Digest`](super::Digest).
     pub const DIGEST: u8 = 12;
-    /// [`Vector`](super::Vector).
+    /// [`VersionVector`](super::VersionVector).
     pub const VECTOR: u8 = 13;
-    /// [`ControlMessage::TakenForDead`](super::ControlMessage::TakenForDead).
-    pub const TAKEN_FOR_DEAD: u8 = 14;
+    /// [`ControlMessage::DeathNotice`](super::ControlMessage::DeathNotice).
+    pub const DEATH_NOTICE: u8 = 14;
     /// [`ControlMessage::AwaitVersion`](super::ControlMessage::AwaitVersion).
     pub const AWAIT_VERSION: u8 = 15;
     /// [`ControlMessage::HaveVersion`](super::ControlMessage::HaveVersion).
@@ -425,7 +425,7 @@ impl ControlMessage {
             ControlMessage::Alive { rival } => body(kind::ALIVE, rival),
             ControlMessage::Refused { node } => body(kind::REFUSED, node),
             ControlMessage::Goodbye { node } => body(kind::GOODBYE, node),
-            ControlMessage::TakenForDead(verdict) => body(kind::TAKEN_FOR_DEAD, verdict),
+            ControlMessage::DeathNotice(notice) => body(kind::DEATH_NOTICE, notice),
             ControlMessage::Delta(delta) => body(kind::DELTA, delta),
             ControlMessage::Request(request) => body(kind::REQUEST, request),
             ControlMessage::Unavailable(unavailable) => body(kind::UNAVAILABLE, unavailable),
@@ -464,7 +464,7 @@ impl ControlMessage {
             },
             kind::REFUSED => ControlMessage::Refused { node: body(frame)? },
             kind::GOODBYE => ControlMessage::Goodbye { node: body(frame)? },
-            kind::TAKEN_FOR_DEAD => ControlMessage::TakenForDead(body(frame)?),
+            kind::DEATH_NOTICE => ControlMessage::DeathNotice(body(frame)?),
             kind::DELTA => ControlMessage::Delta(body(frame)?),
             kind::REQUEST => ControlMessage::Request(body(frame)?),
             kind::UNAVAILABLE => ControlMessage::Unavailable(body(frame)?),

@@ -381,7 +381,7 @@ impl Ownership {
     }
 
     fn end_life(&mut self, now: Instant, node: &NodeId) {
-        self.hub.bury(now, node);
+        self.hub.end_life(now, node);
         for keyed in self.types.values_mut() {
             keyed.end_life(&mut self.hub, now, node);
         }

@@ -297,7 +297,7 @@ impl Tracker {
             owner.confirmed |=
                 owner.owner_confirmed && owner.replica.version().is_some() && owner.is_complete();
         }
-        self.judge(now, node);
+        self.advance(now, node);
     }
 
     /// Membership says that this life is down.
@@ -498,11 +498,11 @@ impl Tracker {
                 return self.reject(from, &format!("a change to {beyond}"));
             }
         }
-        self.judge(now, from);
+        self.advance(now, from);
     }
 
     /// What is to be done about one owner: fetch what is missing, show what is complete.
-    fn judge(&mut self, now: Instant, node: &NodeId) {
+    fn advance(&mut self, now: Instant, node: &NodeId) {
         if !self.confirmations.owes_nothing() {
             self.answer_awaited(node);
         }
@@ -577,7 +577,7 @@ impl Tracker {
             .map(|(node, _)| node.clone())
             .collect();
         for node in behind {
-            self.judge(now, &node);
+            self.advance(now, &node);
             self.ask_owner(&node);
         }
         self.follow_hints(now);

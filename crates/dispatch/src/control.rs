@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use keydispatch_core::Escaped;
-use keydispatch_core::hello;
+use keydispatch_core::admission;
 use keydispatch_core::limits::MAX_CONTROL_FRAME_BYTES;
 use keydispatch_core::links::LinkId;
 use keydispatch_core::message::{Address, ControlMessage, Frame, Hello, Lane, Refusal, kind};
@@ -277,7 +277,7 @@ async fn greet(
         Ok(Some(ControlMessage::Hello(theirs))) if theirs.lane == Lane::Data => {
             let ours = ours.load();
             let greeted = data.greet();
-            let verdict = hello::check(&ours, &theirs, connection.credentials())
+            let verdict = admission::check(&ours, &theirs, connection.credentials())
                 .and_then(|()| greeted.as_ref().map(|_| ()).ok_or(Refusal::Left));
             let answer = match &verdict {
                 Ok(()) => ControlMessage::Hello(Hello {

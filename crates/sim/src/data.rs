@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use keydispatch_core::silence::{PING_AFTER, SUSPEND_AFTER, Silence, SilenceWatch};
+use keydispatch_core::keepalive::{Keepalive, KeepaliveAction, PING_AFTER, SUSPEND_AFTER};
 use keydispatch_core::{Instant, RuleSet};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -40,7 +40,7 @@ pub(crate) struct DataLinks {
 struct DataLink {
     number: u64,
     peer: usize,
-    watch: SilenceWatch,
+    watch: Keepalive,
     heard_at: Instant,
     /// Calls whose replies are outstanding.
     waiting: u32,
@@ -103,11 +103,11 @@ impl World {
         }
         let mut pings = false;
         match link.watch.look(self.now, link.heard_at, link.waiting > 0) {
-            Silence::Slept => link.heard_at = self.now,
-            Silence::Heard => link.suspended = false,
-            Silence::Idle => {}
-            Silence::Ping => pings = true,
-            Silence::Suspend => {
+            KeepaliveAction::ProcessPaused => link.heard_at = self.now,
+            KeepaliveAction::Heard => link.suspended = false,
+            KeepaliveAction::Idle => {}
+            KeepaliveAction::Ping => pings = true,
+            KeepaliveAction::Suspend => {
                 pings = true;
                 link.waiting = 0;
                 if !std::mem::replace(&mut link.suspended, true) {
@@ -211,7 +211,7 @@ impl World {
         self.data.links[process] = Some(DataLink {
             number: self.data.last,
             peer,
-            watch: SilenceWatch::new(self.now).with_rules(self.data.rules),
+            watch: Keepalive::new(self.now).with_rules(self.data.rules),
             heard_at: self.now,
             waiting: 0,
             suspended: false,

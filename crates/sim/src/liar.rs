@@ -11,8 +11,8 @@ use std::time::Duration;
 use keydispatch_core::forge::{Claim, Forged, Purpose, forge_packet};
 use keydispatch_core::links::LinkId;
 use keydispatch_core::message::{
-    Address, Challenge, ControlMessage, Delta, Digest, Frame, Hello, Operation, OwnerVersion,
-    Refusal, Request, Resume, SnapshotChunk, Vector, Verdict,
+    Address, Challenge, ControlMessage, DeathNotice, Delta, Digest, Frame, Hello, Operation,
+    OwnerVersion, Refusal, Request, Resume, SnapshotChunk, VersionVector,
 };
 use keydispatch_core::{
     Cluster, Generation, InstanceName, NodeId, NodeName, Record, ServiceState, ServiceType, Weight,
@@ -331,7 +331,7 @@ impl Liar {
                 } else {
                     stage.to.node.clone()
                 };
-                vec![ControlMessage::TakenForDead(Verdict { node, rival })]
+                vec![ControlMessage::DeathNotice(DeathNotice { node, rival })]
             }
             5..=6 => {
                 times = self.burst();
@@ -483,7 +483,7 @@ impl Liar {
             // Of itself, too: more than it will ever have.
             row.owner = stage.me.node.clone();
         }
-        ControlMessage::Vector(Vector { owners: vec![row] })
+        ControlMessage::Vector(VersionVector { owners: vec![row] })
     }
 
     fn snapshot(&mut self, stage: &Stage) -> ControlMessage {

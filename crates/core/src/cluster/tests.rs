@@ -1,5 +1,5 @@
 use super::*;
-use crate::hello::NodeNames;
+use crate::admission::NodeNames;
 use crate::rules::{Rule, RuleSet};
 
 /// A year in microseconds.

@@ -66,7 +66,7 @@ pub(crate) enum SeedState {
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]
-enum State {
+enum DialState {
     #[default]
     Idle,
     UnderWay,
@@ -102,7 +102,7 @@ struct Dial {
     /// At least one dial there has failed.
     tried: bool,
     answered: bool,
-    state: State,
+    state: DialState,
     at: Instant,
     /// When the last dial there began.
     since: Instant,
@@ -215,7 +215,7 @@ impl Dials {
     pub(crate) fn look_around(&mut self, now: Instant) {
         self.now = self.now.max(now);
         let seeds = self.entries.values_mut().filter(|dial| dial.seed);
-        for dial in seeds.filter(|dial| !matches!(dial.state, State::Linked(_))) {
+        for dial in seeds.filter(|dial| !matches!(dial.state, DialState::Linked(_))) {
             (dial.answered, dial.refused, dial.tried) = (false, false, false);
             dial.attempts = 0;
             dial.at = now;
@@ -340,7 +340,7 @@ impl Dials {
 
     pub(crate) fn connected(&mut self, address: &Address, link: LinkId) {
         if let Some(dial) = self.entries.get_mut(address) {
-            dial.state = State::Linked(link);
+            dial.state = DialState::Linked(link);
         }
     }
 
@@ -350,12 +350,12 @@ impl Dials {
         let Some(dial) = self.entries.get(address) else {
             return;
         };
-        if dial.state != State::Linked(link) {
+        if dial.state != DialState::Linked(link) {
             return;
         }
         let at = now + self.backoff(address);
         if let Some(dial) = self.entries.get_mut(address) {
-            dial.state = State::Idle;
+            dial.state = DialState::Idle;
             dial.at = at;
             dial.attempts = dial.attempts.saturating_add(1);
             dial.question = false;
@@ -405,7 +405,7 @@ impl Dials {
         let Some(dial) = self.entries.get_mut(address) else {
             return Failed::default();
         };
-        dial.state = State::Idle;
+        dial.state = DialState::Idle;
         dial.question = false;
         dial.attempts = dial.attempts.saturating_add(1);
         dial.at = at;
@@ -454,15 +454,15 @@ impl Dials {
         let under_way = self
             .entries
             .values()
-            .filter(|dial| dial.state == State::UnderWay)
+            .filter(|dial| dial.state == DialState::UnderWay)
             .count();
         let mut due = Vec::new();
         for (address, dial) in &mut self.entries {
             if under_way + due.len() >= MAX_UNDER_WAY {
                 break;
             }
-            if dial.state == State::Idle && dial.at <= now && dial.is_needed(&is_ready) {
-                dial.state = State::UnderWay;
+            if dial.state == DialState::Idle && dial.at <= now && dial.is_needed(&is_ready) {
+                dial.state = DialState::UnderWay;
                 dial.since = now;
                 due.push(address.clone());
             }
@@ -479,11 +479,11 @@ impl Dials {
         let mut next: Option<Instant> = None;
         for dial in self.entries.values() {
             match dial.state {
-                State::UnderWay => under_way += 1,
-                State::Idle if dial.is_needed(&is_ready) => {
+                DialState::UnderWay => under_way += 1,
+                DialState::Idle if dial.is_needed(&is_ready) => {
                     next = Some(next.map_or(dial.at, |next| next.min(dial.at)));
                 }
-                State::Idle | State::Linked(_) => {}
+                DialState::Idle | DialState::Linked(_) => {}
             }
         }
         next.filter(|_| under_way < MAX_UNDER_WAY)
@@ -496,7 +496,7 @@ impl Dials {
             let wanted = dial.seed || dial.question || dial.member.is_some();
             // A packet every few milliseconds to whoever refuses must not mean a dial every few milliseconds.
             let pausing = dial.attempts > 0 && dial.at > now;
-            wanted || pausing || dial.state != State::Idle
+            wanted || pausing || dial.state != DialState::Idle
         });
     }
 

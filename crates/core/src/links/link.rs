@@ -1,7 +1,7 @@
 //! A connection to another node, and what is said of it between the links, the driver and membership.
 
+use crate::admission::Credentials;
 use crate::frame::Frame;
-use crate::hello::Credentials;
 use crate::id::{Address, Generation, NodeId, NodeName};
 use crate::membership::RefusedDial;
 use crate::message::{ControlMessage, Hello};
@@ -80,7 +80,7 @@ pub(crate) enum LinkEvent {
 }
 
 /// What the links need to know of membership.
-pub(crate) trait Names {
+pub(crate) trait KnownNames {
     /// The life of that name that is up.
     fn up(&self, name: &NodeName) -> Option<NodeId>;
     /// The highest generation known of that name.
@@ -88,7 +88,7 @@ pub(crate) trait Names {
     /// True for a life that said goodbye.
     fn is_left(&self, node: &NodeId) -> bool;
     /// True for a life that is known from others alone.
-    fn is_hearsay(&self, _: &NodeId) -> bool {
+    fn is_unconfirmed(&self, _: &NodeId) -> bool {
         false
     }
     /// False for a generation that cannot be yet.
@@ -103,7 +103,7 @@ pub(crate) trait Names {
 
 /// How far a connection has come.
 #[derive(Debug)]
-pub(super) enum State {
+pub(super) enum LinkState {
     /// The other side's Hello is outstanding.
     Greeting,
     /// A node of that name looks alive and is being asked; the Hello is answered after that.
@@ -117,14 +117,14 @@ pub(super) enum State {
 pub(super) struct Link {
     pub(super) origin: Origin,
     pub(super) credentials: Credentials,
-    pub(super) state: State,
+    pub(super) state: LinkState,
     pub(super) since: Instant,
 }
 
 impl Link {
     pub(super) fn peer(&self) -> Option<&NodeId> {
         match &self.state {
-            State::Ready(hello) => Some(&hello.node),
+            LinkState::Ready(hello) => Some(&hello.node),
             _ => None,
         }
     }

@@ -16,7 +16,7 @@ struct Known {
     left: BTreeSet<NodeId>,
 }
 
-impl Names for Known {
+impl KnownNames for Known {
     fn up(&self, name: &NodeName) -> Option<NodeId> {
         self.up.get(name).cloned()
     }
@@ -397,7 +397,7 @@ fn a_certificate_of_another_node_is_refused() {
     );
     let credentials = Credentials::Certificate {
         cluster: ClusterName::try_new("test").unwrap(),
-        nodes: crate::hello::NodeNames::Exact(vec![NodeName::try_new("c").unwrap()]),
+        nodes: crate::admission::NodeNames::Exact(vec![NodeName::try_new("c").unwrap()]),
     };
     links.handle_connected(Instant::ZERO, LinkId(1), Origin::Accepted, credentials);
     let frame = ControlMessage::Hello(hello(node("b", 1), 2, 1)).encode();

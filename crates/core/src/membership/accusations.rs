@@ -1,4 +1,4 @@
-//! Who is accused of being down, by whom, and who was wrong about whom: what the rule *two accusers* is judged by.
+//! Who is accused of being down, by whom, and who was wrong about whom: what the rule *two accusers* is checked by.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -32,7 +32,7 @@ pub(super) struct Case {
     pub(super) as_of: (u32, Incarnation),
     /// It was asked over its link; otherwise it was suspected, which it can refute.
     pub(super) asked: bool,
-    /// When it is judged.
+    /// When it is checked.
     pub(super) due: Instant,
 }
 

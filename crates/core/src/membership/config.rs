@@ -3,8 +3,8 @@
 use std::num::{NonZeroU8, NonZeroUsize};
 use std::time::Duration;
 
-use crate::config::Settings;
 use crate::rules::{Rule, RuleSet};
+use crate::settings::Settings;
 use foca::PeriodicParams;
 
 /// Shortest and longest time between two probes.
@@ -123,9 +123,9 @@ pub struct MembershipCounts {
     pub conflicts: u64,
     /// Engines whose timers were started again after the node came back.
     pub rearmed: u64,
-    /// Verdicts that were told by way of somebody.
+    /// Death notices that were told by way of somebody.
     pub verdicts: u64,
-    /// Nodes that were suspected because they did not answer a verdict.
+    /// Nodes that were suspected because they did not answer a death notice.
     pub unanswered: u64,
     /// News that a node is down, of one accuser alone.
     pub accusations: u64,

@@ -17,9 +17,9 @@ pub(super) struct Disputes(BTreeMap<NodeId, Dispute>);
 
 /// One of them.
 pub(super) struct Dispute {
-    /// When it is judged.
+    /// When it is checked.
     pub(super) at: Instant,
-    /// What it was up as when the verdict came, or when it was suspected.
+    /// What it was up as when the notice came, or when it was suspected.
     pub(super) as_of: (u32, Incarnation),
     /// It did not answer, and is suspected since.
     pub(super) suspected: bool,

@@ -31,14 +31,14 @@ pub(super) struct Case {
     pub(super) promised: BTreeSet<NodeId>,
 }
 
-/// This node's own evidence, until it is judged.
+/// This node's own evidence, until it is checked.
 pub(super) struct Own {
     /// The link to it broke.
     pub(super) lost: bool,
     pub(super) refusals: u32,
-    /// When it is judged, whoever has answered by then.
-    pub(super) judge_at: Instant,
-    /// From when it is judged where nobody else is left to ask; none once that time has come.
+    /// When it is checked, whoever has answered by then.
+    pub(super) check_at: Instant,
+    /// From when it is checked where nobody else is left to ask; none once that time has come.
     pub(super) alone_at: Option<Instant>,
     /// Who was asked and has not answered yet.
     pub(super) asked: BTreeSet<NodeName>,
@@ -79,7 +79,7 @@ impl Evidence {
     pub(super) fn due(&mut self, now: Instant, fresh: Duration) -> Vec<(NodeId, bool)> {
         let mut due = Vec::new();
         for (node, case) in &mut self.0 {
-            let Some(own) = case.own.take_if(|own| own.judge_at <= now) else {
+            let Some(own) = case.own.take_if(|own| own.check_at <= now) else {
                 continue;
             };
             if !case.is_vouched_for(now, fresh) {
@@ -103,8 +103,8 @@ impl Evidence {
 
     pub(super) fn postpone(&mut self, now: Instant, later: Instant) {
         for own in self.0.values_mut().filter_map(|case| case.own.as_mut()) {
-            if own.judge_at <= now {
-                own.judge_at = later;
+            if own.check_at <= now {
+                own.check_at = later;
             }
             if let Some(at) = own.alone_at.as_mut().filter(|at| **at <= now) {
                 *at = later;
@@ -114,7 +114,7 @@ impl Evidence {
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let own = self.0.values().filter_map(|case| case.own.as_ref());
-        own.map(|own| own.alone_at.map_or(own.judge_at, |at| at.min(own.judge_at)))
+        own.map(|own| own.alone_at.map_or(own.check_at, |at| at.min(own.check_at)))
             .min()
     }
 

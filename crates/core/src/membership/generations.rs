@@ -183,7 +183,7 @@ impl Generations {
     }
 
     /// True where that identity is later than all that the node itself has said.
-    pub(super) fn is_hearsay(&self, identity: &Identity) -> bool {
+    pub(super) fn is_unconfirmed(&self, identity: &Identity) -> bool {
         self.words.get(&identity.node.name).is_none_or(|word| {
             (word.generation, word.bump) < (identity.node.generation, identity.bump)
         })

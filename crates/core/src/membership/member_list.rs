@@ -39,7 +39,7 @@ pub struct MemberInfo {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Standing {
+pub(super) enum Status {
     Up,
     Down,
     Left,
@@ -48,15 +48,15 @@ pub(super) enum Standing {
 #[derive(Debug)]
 struct Entry {
     identity: Identity,
-    standing: Standing,
+    status: Status,
     since: Instant,
     dialled: Option<Instant>,
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Roster(BTreeMap<NodeName, Entry>);
+pub(super) struct MemberList(BTreeMap<NodeName, Entry>);
 
-impl Roster {
+impl MemberList {
     pub(super) fn identity(&self, name: &NodeName) -> Option<&Identity> {
         self.0.get(name).map(|entry| &entry.identity)
     }
@@ -64,14 +64,14 @@ impl Roster {
     pub(super) fn up(&self, name: &NodeName) -> Option<&Identity> {
         self.0
             .get(name)
-            .filter(|entry| entry.standing == Standing::Up)
+            .filter(|entry| entry.status == Status::Up)
             .map(|entry| &entry.identity)
     }
 
     pub(super) fn iter_up(&self) -> impl Iterator<Item = &Identity> {
         self.0
             .values()
-            .filter(|entry| entry.standing == Standing::Up)
+            .filter(|entry| entry.status == Status::Up)
             .map(|entry| &entry.identity)
     }
 
@@ -79,9 +79,9 @@ impl Roster {
         self.iter_up().next().is_some()
     }
 
-    pub(super) fn set(&mut self, identity: Identity, standing: Standing, since: Instant) {
+    pub(super) fn set(&mut self, identity: Identity, status: Status, since: Instant) {
         let entry = Entry {
-            standing,
+            status,
             since,
             dialled: None,
             identity,
@@ -104,17 +104,17 @@ impl Roster {
         if entry.identity.node == identity.node {
             entry.identity.bump = entry.identity.bump.max(identity.bump);
         } else if entry.identity.node.generation < identity.node.generation {
-            self.set(identity.clone(), Standing::Down, now);
+            self.set(identity.clone(), Status::Down, now);
         }
     }
 
     /// Takes the living node of that name for dead; `None` where none lives.
     pub(super) fn set_down(&mut self, now: Instant, name: &NodeName) -> Option<NodeId> {
         let entry = self.0.get_mut(name)?;
-        if entry.standing != Standing::Up {
+        if entry.status != Status::Up {
             return None;
         }
-        entry.standing = Standing::Down;
+        entry.status = Status::Down;
         entry.since = now;
         entry.dialled = None;
         Some(entry.identity.node.clone())
@@ -133,10 +133,10 @@ impl Roster {
         let Some(entry) = self.0.get_mut(&node.name) else {
             return false;
         };
-        if entry.identity.node != *node || entry.standing == Standing::Left {
+        if entry.identity.node != *node || entry.status == Status::Left {
             return false;
         }
-        entry.standing = Standing::Left;
+        entry.status = Status::Left;
         entry.since = now;
         true
     }
@@ -150,7 +150,7 @@ impl Roster {
         let mut eligible: Vec<&mut Entry> = self
             .0
             .values_mut()
-            .filter(|entry| entry.standing == Standing::Down)
+            .filter(|entry| entry.status == Status::Down)
             .filter(|entry| {
                 let interval = (now.since(entry.since) / 4).clamp(REDIAL_RANGE.0, REDIAL_RANGE.1);
                 entry.dialled.is_none_or(|at| now.since(at) >= interval)
@@ -170,15 +170,15 @@ impl Roster {
             .collect()
     }
 
-    pub(super) fn infos(&self, suspects: BTreeSet<Key>) -> impl Iterator<Item = MemberInfo> + '_ {
+    pub(super) fn members(&self, suspects: BTreeSet<Key>) -> impl Iterator<Item = MemberInfo> + '_ {
         self.0.values().map(move |entry| MemberInfo {
             node: entry.identity.node.clone(),
             address: entry.identity.address.clone(),
-            state: match entry.standing {
-                Standing::Up if suspects.contains(&entry.identity.key()) => MemberState::Suspected,
-                Standing::Up => MemberState::Up,
-                Standing::Down => MemberState::Down,
-                Standing::Left => MemberState::Left,
+            state: match entry.status {
+                Status::Up if suspects.contains(&entry.identity.key()) => MemberState::Suspected,
+                Status::Up => MemberState::Up,
+                Status::Down => MemberState::Down,
+                Status::Left => MemberState::Left,
             },
         })
     }
@@ -186,7 +186,7 @@ impl Roster {
     /// Forgets who has been gone for `kept`.
     pub(super) fn sweep(&mut self, now: Instant, kept: Duration) {
         self.0
-            .retain(|_, entry| entry.standing == Standing::Up || now.since(entry.since) < kept);
+            .retain(|_, entry| entry.status == Status::Up || now.since(entry.since) < kept);
     }
 
     /// Forgets the longest dead where there are too many names.
@@ -195,7 +195,7 @@ impl Roster {
             let oldest = self
                 .0
                 .iter()
-                .filter(|(_, entry)| entry.standing != Standing::Up)
+                .filter(|(_, entry)| entry.status != Status::Up)
                 .min_by_key(|(_, entry)| entry.since)
                 .map(|(name, _)| name.clone());
             let Some(name) = oldest else {

@@ -3,7 +3,7 @@
 //! Rule: a refusal is no evidence against a node that somebody still holds a living link to. An address that refuses may
 //! be wrong, or out of reach from here alone: whoever is refused asks others, and who holds a link vouches for the node.
 //!
-//! Rule: only the link that broke here makes a refusal weigh enough to bury. That a node was never reached here says more
+//! Rule: only the link that broke here makes a refusal weigh enough to take a node down. That a node was never reached here says more
 //! about its address, or about late gossip, than about the node: it is suspected, which the living refute.
 //!
 //! Rule: with nobody else to ask, the node that is refused twice and does not come by itself is gone. A living process
@@ -45,7 +45,7 @@ impl Membership {
         let case = self.evidence.case(peer);
         if let Some(own) = &mut case.own {
             own.refusals += 1;
-            return self.judge_evidence(now, peer);
+            return self.check_evidence(now, peer);
         }
         if case.is_vouched_for(now, fresh) {
             return;
@@ -61,14 +61,14 @@ impl Membership {
         self.evidence.case(peer).own = Some(Own {
             lost,
             refusals: 1,
-            judge_at: now + self.config.evidence_wait,
+            check_at: now + self.config.evidence_wait,
             alone_at: lost.then(|| now + alone),
             asked,
         });
         let others = promised
             .into_iter()
             .filter(|node| !told.iter().any(|member| member.node == *node))
-            .filter_map(|node| self.roster.up(&node.name).filter(|up| up.node == node));
+            .filter_map(|node| self.member_list.up(&node.name).filter(|up| up.node == node));
         let others: Vec<_> = others.cloned().collect();
         let question = if lost {
             self.suspect(now, peer);
@@ -81,7 +81,7 @@ impl Membership {
             self.transmits
                 .push_back((member.node, member.address, question.clone()));
         }
-        self.judge_evidence(now, peer);
+        self.check_evidence(now, peer);
     }
 
     /// A peer reports that its link to a node broke, and that it was refused there.
@@ -99,7 +99,7 @@ impl Membership {
             }
         }
         self.answer(from, node);
-        self.judge_evidence(now, node);
+        self.check_evidence(now, node);
     }
 
     /// A peer that was refused by a node which it had never met wants to know whether this one holds a link to it. Where the
@@ -114,7 +114,7 @@ impl Membership {
             case.reports.insert(from.name.clone(), now);
         }
         self.answer(from, node);
-        self.judge_evidence(now, node);
+        self.check_evidence(now, node);
     }
 
     /// A peer that was asked says whether it holds a living link to a node.
@@ -132,7 +132,7 @@ impl Membership {
         if let Some(own) = &mut case.own {
             own.asked.remove(&from.name);
         }
-        self.judge_evidence(now, node);
+        self.check_evidence(now, node);
     }
 
     /// The ready link to a peer is gone.
@@ -156,7 +156,7 @@ impl Membership {
 
     /// Rule: a living link is one to a node that is up here and not suspected.
     fn answer(&mut self, to: &NodeId, node: &NodeId) {
-        let Some(asker) = self.roster.up(&to.name).cloned() else {
+        let Some(asker) = self.member_list.up(&to.name).cloned() else {
             return;
         };
         let linked = self.is_linked(node)
@@ -182,12 +182,12 @@ impl Membership {
     }
 
     /// Rule: refused here, reported refused by another member, and nobody who was asked holds a link: down at once.
-    fn judge_evidence(&mut self, now: Instant, node: &NodeId) {
+    fn check_evidence(&mut self, now: Instant, node: &NodeId) {
         if self.is_refuted_by_nobody(now, node) {
-            self.declare_dead(now, node);
+            self.mark_down_and_gossip(now, node);
             // Whoever was asked about others, and is dead, need not be waited for.
             for other in self.evidence.nodes() {
-                self.judge_evidence(now, &other);
+                self.check_evidence(now, &other);
             }
         }
     }
@@ -202,7 +202,7 @@ impl Membership {
         };
         // Who is gone, or refuses this node as well, cannot answer.
         let is_gone = |name: &NodeName| {
-            let life = self.roster.up(name).map(|member| &member.node);
+            let life = self.member_list.up(name).map(|member| &member.node);
             life.is_none_or(|life| self.evidence.own(life).is_some())
         };
         if case.is_vouched_for(now, fresh) || !own.asked.iter().all(is_gone) {
@@ -220,15 +220,15 @@ impl Membership {
 
     /// Somebody who did not refuse this node as well.
     fn is_anybody_else_up(&self, but: &NodeId) -> bool {
-        self.roster
+        self.member_list
             .iter_up()
             .any(|member| member.node != *but && self.evidence.own(&member.node).is_none())
     }
 
     /// What nobody has contradicted in time.
-    pub(super) fn judge_due_evidence(&mut self, now: Instant) {
+    pub(super) fn check_due_evidence(&mut self, now: Instant) {
         for node in self.evidence.due_alone(now) {
-            self.judge_evidence(now, &node);
+            self.check_evidence(now, &node);
         }
         for (node, lost) in self.evidence.due(now, self.config.down_period) {
             let state = self
@@ -236,7 +236,7 @@ impl Membership {
                 .map(|known| known.state());
             match state {
                 // Rule: its link broke, it is refused here alone, and is still suspect after the wait.
-                Some(State::Suspect) if lost => self.declare_dead(now, &node),
+                Some(State::Suspect) if lost => self.mark_down_and_gossip(now, &node),
                 Some(State::Alive) if !lost => self.suspect(now, &node),
                 _ => {}
             }

@@ -7,9 +7,9 @@ use foca::PostcardCodec;
 use super::generations::{Generations, MAX_SKEW};
 use super::lives::CONFLICT_INTERVAL;
 use super::*;
-use crate::config::Settings;
-use crate::message::{Challenge, Verdict};
+use crate::message::{Challenge, DeathNotice};
 use crate::rules::{Rule, RuleSet};
+use crate::settings::Settings;
 
 mod evidence;
 mod liars;
@@ -218,8 +218,8 @@ impl World {
             ControlMessage::Goodbye { node } => {
                 membership.handle_goodbye(now, from, &node);
             }
-            ControlMessage::TakenForDead(verdict) => {
-                membership.handle_verdict(now, from, verdict);
+            ControlMessage::DeathNotice(notice) => {
+                membership.handle_death_notice(now, from, notice);
             }
             // What the links do with it.
             ControlMessage::Challenge(Challenge { rival, .. }) => {
@@ -578,7 +578,7 @@ fn sees_the_other_again(rules: RuleSet) -> bool {
     let (peer, accused) = (world.nodes[2].id.clone(), world.nodes[1].id.clone());
     world.partition(&[0], &[1, 2]);
     let now = world.now;
-    world.nodes[0].membership.bury(now, &accused);
+    world.nodes[0].membership.mark_down(now, &accused);
     // Short of what makes a node take itself for cut off; long enough for the news to have been told to nobody.
     world.run(SECOND * 3 / 2);
     world.cut.remove(&pair(0, 2));
@@ -587,7 +587,7 @@ fn sees_the_other_again(rules: RuleSet) -> bool {
     world.nodes[2].events.clear();
     let now = world.now;
     let membership = &mut world.nodes[0].membership;
-    membership.heard_alive(now, &peer, &accused);
+    membership.on_peer_claims_alive(now, &peer, &accused);
     world.pump(0);
     world.run(SECOND);
     assert_eq!(world.events_of(2), [], "nobody else minds");
@@ -610,7 +610,7 @@ fn learns_of_a_death_that_it_missed(rules: RuleSet) -> bool {
     world.cut = (0..48).map(|other| pair(1, other)).collect();
     for index in (0..48).filter(|index| ![1, 2].contains(index)) {
         let now = world.now;
-        world.nodes[index].membership.bury(now, &dead);
+        world.nodes[index].membership.mark_down(now, &dead);
         world.pump(index);
     }
     // Short of what makes a node take itself for cut off; long enough for nobody to talk of it any more.
@@ -619,7 +619,9 @@ fn learns_of_a_death_that_it_missed(rules: RuleSet) -> bool {
     world.run(SECOND / 5);
     assert!(world.sees_up(1, 2) && world.sees_up(1, 0));
     let now = world.now;
-    world.nodes[0].membership.heard_alive(now, &late, &dead);
+    world.nodes[0]
+        .membership
+        .on_peer_claims_alive(now, &late, &dead);
     world.pump(0);
     world.run(2 * SECOND);
     !world.sees_up(1, 2)
@@ -654,7 +656,7 @@ fn learns_that_whom_it_passes_on_is_dead(rules: RuleSet) -> bool {
     world.silence(2);
     for index in (0..48).filter(|index| *index != 2) {
         let now = world.now;
-        world.nodes[index].membership.bury(now, &dead);
+        world.nodes[index].membership.mark_down(now, &dead);
         world.pump(index);
     }
     world.run(10 * SECOND);
@@ -697,13 +699,13 @@ fn a_node_that_was_cut_off_takes_no_earlier_life_for_the_living() {
     membership.link_up(world.now, &sender, &address(2));
     membership.handle_packet(world.now, &sender, &packet);
     assert_eq!(membership.is_up(&name(1)), None);
-    let verdict = ControlMessage::TakenForDead(Verdict {
+    let notice = ControlMessage::DeathNotice(DeathNotice {
         node: life(1, 1),
         rival: Some((life(1, 2).generation, address(1))),
     });
     assert!(
         std::iter::from_fn(|| membership.poll_transmit())
-            .any(|(to, _, message)| to == sender && message == verdict),
+            .any(|(to, _, message)| to == sender && message == notice),
         "whoever says so is told"
     );
 }
@@ -787,13 +789,13 @@ fn a_node_whose_clock_went_back_learns_of_its_earlier_life_by_way_of_a_third() {
     world.link(1, 2);
     world.cut.remove(&pair(0, 2));
     world.run(10 * SECOND);
-    world.nodes[0].membership.bury(world.now, &life(1, 1));
+    world.nodes[0].membership.mark_down(world.now, &life(1, 1));
     let (peer, newer) = (world.nodes[2].id.clone(), world.nodes[1].id.clone());
     let earlier = Identity::new(life(1, 1), 0, address(1));
     let now = world.now;
     let membership = &mut world.nodes[0].membership;
     membership.apply(now, Member::new(earlier, 0, State::Down));
-    membership.heard_alive(now, &peer, &newer);
+    membership.on_peer_claims_alive(now, &peer, &newer);
     world.nodes[1].events.clear();
     world.pump(0);
     world.run(SECOND);
@@ -1059,7 +1061,7 @@ fn a_linked_node_is_known_at_once() {
 fn a_node_that_was_taken_for_dead_comes_back_in_the_same_life_once_linked() {
     let mut world = World::joined(5, 18, RuleSet::default());
     let alive = world.nodes[2].id.clone();
-    world.nodes[0].membership.bury(world.now, &alive);
+    world.nodes[0].membership.mark_down(world.now, &alive);
     world.run(5 * SECOND);
     world.assert_all_up("after the error");
     assert_eq!(world.events_of(0), [down(&alive), up(&alive, 2)]);
@@ -1136,7 +1138,7 @@ fn the_dead_are_dialled_most_recent_first_and_each_in_its_turn() {
     for index in 1..9 {
         let node = world.nodes[index].id.clone();
         world.now += MILLISECOND;
-        world.nodes[0].membership.bury(world.now, &node);
+        world.nodes[0].membership.mark_down(world.now, &node);
     }
     let now = world.now;
     let mut dialled = || -> Vec<NodeName> {

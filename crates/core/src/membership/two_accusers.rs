@@ -44,7 +44,7 @@ impl Membership {
         }
         let (linked, fresh) = (self.is_linked(node), self.config.down_period);
         let others = self
-            .roster
+            .member_list
             .iter_up()
             .filter(|other| other.node.name != node.name);
         let alone = others.take(2).count() < 2;
@@ -120,7 +120,7 @@ impl Membership {
     }
 
     /// Who has not answered is dead.
-    pub(super) fn judge_accusations(&mut self, now: Instant) {
+    pub(super) fn check_accusations(&mut self, now: Instant) {
         let due: Vec<(NodeId, Case)> = self
             .accusations
             .cases
@@ -151,7 +151,7 @@ impl Membership {
             let unanswered = case.asked
                 || (member.state() == State::Suspect && member.incarnation() == case.as_of.1);
             if unanswered {
-                self.declare_dead(now, &node);
+                self.mark_down_and_gossip(now, &node);
             }
         }
     }

@@ -137,7 +137,7 @@ impl Hub {
             .map(|peer| peer.node.clone())
     }
 
-    pub(super) fn bury(&mut self, now: Instant, node: &NodeId) {
+    pub(super) fn end_life(&mut self, now: Instant, node: &NodeId) {
         if self
             .peers
             .get(&node.name)
@@ -358,7 +358,7 @@ impl Hub {
     /// The outcomes of a sender whose life has ended are remembered for a while: it may have been taken for dead, and send
     /// again what was adopted.
     pub(super) fn keep_outcomes(&mut self, now: Instant, node: &NodeId) {
-        self.outcomes.bury(now, &node.name);
+        self.outcomes.mark_ended(now, &node.name);
         self.schedule(now + POINTER_LIVES);
     }
 }

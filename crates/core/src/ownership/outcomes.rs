@@ -69,7 +69,7 @@ impl Outcomes {
     }
 
     /// A node's life has ended.
-    pub(super) fn bury(&mut self, now: Instant, name: &NodeName) {
+    pub(super) fn mark_ended(&mut self, now: Instant, name: &NodeName) {
         if let Some(sender) = self.senders.get_mut(name) {
             sender.ended = Some(now);
         }

@@ -87,7 +87,7 @@ impl Tracker {
             }
         }
         self.settle_pending(now, &row.owner);
-        self.judge(now, &row.owner);
+        self.advance(now, &row.owner);
         None
     }
 
@@ -131,7 +131,7 @@ impl Tracker {
             // There is a link to the owner by now, who knows better.
             owner.overdue = true;
             self.counts.unagreed += 1;
-            self.judge(now, &node);
+            self.advance(now, &node);
             return None;
         }
         owner.relayed_versions.tell(&from.name, row, needed);

@@ -7,11 +7,11 @@ use rand::RngExt;
 use super::Tracker;
 use crate::id::NodeId;
 use crate::limits::MAX_KNOWN_NODES;
-use crate::message::{ControlMessage, Digest, OwnerVersion, Vector};
+use crate::message::{ControlMessage, Digest, OwnerVersion, VersionVector};
 use crate::rules::Rule;
 use crate::time::Instant;
 
-/// Rows of one [`Vector`]: at most half a control frame with the longest names.
+/// Rows of one [`VersionVector`]: at most half a control frame with the longest names.
 const VECTOR_ROWS: usize = 1_024;
 
 impl Tracker {
@@ -37,7 +37,7 @@ impl Tracker {
         }
     }
 
-    pub(super) fn handle_vector(&mut self, now: Instant, from: &NodeId, vector: Vector) {
+    pub(super) fn handle_vector(&mut self, now: Instant, from: &NodeId, vector: VersionVector) {
         self.heard_of_owners.get_or_insert(now);
         let mut ahead = Vec::new();
         for row in vector.owners.into_iter().take(MAX_KNOWN_NODES) {
@@ -51,7 +51,10 @@ impl Tracker {
             }
         }
         if !ahead.is_empty() {
-            self.send_to(from, ControlMessage::Vector(Vector { owners: ahead }));
+            self.send_to(
+                from,
+                ControlMessage::Vector(VersionVector { owners: ahead }),
+            );
         }
     }
 
@@ -77,7 +80,7 @@ impl Tracker {
             _ => {}
         }
         let node = row.owner;
-        self.judge(now, &node);
+        self.advance(now, &node);
     }
 
     pub(super) fn compare_with_somebody(&mut self) {
@@ -139,7 +142,7 @@ impl Tracker {
         for chunk in rows.chunks(VECTOR_ROWS) {
             self.send_to(
                 to,
-                ControlMessage::Vector(Vector {
+                ControlMessage::Vector(VersionVector {
                     owners: chunk.to_vec(),
                 }),
             );

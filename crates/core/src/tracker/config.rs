@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use crate::config::Settings;
 use crate::id::NodeId;
+use crate::settings::Settings;
 
 /// What the tracker is started with.
 #[derive(Clone, Debug)]

@@ -242,7 +242,7 @@ impl Tracker {
         if goes_back && !replaces {
             owner.late_answers = 0;
             owner.overdue |= direct;
-            return self.judge(now, &node);
+            return self.advance(now, &node);
         }
         if have == Some(incoming.of.version) && !direct {
             return;
@@ -290,7 +290,7 @@ impl Tracker {
                 }
             }
         }
-        self.judge(now, &node);
+        self.advance(now, &node);
     }
 
     pub(super) fn give_up_fetch(&mut self, node: &NodeId) {
@@ -312,7 +312,7 @@ impl Tracker {
             .collect();
         for node in nodes {
             self.give_up_fetch(&node);
-            self.judge(now, &node);
+            self.advance(now, &node);
         }
     }
 
@@ -331,7 +331,7 @@ impl Tracker {
             if let Some(owner) = self.owners.get_mut(&node) {
                 owner.late_answers = (owner.late_answers + 1).min(MAX_DOUBLINGS);
             }
-            self.judge(now, &node);
+            self.advance(now, &node);
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use keydispatch_core::message::{Address, Frame};
-use keydispatch_core::silence::PING_AFTER;
+use keydispatch_core::keepalive::PING_AFTER;
 use keydispatch_core::{NodeId, NodeName};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;

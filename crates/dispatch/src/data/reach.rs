@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use keydispatch_core::NodeId;
-use keydispatch_core::hello;
+use keydispatch_core::admission;
 use keydispatch_core::message::{Address, ControlMessage, DataLink, Hello, Lane, Offers};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -162,7 +162,7 @@ async fn connect(
     };
     match ControlMessage::decode(&first) {
         Ok(Some(ControlMessage::Hello(theirs))) => {
-            hello::check(&ours, &theirs, connection.credentials()).map_err(Unreached::answered)?;
+            admission::check(&ours, &theirs, connection.credentials()).map_err(Unreached::answered)?;
             if theirs.node != target.peer {
                 let why = format!("{} answers there now", theirs.node);
                 return Err(Unreached::answered(why));

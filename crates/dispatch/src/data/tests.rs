@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::task::{Context, Poll, Waker};
 
-use keydispatch_core::hello::Credentials;
+use keydispatch_core::admission::Credentials;
 use keydispatch_core::message::{ControlMessage, Lane as LaneName, MAGIC, PROTOCOL_MAJOR};
 use keydispatch_core::{
     ClusterName, Codec, EntryChange, Generation, InstanceName, Key, Record, ServiceState,
@@ -250,7 +250,7 @@ fn listing() -> Arc<Directory> {
         metadata: None,
     };
     let info = ServiceInfo::from_record(&far.name, far.generation, 3, record);
-    let mut registry = keydispatch_core::Registry::new();
+    let mut registry = keydispatch_core::DirectoryWriter::new();
     registry.apply(vec![EntryChange {
         before: None,
         after: Some(Arc::new(info)),

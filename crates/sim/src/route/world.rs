@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use keydispatch_core::route::{Choice, MAX_OWNERS, Standing, limit_at};
 use keydispatch_core::{
-    EntryChange, Generation, InstanceName, Instant, Key, NodeName, Record, Registry, ServiceInfo,
-    ServiceState, ServiceType, Weight,
+    DirectoryWriter, EntryChange, Generation, InstanceName, Instant, Key, NodeName, Record,
+    ServiceInfo, ServiceState, ServiceType, Weight,
 };
 use keydispatch_measure::quantile_of_sorted;
 use rand::rngs::StdRng;
@@ -571,7 +571,7 @@ fn placement(plan: &Plan, count: usize, keys: &[Key]) -> Vec<SmallVec<[u16; MAX_
         before: None,
         after: Some(info(number, plan).into()),
     });
-    let mut registry = Registry::new();
+    let mut registry = DirectoryWriter::new();
     registry.apply(joined.collect());
     let Some(view) = registry.directory().view(TYPE) else {
         return vec![SmallVec::new(); keys.len()];

@@ -104,7 +104,7 @@ fn what_is_missing_is_asked_for_at_a_bounded_rate() {
             content: 7,
         };
         let now = net.now;
-        let vector = ControlMessage::Vector(Vector { owners: vec![row] });
+        let vector = ControlMessage::Vector(VersionVector { owners: vec![row] });
         net.at(&a).handle_message(now, &m, vector);
         net.collect();
         for _ in 0..1_000 {
@@ -209,7 +209,7 @@ fn an_owner_that_never_gives_what_it_says_it_has_is_not_waited_for() {
             content: 7,
         };
         let now = net.now;
-        let vector = ControlMessage::Vector(Vector { owners: vec![row] });
+        let vector = ControlMessage::Vector(VersionVector { owners: vec![row] });
         net.at(&a).handle_message(now, &m, vector);
         net.wires.get_mut(&(a.clone(), m.clone())).unwrap().clear();
         net.collect();
