@@ -22,7 +22,9 @@ use crate::links::{
     DialFailure, KnownNames, LinkEvent, LinkId, Links, Origin, Output, Purpose, SeedState,
 };
 use crate::membership::{MemberEvent, MemberInfo, Membership, MembershipConfig};
-use crate::message::{ControlMessage, Hello, Lane, MAGIC, Offers, PROTOCOL_MAJOR, PROTOCOL_MINOR};
+use crate::message::{
+    ControlMessage, Hello, LaneKind, MAGIC, Offers, PROTOCOL_MAJOR, PROTOCOL_MINOR,
+};
 use crate::placement::PLACEMENT_VERSION;
 use crate::rules::{Rule, RuleSet};
 use crate::settings::Settings;
@@ -153,7 +155,16 @@ pub struct ClusterStats {
     pub linked: usize,
 }
 
-/// See the module.
+/// A node as one state machine.
+///
+/// The order: [`new`](Cluster::new), then for each connection [`handle_connected`](Cluster::handle_connected) before its frames
+/// and [`handle_disconnected`](Cluster::handle_disconnected) after them, with nothing about that [`LinkId`] afterwards. After
+/// each input the outputs and events are emptied, and only then is the next timeout asked for. Where the process did not run
+/// for a while, what arrived meanwhile is handled first, then [`handle_resumed`](Cluster::handle_resumed) is called, and only
+/// then [`handle_timeout`](Cluster::handle_timeout): in any other order the living are taken down for a silence of this process.
+///
+/// After [`leave`](Cluster::leave) the outputs are emptied once more, and it is dropped. Dropped without that, it says nothing
+/// to anybody: the others find out by its broken connections, as of a process that has crashed.
 pub struct Cluster {
     me: NodeId,
     links: Links,
@@ -195,7 +206,7 @@ impl Cluster {
             magic: MAGIC,
             major: PROTOCOL_MAJOR,
             minor: PROTOCOL_MINOR,
-            lane: Lane::Control,
+            lane: LaneKind::Control,
             cluster: config.cluster,
             node: me.clone(),
             nonce: config.nonce,

@@ -26,7 +26,10 @@ pub enum KeepaliveAction {
     ProcessPaused,
 }
 
-/// Judges one link.
+/// When one link is pinged and its peer suspended.
+///
+/// It sends nothing itself: whoever drives it calls [`look`](Keepalive::look) every [`PING_AFTER`] for as long as the link is
+/// open, and does what that says. Dropped with the link, it leaves nothing behind; a new link has a new one.
 #[derive(Clone, Debug)]
 pub struct Keepalive {
     rules: RuleSet,
@@ -58,6 +61,7 @@ impl Keepalive {
     pub fn look(&mut self, now: Instant, heard_at: Instant, waits: bool) -> KeepaliveAction {
         let slept = now.since(self.looked_at) >= 2 * PING_AFTER;
         self.looked_at = now;
+        // Rule: whoever stood still itself has not listened. Without it all peers are suspended at once after a pause.
         if slept && self.rules.holds(Rule::OwnPauses) {
             return KeepaliveAction::ProcessPaused;
         }

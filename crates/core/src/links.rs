@@ -73,7 +73,13 @@ struct NameDispute {
     rival: Generation,
 }
 
-/// See the module.
+/// The connections of this node.
+///
+/// The order: [`handle_connected`](Links::handle_connected), then frames, then
+/// [`handle_disconnected`](Links::handle_disconnected), once for each [`LinkId`]; a failed dial has none of these, but
+/// [`handle_dial_failed`](Links::handle_dial_failed). After each input outputs and events are emptied, and then
+/// [`settle_timeout`](Links::settle_timeout) is called. Dropped, it closes nothing by itself: whoever drives it drops its
+/// connections.
 pub(crate) struct Links {
     ours: Hello,
     down_period: Duration,
@@ -244,7 +250,7 @@ impl Links {
         self.ended(now, link, gone);
         if let Some(peer) = peer {
             // Whoever waits for this node's word on a rival need not wait for the challenge to time out.
-            self.settle_doubts_about(now, &peer, names);
+            self.settle_disputes_about(now, &peer, names);
         }
     }
 
@@ -408,7 +414,7 @@ impl Links {
         }
         self.dials.forget(node);
         self.waiting.remove(&node.name);
-        self.settle_doubts_about(now, &node.name, names);
+        self.settle_disputes_about(now, &node.name, names);
     }
 
     /// Sends a message to that node, if its link is ready.
@@ -485,10 +491,10 @@ impl Links {
             .map(|(id, _)| id)
             .collect();
         for link in unanswered {
-            self.settle_doubt(now, link, names);
+            self.settle_dispute(now, link, names);
         }
         self.name_disputes
-            .retain(|_, doubt| now.since(doubt.since) < 4 * self.down_period + patience);
+            .retain(|_, dispute| now.since(dispute.since) < 4 * self.down_period + patience);
         self.waiting.retain(|_, frames| {
             frames.retain(|(since, _)| now.since(*since) < Duration::from_secs(1));
             !frames.is_empty()

@@ -46,7 +46,7 @@ use evidence::Evidence;
 pub use evidence::RefusedDial;
 #[cfg(any(test, feature = "fault-switches"))]
 pub use identity::describe_packet;
-use identity::{Identity, Key, Packet, key};
+use identity::{Identity, MemberKey, Packet, key};
 use lately::Lately;
 use lives::Lives;
 pub use member_list::{MemberInfo, MemberState};
@@ -106,7 +106,13 @@ pub enum MemberEvent {
     Isolated,
 }
 
-/// See the module.
+/// Who is up, as this node knows it.
+///
+/// The order: a peer's link is reported by [`link_up`](Membership::link_up) before anything that it says is handled, and by
+/// [`link_down`](Membership::link_down) before a refused dial of it. [`resumed`](Membership::resumed) comes before
+/// [`handle_timeout`](Membership::handle_timeout) where the process did not run for a while. After
+/// [`leave`](Membership::leave) it hears nothing and has no timeout. Dropped without that, it is silent: the others take this
+/// node for dead when their probes fail.
 pub struct Membership {
     config: MembershipConfig,
     rules: RuleSet,
@@ -212,9 +218,12 @@ impl Membership {
         let just_rejoined = self
             .rejoined_at
             .is_some_and(|at| now.since(at) < RENEW_INTERVAL);
+        // Rule: told to come back twice in a moment, a node heeds it once. Both are about the identity that it has given up;
+        // without it two lives of one name drive each other on.
         if just_rejoined && opened.header.message == Message::TurnUndead {
             return;
         }
+        // A peer that addresses another life of this name has heard of one: it may be this node whose time is over.
         self.report_rival(now, &from.name, &opened.header.dst);
         self.heard_itself(now, &opened.header.src);
         let told = std::mem::take(&mut opened.updates);
@@ -233,10 +242,10 @@ impl Membership {
         } else {
             return;
         };
-        let bump = self.me.bump;
+        let rejoins = self.me.rejoins;
         self.drive(now, |engine, runtime| engine.handle_data(data, runtime));
         let source = opened.header.src;
-        if self.me.bump != bump {
+        if self.me.rejoins != rejoins {
             // Whoever said that this node is down should be the first to hear that it is not.
             self.drive(now, |engine, runtime| engine.announce(source, runtime));
         } else {
@@ -244,7 +253,8 @@ impl Membership {
         }
     }
 
-    /// Anything at all arrived from a member.
+    /// Anything at all arrived from a member. Whoever hears from anybody is not the one that is cut off: see
+    /// [`Rule::Isolation`].
     pub fn heard(&mut self, now: Instant) {
         self.heard_at = self.heard_at.max(now);
     }
@@ -258,6 +268,8 @@ impl Membership {
         let returns = self.lives.generations.returns_of(peer);
         self.heard_itself(now, &Identity::new(peer.clone(), returns, address.clone()));
         self.linked.insert(peer.name.clone(), peer.clone());
+        // Rule: a living link outweighs all that was said before. Without it, what others reported while the node restarted would
+        // take down the life that has just said Hello.
         self.evidence.clear(peer);
         self.accusations.drop_case(peer);
         let known = self.engine_member(key(&peer.name));
@@ -269,14 +281,14 @@ impl Membership {
         let remembered = remembered.filter(|identity| {
             !self.rules.holds(Rule::OwnWord) || !self.lives.generations.is_unconfirmed(identity)
         });
-        let bump = [known.as_ref().map(Member::id), remembered]
+        let rejoins = [known.as_ref().map(Member::id), remembered]
             .into_iter()
             .flatten()
             .filter(|identity| identity.node == *peer)
-            .map(|identity| identity.bump)
+            .map(|identity| identity.rejoins)
             .max()
             .unwrap_or(0);
-        let identity = Identity::new(peer.clone(), bump, address.clone());
+        let identity = Identity::new(peer.clone(), rejoins, address.clone());
         if self.rules.holds(Rule::LinkIntroduces) {
             let alive = Member::alive(identity.clone());
             self.apply(now, alive);
@@ -374,7 +386,7 @@ impl Membership {
 
     /// How often this life came back under a renewed identity: it was taken for dead, or took itself for cut off.
     pub fn returns(&self) -> u32 {
-        self.me.bump
+        self.me.rejoins
     }
 
     /// The life of a name that is up, where one is.
@@ -503,7 +515,7 @@ impl Membership {
 
     /// The other nodes by name, living, recently dead and departed.
     pub fn members(&self) -> impl Iterator<Item = MemberInfo> + '_ {
-        let suspects: BTreeSet<Key> = self
+        let suspects: BTreeSet<MemberKey> = self
             .engine
             .members()
             .filter(|member| member.state() == State::Suspect)
@@ -522,7 +534,7 @@ impl Membership {
             .is_some_and(|identity| identity.node == *node)
     }
 
-    fn engine_member(&self, key: Key) -> Option<Member<Identity>> {
+    fn engine_member(&self, key: MemberKey) -> Option<Member<Identity>> {
         self.engine.member(key).cloned()
     }
 
@@ -566,7 +578,7 @@ impl Membership {
         if !self.rules.holds(Rule::OwnWord) {
             self.lives
                 .generations
-                .heard_itself(now, &identity.node, identity.bump);
+                .heard_itself(now, &identity.node, identity.rejoins);
         }
         let own = identity.node.name == from.name;
         if update.state() == State::Alive {
@@ -620,7 +632,7 @@ impl Membership {
         if !self.rules.holds(Rule::OwnWord) {
             return false;
         }
-        let order = |identity: &Identity| (identity.node.generation, identity.bump);
+        let order = |identity: &Identity| (identity.node.generation, identity.rejoins);
         let member = self.engine_member(identity.key());
         let remembered = self.member_list.identity(name);
         let known = [member.as_ref().map(Member::id), remembered];
@@ -681,15 +693,15 @@ impl Membership {
         let node = &identity.node;
         self.lives
             .generations
-            .heard_itself(now, node, identity.bump);
+            .heard_itself(now, node, identity.rejoins);
         if !self.rules.holds(Rule::OwnWord) {
             return;
         }
         // Rule: a later life that others have made up gives way to the node itself.
         let known = self.engine_member(identity.key());
         let made_up = known.filter(|known| {
-            let (id, ours) = (known.id(), (node.generation, identity.bump));
-            (id.node.generation, id.bump) > ours
+            let (id, ours) = (known.id(), (node.generation, identity.rejoins));
+            (id.node.generation, id.rejoins) > ours
                 && self.lives.generations.is_unconfirmed(id)
                 && (known.state() == State::Down || id.node.generation != node.generation)
         });
@@ -764,6 +776,7 @@ impl Membership {
         for node in self.member_list.all_down(now) {
             self.events.push_back(MemberEvent::Down { node });
         }
+        // What spoke against others was this node's own silence.
         self.evidence = Evidence::default();
         self.heard(now);
         let renewed = foca::Identity::renew(&self.me).unwrap_or_else(|| self.me.clone());
@@ -850,7 +863,7 @@ impl Membership {
                     return;
                 }
                 match self.member_list.up(name).map(|known| known.node.clone()) {
-                    // Rule: with another bump only, it is the same life.
+                    // Rule: with another number of rejoins only, it is the same life. Without it, readers would hear of a death that was none.
                     Some(known) if known == identity.node => self.member_list.rename(identity),
                     Some(known) => {
                         // Rule: with another generation, the old one died and the new one lives.

@@ -34,7 +34,7 @@ pub const PROTOCOL_MINOR: u16 = 3;
 
 /// What a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Lane {
+pub enum LaneKind {
     /// Membership and replication; one per pair of nodes.
     Control,
     /// Calls, casts and broadcasts.
@@ -51,7 +51,7 @@ pub struct Hello {
     /// [`PROTOCOL_MINOR`] of the sender.
     pub minor: u16,
     /// What the connection is for.
-    pub lane: Lane,
+    pub lane: LaneKind,
     /// The sender's cluster.
     pub cluster: ClusterName,
     /// The sender.

@@ -59,13 +59,20 @@ pub use event::{Adoption, Gate, Holding, TokenCounts, TokenEvent};
 pub use slots::{MAX_RUNS, SlotSet};
 
 use config::{PARTS, POINTER_LIVES};
-use hub::{Hub, Peer};
+use hub::{Hub, TokenPeer};
 use keyed::{Instance, Keyed};
 use message::{Outcome, TokenMessage};
 #[cfg(test)]
 use ranks::Ranks;
 
-/// See the module.
+/// Who holds which slot, as far as this node's instances are concerned.
+///
+/// The order: [`keep`](Ownership::keep) says once which types have states; [`handle_up`](Ownership::handle_up) comes before the
+/// first message of a life, and [`handle_view`](Ownership::handle_view) whenever a view has changed. Nothing is claimed before
+/// [`handle_synced`](Ownership::handle_synced). What [`TokenEvent::Give`] asks for is answered by [`give`](Ownership::give) or
+/// [`keep_back`](Ownership::keep_back); until then the slot is served by nobody. A node that leaves calls
+/// [`set_leaving`](Ownership::set_leaving) and goes on until [`is_idle`](Ownership::is_idle). Dropped before that, it takes the
+/// states that it holds with it, and others begin these slots anew.
 #[derive(Clone, Debug)]
 pub struct Ownership {
     hub: Hub,
@@ -143,7 +150,7 @@ impl Ownership {
         }
         self.hub.gone.remove(node);
         self.hub.strangers.remove(node);
-        let peer = Peer {
+        let peer = TokenPeer {
             node: node.clone(),
             speaks,
         };

@@ -45,7 +45,7 @@ pub use error::{AddError, UpdateError};
 use confirmations::Confirmations;
 use incoming::{Fetch, Tokens};
 use own::Own;
-use owner::{Owner, Peer};
+use owner::{LinkedPeer, Owner};
 use replica::Rejected;
 use serving::Serving;
 
@@ -68,14 +68,20 @@ impl Recipients {
     }
 }
 
-/// See the module.
+/// This node's own entries, and its copies of all others'.
+///
+/// The order: a peer's messages are handled between [`link_up`](Tracker::link_up) and [`link_down`](Tracker::link_down), and are
+/// dropped outside. Membership's [`member_up`](Tracker::member_up), [`member_down`](Tracker::member_down) and
+/// [`member_left`](Tracker::member_left) come in its own order, whatever the links do. What changed is with this
+/// node's readers before what was to be sent goes out: a peer that is told that a version is here relies on that. Dropped, it says
+/// nothing: the others hide what it had when membership takes this node down.
 pub struct Tracker {
     config: TrackerConfig,
     rules: RuleSet,
     me: NodeId,
     own: Own,
     owners: BTreeMap<NodeId, Owner>,
-    peers: BTreeMap<NodeId, Peer>,
+    peers: BTreeMap<NodeId, LinkedPeer>,
     /// Owners that a peer says are up, until membership says so here: a newcomer waits for them.
     expected: BTreeMap<NodeId, Instant>,
     /// When a peer first told which owners there are.
@@ -277,7 +283,8 @@ impl Tracker {
             .cloned()
             .collect();
         for other in older {
-            // Rule: a new generation replaces the old entries.
+            // Rule: a new generation replaces the old entries. Without it a restarted process is listed twice until its past is
+            // forgotten.
             if other.generation < node.generation {
                 self.forget(&other);
             } else {
@@ -316,13 +323,14 @@ impl Tracker {
 
     /// The link to that node is ready.
     pub fn link_up(&mut self, now: Instant, peer: &NodeId) {
-        self.peers.insert(peer.clone(), Peer::default());
+        self.peers.insert(peer.clone(), LinkedPeer::default());
         if let Some(owner) = self.owners.get_mut(peer) {
             owner.owner_confirmed = false;
             owner.relayed_versions.forget_told();
             owner.tokens = Tokens::new(now);
         }
-        // Rule: on every (re)connect the full vector goes.
+        // Rule: on every (re)connect the full vector goes. Without it, what was lost with the link before is found only when
+        // somebody compares digests.
         self.send_versions(now, peer);
         self.ask_again(peer);
     }
@@ -442,7 +450,7 @@ impl Tracker {
     }
 
     fn handle_delta(&mut self, now: Instant, from: &NodeId, delta: Delta) {
-        // Rule: a single writer. Only the owner's own link carries its deltas.
+        // Rule: a single writer. Only the owner's own link carries its deltas. Without it any peer writes what others have.
         if delta.owner != *from || delta.from > delta.to {
             self.reject(from, "a delta of another owner's entries");
             return;
@@ -529,7 +537,7 @@ impl Tracker {
         }
     }
 
-    /// Rule: down hides.
+    /// Rule: down hides, see [`Rule::Hiding`]. The copy is kept: who comes back with the same version sends nothing anew.
     fn hide(&mut self, now: Instant, node: &NodeId) {
         self.give_up_fetch(node);
         let hiding = self.rules.holds(Rule::Hiding);

@@ -117,6 +117,8 @@ impl View {
     #[inline]
     pub fn owner(&self, key: impl Into<Key>) -> Option<&Arc<ServiceInfo>> {
         let slot = self.slot(key.into());
+        // Rule: an owner depends on nothing but the set of services: a table only remembers what a score would find. Without it
+        // two nodes with one view send a key to two owners.
         // All that most lookups do: what else there is stays out of the way.
         let first = match self.table.started() {
             Some(cells) => cells.first(slot),

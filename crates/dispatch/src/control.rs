@@ -12,7 +12,7 @@ use keydispatch_core::Escaped;
 use keydispatch_core::admission;
 use keydispatch_core::limits::MAX_CONTROL_FRAME_BYTES;
 use keydispatch_core::links::LinkId;
-use keydispatch_core::message::{Address, ControlMessage, Frame, Hello, Lane, Refusal, kind};
+use keydispatch_core::message::{Address, ControlMessage, Frame, Hello, LaneKind, Refusal, kind};
 use tokio::sync::mpsc;
 
 use crate::complaints::{Complaints, News, host};
@@ -274,14 +274,14 @@ async fn greet(
         None => return,
     };
     match ControlMessage::decode(&first) {
-        Ok(Some(ControlMessage::Hello(theirs))) if theirs.lane == Lane::Data => {
+        Ok(Some(ControlMessage::Hello(theirs))) if theirs.lane == LaneKind::Data => {
             let ours = ours.load();
             let greeted = data.greet();
             let verdict = admission::check(&ours, &theirs, connection.credentials())
                 .and_then(|()| greeted.as_ref().map(|_| ()).ok_or(Refusal::Left));
             let answer = match &verdict {
                 Ok(()) => ControlMessage::Hello(Hello {
-                    lane: Lane::Data,
+                    lane: LaneKind::Data,
                     ..Hello::clone(&ours)
                 }),
                 Err(refusal) => {

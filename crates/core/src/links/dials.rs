@@ -75,7 +75,7 @@ enum DialState {
 
 /// What a refusal would say of the node that should be at an address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Evidence {
+enum DialEvidence {
     /// Nothing.
     #[default]
     None,
@@ -94,7 +94,7 @@ struct Dial {
     member: Option<NodeId>,
     once: bool,
     /// What a refusal says of `member`.
-    evidence: Evidence,
+    evidence: DialEvidence,
     myself: bool,
     /// Who answered there last.
     resolved: Option<NodeName>,
@@ -114,8 +114,8 @@ struct Dial {
 impl Dial {
     /// What a refusal at this moment says.
     fn refusal(&self, now: Instant) -> Option<RefusedDial> {
-        (self.evidence != Evidence::None).then(|| RefusedDial {
-            lost: self.evidence == Evidence::Lost,
+        (self.evidence != DialEvidence::None).then(|| RefusedDial {
+            lost: self.evidence == DialEvidence::Lost,
             took: now.since(self.since),
         })
     }
@@ -254,7 +254,7 @@ impl Dials {
                 // A packet to it may have been first; that it is up is news all the same.
                 let news = dial.member.as_ref() != Some(node) || dial.once;
                 if news {
-                    dial.evidence = Evidence::None;
+                    dial.evidence = DialEvidence::None;
                 }
                 if news && purpose == Purpose::Member {
                     // Earlier failures there say nothing of a node that has just come up.
@@ -262,7 +262,7 @@ impl Dials {
                     dial.attempts = 0;
                     // Whoever is said to be up listens: a refusal tells that it is late gossip of a life that has ended,
                     // which probing alone would find out only when its turn comes.
-                    dial.evidence = Evidence::Said;
+                    dial.evidence = DialEvidence::Said;
                 }
                 dial.member = Some(node.clone());
                 dial.once = purpose == Purpose::Once;
@@ -287,7 +287,7 @@ impl Dials {
         let dial = self.entries.entry(address.clone()).or_default();
         dial.member = Some(peer.clone());
         dial.once = false;
-        dial.evidence = Evidence::Lost;
+        dial.evidence = DialEvidence::Lost;
         dial.attempts = 0;
         dial.at = at;
     }
@@ -303,7 +303,7 @@ impl Dials {
                 .is_some_and(|member| member.name == peer.name)
             {
                 dial.member = None;
-                dial.evidence = Evidence::None;
+                dial.evidence = DialEvidence::None;
                 dial.attempts = 0;
             }
         }
@@ -315,7 +315,7 @@ impl Dials {
         for dial in self.entries.values_mut() {
             if dial.member.as_ref() == Some(node) {
                 dial.member = None;
-                dial.evidence = Evidence::None;
+                dial.evidence = DialEvidence::None;
             }
         }
         self.prune();
@@ -382,7 +382,7 @@ impl Dials {
             .member
             .take_if(|member| member.name != node.name || member.generation < node.generation)?;
         let refusal = dial.refusal(now);
-        dial.evidence = Evidence::None;
+        dial.evidence = DialEvidence::None;
         Some((other, refusal?))
     }
 
@@ -413,7 +413,7 @@ impl Dials {
         dial.refused = *failure == DialFailure::Refused;
         let refusal = dial.refusal(now).filter(|_| dial.refused);
         let evidence = dial.member.clone().zip(refusal);
-        if dial.evidence == Evidence::Lost && dial.refused && dial.attempts == 1 {
+        if dial.evidence == DialEvidence::Lost && dial.refused && dial.attempts == 1 {
             dial.at = soon;
         }
         if dial.once {

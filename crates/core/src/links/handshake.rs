@@ -123,19 +123,19 @@ impl Links {
             }
             Some(up) if up.generation != theirs.node.generation => {
                 let renewed = linked_same_process(&self.links, self.ready.get(name), theirs.nonce);
-                let doubt = self
+                let dispute = self
                     .name_disputes
                     .entry(name.clone())
                     .or_insert(NameDispute {
                         since: now,
                         rival: theirs.node.generation,
                     });
-                if doubt.rival != theirs.node.generation {
-                    doubt.rival = theirs.node.generation;
-                    doubt.since = now;
+                if dispute.rival != theirs.node.generation {
+                    dispute.rival = theirs.node.generation;
+                    dispute.since = now;
                 }
                 // A ghost is found out by membership within the down period; after that the doubt is over.
-                if renewed || now.since(doubt.since) >= self.down_period {
+                if renewed || now.since(dispute.since) >= self.down_period {
                     self.name_disputes.remove(name);
                     if up.generation > theirs.node.generation {
                         Admission::Behind
@@ -225,7 +225,7 @@ impl Links {
     }
 
     /// The old node of that name did not answer, or its link broke: the newcomer is checked again without it.
-    pub(super) fn settle_doubts_about(
+    pub(super) fn settle_disputes_about(
         &mut self,
         now: Instant,
         name: &NodeName,
@@ -239,11 +239,11 @@ impl Links {
             .map(|(id, _)| id)
             .collect();
         for link in asked {
-            self.settle_doubt(now, link, names);
+            self.settle_dispute(now, link, names);
         }
     }
 
-    pub(super) fn settle_doubt(&mut self, now: Instant, link: LinkId, names: &impl KnownNames) {
+    pub(super) fn settle_dispute(&mut self, now: Instant, link: LinkId, names: &impl KnownNames) {
         let Some(entry) = self.links.get_mut(&link) else {
             return;
         };

@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 
 use super::*;
 use crate::id::ClusterName;
-use crate::message::{Lane, MAGIC, Offers, PROTOCOL_MAJOR, PROTOCOL_MINOR, Refusal};
+use crate::message::{LaneKind, MAGIC, Offers, PROTOCOL_MAJOR, PROTOCOL_MINOR, Refusal};
 
 mod refusals;
 
@@ -64,7 +64,7 @@ fn hello(node: NodeId, nonce: u64, at: usize) -> Hello {
         magic: MAGIC,
         major: PROTOCOL_MAJOR,
         minor: PROTOCOL_MINOR,
-        lane: Lane::Control,
+        lane: LaneKind::Control,
         cluster: ClusterName::try_new("test").unwrap(),
         node,
         nonce,

@@ -21,12 +21,12 @@ const MAX_BLAMED: usize = 4_096;
 /// See the module.
 #[derive(Default)]
 pub(super) struct Accusations {
-    pub(super) cases: BTreeMap<NodeId, Case>,
+    pub(super) cases: BTreeMap<NodeId, Accusation>,
     blamed: BTreeMap<(NodeName, NodeName), Blame>,
 }
 
 /// A node that others take for dead, and that is up here.
-pub(super) struct Case {
+pub(super) struct Accusation {
     pub(super) accusers: BTreeMap<NodeName, Instant>,
     /// What it was when it was accused.
     pub(super) as_of: (u32, Incarnation),
@@ -67,7 +67,7 @@ impl Accusations {
 
     /// Somebody says that a node lives, as that.
     pub(super) fn refuted(&mut self, identity: &Identity, incarnation: Incarnation) {
-        let later = |case: &Case| case.as_of < (identity.bump, incarnation);
+        let later = |case: &Accusation| case.as_of < (identity.rejoins, incarnation);
         if self.cases.get(&identity.node).is_some_and(later) {
             self.cases.remove(&identity.node);
         }

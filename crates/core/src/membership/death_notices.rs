@@ -74,7 +74,9 @@ impl Membership {
     ) {
         let known = self.member_list.identity(&identity.node.name);
         // A later identity of the same life refutes what is known of it.
-        if known.is_some_and(|known| known.node != identity.node || known.bump >= identity.bump) {
+        if known
+            .is_some_and(|known| known.node != identity.node || known.rejoins >= identity.rejoins)
+        {
             self.on_peer_claims_alive(now, from, &identity.node);
         }
     }
@@ -122,7 +124,7 @@ impl Membership {
         if let Some(member) = self.engine_member(key(&node.name)) {
             let dispute = Dispute {
                 at: now + self.config.evidence_wait,
-                as_of: (member.id().bump, member.incarnation()),
+                as_of: (member.id().rejoins, member.incarnation()),
                 suspected: false,
             };
             self.disputes.open(node.clone(), dispute);
@@ -134,7 +136,7 @@ impl Membership {
         for (node, dispute) in self.disputes.take_due(now) {
             let member = self.engine_member(key(&node.name)).filter(|member| {
                 member.id().node == node
-                    && (member.id().bump, member.incarnation()) == dispute.as_of
+                    && (member.id().rejoins, member.incarnation()) == dispute.as_of
                     && member.state() != State::Down
             });
             let Some(member) = member else {

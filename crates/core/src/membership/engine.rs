@@ -14,7 +14,7 @@ use foca::{
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use super::identity::{Identity, Key};
+use super::identity::{Identity, MemberKey};
 use super::places::Places;
 use crate::time::Instant;
 
@@ -31,7 +31,7 @@ pub(super) struct Engine {
     timers: BTreeMap<(Instant, u64), (u64, Timer<Identity>)>,
     timer_sequence: u64,
     /// When a dead member may be forgotten, one row a name.
-    removals: BTreeMap<Key, (Instant, Identity)>,
+    removals: BTreeMap<MemberKey, (Instant, Identity)>,
 }
 
 impl Engine {
@@ -98,7 +98,7 @@ impl Engine {
         self.swim.iter_membership_state()
     }
 
-    pub(super) fn member(&self, key: Key) -> Option<&Member<Identity>> {
+    pub(super) fn member(&self, key: MemberKey) -> Option<&Member<Identity>> {
         self.places.find(key, || self.swim.iter_membership_state())
     }
 

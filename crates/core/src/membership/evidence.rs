@@ -17,12 +17,12 @@ pub struct RefusedDial {
 
 /// What speaks against each node, and for it.
 #[derive(Default)]
-pub(super) struct Evidence(BTreeMap<NodeId, Case>);
+pub(super) struct Evidence(BTreeMap<NodeId, NodeEvidence>);
 
 /// Of one life of a node.
 #[derive(Default)]
-pub(super) struct Case {
-    pub(super) own: Option<Own>,
+pub(super) struct NodeEvidence {
+    pub(super) own: Option<OwnEvidence>,
     /// Who reported that its link broke and that it was refused, and when.
     pub(super) reports: BTreeMap<NodeName, Instant>,
     /// Who holds a link, and when it said so.
@@ -32,7 +32,7 @@ pub(super) struct Case {
 }
 
 /// This node's own evidence, until it is checked.
-pub(super) struct Own {
+pub(super) struct OwnEvidence {
     /// The link to it broke.
     pub(super) lost: bool,
     pub(super) refusals: u32,
@@ -44,7 +44,7 @@ pub(super) struct Own {
     pub(super) asked: BTreeSet<NodeName>,
 }
 
-impl Case {
+impl NodeEvidence {
     pub(super) fn is_vouched_for(&self, now: Instant, fresh: Duration) -> bool {
         self.vouchers.values().any(|at| now.since(*at) <= fresh)
     }
@@ -59,9 +59,9 @@ impl Evidence {
     pub(super) fn clear(&mut self, node: &NodeId) {
         if let Some(case) = self.0.get_mut(node) {
             let promised = std::mem::take(&mut case.promised);
-            *case = Case {
+            *case = NodeEvidence {
                 promised,
-                ..Case::default()
+                ..NodeEvidence::default()
             };
         }
     }
@@ -71,7 +71,7 @@ impl Evidence {
         self.0.keys().cloned().collect()
     }
 
-    pub(super) fn get(&self, node: &NodeId) -> Option<&Case> {
+    pub(super) fn get(&self, node: &NodeId) -> Option<&NodeEvidence> {
         self.0.get(node)
     }
 
@@ -128,7 +128,7 @@ impl Evidence {
         });
     }
 
-    pub(super) fn case(&mut self, node: &NodeId) -> &mut Case {
+    pub(super) fn case(&mut self, node: &NodeId) -> &mut NodeEvidence {
         self.0.entry(node.clone()).or_default()
     }
 
@@ -137,7 +137,7 @@ impl Evidence {
         self.own(node).is_some_and(|own| own.lost)
     }
 
-    pub(super) fn own(&self, node: &NodeId) -> Option<&Own> {
+    pub(super) fn own(&self, node: &NodeId) -> Option<&OwnEvidence> {
         self.0.get(node)?.own.as_ref()
     }
 }

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::identity::{Identity, Key};
+use super::identity::{Identity, MemberKey};
 use crate::id::{Address, NodeId, NodeName};
 use crate::limits::MAX_KNOWN_NODES;
 use crate::time::Instant;
@@ -102,7 +102,7 @@ impl MemberList {
             return;
         };
         if entry.identity.node == identity.node {
-            entry.identity.bump = entry.identity.bump.max(identity.bump);
+            entry.identity.rejoins = entry.identity.rejoins.max(identity.rejoins);
         } else if entry.identity.node.generation < identity.node.generation {
             self.set(identity.clone(), Status::Down, now);
         }
@@ -170,7 +170,10 @@ impl MemberList {
             .collect()
     }
 
-    pub(super) fn members(&self, suspects: BTreeSet<Key>) -> impl Iterator<Item = MemberInfo> + '_ {
+    pub(super) fn members(
+        &self,
+        suspects: BTreeSet<MemberKey>,
+    ) -> impl Iterator<Item = MemberInfo> + '_ {
         self.0.values().map(move |entry| MemberInfo {
             node: entry.identity.node.clone(),
             address: entry.identity.address.clone(),

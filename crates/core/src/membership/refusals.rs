@@ -14,7 +14,7 @@ use std::time::Duration;
 use foca::{Member, State};
 
 use super::Membership;
-use super::evidence::{Own, RefusedDial};
+use super::evidence::{OwnEvidence, RefusedDial};
 use super::identity::key;
 use crate::id::{NodeId, NodeName};
 use crate::message::ControlMessage;
@@ -58,7 +58,7 @@ impl Membership {
         let alone = ALONE_WAIT
             .max(refusal.took * ALONE_ROUND_TRIPS)
             .min(self.config.evidence_wait);
-        self.evidence.case(peer).own = Some(Own {
+        self.evidence.case(peer).own = Some(OwnEvidence {
             lost,
             refusals: 1,
             check_at: now + self.config.evidence_wait,

@@ -526,7 +526,7 @@ fn rejoins(rules: RuleSet) -> u64 {
         rejoins += world
             .nodes
             .iter()
-            .map(|node| u64::from(node.membership.me.bump))
+            .map(|node| u64::from(node.membership.me.rejoins))
             .sum::<u64>();
     }
     rejoins
@@ -879,8 +879,8 @@ fn a_node_that_left_never_comes_back_whatever_is_said_of_it() {
             .members()
             .any(|member| { member.node == gone && member.state == MemberState::Left })
     );
-    let resurrects = |world: &mut World, bump: u32| {
-        let relayed = Member::alive(Identity::new(gone.clone(), bump, address(3)));
+    let resurrects = |world: &mut World, rejoins: u32| {
+        let relayed = Member::alive(Identity::new(gone.clone(), rejoins, address(3)));
         world.nodes[1].membership.apply(world.now, relayed);
         world.pump(1);
         world.nodes[0].events.clear();
@@ -1033,7 +1033,7 @@ fn a_node_that_came_back_probes_although_nobody_answers() {
         let now = world.now;
         let membership = &mut world.nodes[0].membership;
         membership.handle_packet(now, &sender, &Bytes::from(bytes));
-        assert_eq!(membership.me.bump, 1);
+        assert_eq!(membership.me.rejoins, 1);
         while membership.poll_transmit().is_some() {}
         membership.handle_timeout(now + SECOND / 2);
         std::iter::from_fn(|| membership.poll_transmit()).count()
@@ -1288,7 +1288,7 @@ fn a_node_whose_name_had_a_higher_generation_does_not_renew_without_end() {
     }
     let sent = world.sent;
     world.run(SECOND);
-    let bumps = world.nodes[0].membership.me.bump;
+    let bumps = world.nodes[0].membership.me.rejoins;
     assert!(bumps <= 20, "{bumps} renewals in a second");
     assert!(world.sent - sent < 1000, "{} messages", world.sent - sent);
 

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use foca::{Member, State};
 
 use super::Membership;
-use super::accusations::Case;
+use super::accusations::Accusation;
 use super::identity::{Identity, key};
 use crate::id::{Generation, NodeId};
 use crate::limits::MAX_KNOWN_NODES;
@@ -38,6 +38,8 @@ impl Membership {
         if !self.rules.holds(Rule::TwoAccusers) || self.has_own_evidence(known) {
             return true;
         }
+        // Rule: an accuser who was wrong is not heeded for a while. Without it one member has the same node asked again and
+        // again, and takes it down at its first late answer.
         if self.accusations.is_blamed(now, &from.name, &node.name) {
             self.counts.unheeded += 1;
             return false;
@@ -61,9 +63,9 @@ impl Membership {
             .entry(node.clone())
             .or_insert_with(|| {
                 begins = true;
-                Case {
+                Accusation {
                     accusers: BTreeMap::new(),
-                    as_of: (known.id().bump, known.incarnation()),
+                    as_of: (known.id().rejoins, known.incarnation()),
                     asked: linked,
                     due: now + fresh,
                 }
@@ -104,7 +106,7 @@ impl Membership {
         if let Some(case) = self.accusations.cases.get_mut(node)
             && let Some(member) = member
         {
-            case.as_of = (member.id().bump, member.incarnation());
+            case.as_of = (member.id().rejoins, member.incarnation());
         }
     }
 
@@ -121,7 +123,7 @@ impl Membership {
 
     /// Who has not answered is dead.
     pub(super) fn check_accusations(&mut self, now: Instant) {
-        let due: Vec<(NodeId, Case)> = self
+        let due: Vec<(NodeId, Accusation)> = self
             .accusations
             .cases
             .extract_if(.., |_, case| case.due <= now)
@@ -131,7 +133,7 @@ impl Membership {
             let Some(member) = member.filter(|member| {
                 member.id().node == node
                     && member.state() != State::Down
-                    && member.id().bump == case.as_of.0
+                    && member.id().rejoins == case.as_of.0
             }) else {
                 continue;
             };
@@ -139,7 +141,7 @@ impl Membership {
                 // The question, or the answer, may be lost with the link: it has the time to refute a suspicion.
                 self.suspect(now, &node);
                 let due = now + self.config.suspicion;
-                let case = Case {
+                let case = Accusation {
                     asked: false,
                     due,
                     ..case

@@ -30,7 +30,7 @@ pub(super) struct Hub {
     pub(super) rules: RuleSet,
     pub(super) me: NodeId,
     pub(super) nonce: u64,
-    pub(super) peers: BTreeMap<NodeName, Peer>,
+    pub(super) peers: BTreeMap<NodeName, TokenPeer>,
     /// Lives that went down, or left.
     pub(super) gone: BTreeSet<NodeId>,
     /// R4: members that others know and this node does not, and until when they are waited for.
@@ -57,7 +57,7 @@ pub(super) struct Hub {
 
 /// A node that is up.
 #[derive(Clone, Debug)]
-pub(super) struct Peer {
+pub(super) struct TokenPeer {
     pub(super) node: NodeId,
     /// It speaks a version of the protocol that knows of tokens.
     pub(super) speaks: bool,

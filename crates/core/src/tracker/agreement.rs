@@ -106,6 +106,8 @@ impl Tracker {
             .owners
             .keys()
             .any(|other| other.name == node.name && other.generation > node.generation);
+        // Rule: a life that another one has followed is not waited for. Membership will never say that it is up, and a newcomer
+        // would not be ready before it gives up.
         if is_over {
             return;
         }

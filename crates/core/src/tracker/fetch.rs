@@ -156,7 +156,8 @@ impl Tracker {
                     bytes: 0,
                 })
             }
-            // Rule: a snapshot is one immutable (generation, version, hash).
+            // Rule: a snapshot is one immutable (generation, version, hash). Without it a copy is put together of two versions,
+            // and has what no version had.
             Some(incoming)
                 if incoming.of == chunk.of
                     && incoming.next == chunk.index

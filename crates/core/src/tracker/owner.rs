@@ -122,7 +122,7 @@ impl Owner {
 
 /// A peer with a ready link.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Peer {
+pub(super) struct LinkedPeer {
     /// Its queue is long: deltas are skipped, and found missing later.
     pub(super) congested: bool,
     /// How often something of it was dropped over this link.

@@ -10,13 +10,13 @@ use crate::id::InstanceName;
 pub(crate) type Change = (Option<Arc<ServiceInfo>>, Option<Arc<ServiceInfo>>);
 
 /// What says where a service has its place: its name, and between those of one name its [`standing`].
-type Listed<'a> = (&'a InstanceName, Standing<'a>);
+type Listed<'a> = (&'a InstanceName, SameNameOrder<'a>);
 
 /// See [`standing`].
-type Standing<'a> = (&'a str, u64, u64);
+type SameNameOrder<'a> = (&'a str, u64, u64);
 
 /// Rule: between two of one name, a total order that leaves the generation out says who is the standby.
-fn standing(info: &ServiceInfo) -> Standing<'_> {
+fn standing(info: &ServiceInfo) -> SameNameOrder<'_> {
     let id = info.id();
     (id.node.as_str(), id.nonce, id.sequence)
 }

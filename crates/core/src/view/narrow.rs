@@ -7,10 +7,10 @@ use crate::entry::{Codec, ServiceInfo};
 
 /// Parts of a view, each made when it is first asked for: as many as there are versions of the protocol in this process.
 #[derive(Debug)]
-pub(super) struct Narrowed<V>(OnceLock<Box<Part<V>>>);
+pub(super) struct Narrowed<V>(OnceLock<Box<NarrowedPart<V>>>);
 
 #[derive(Debug)]
-struct Part<V> {
+struct NarrowedPart<V> {
     of: Of,
     /// None where nobody of those that own keys takes such messages.
     view: Option<V>,
@@ -48,7 +48,7 @@ impl<V> Narrowed<V> {
         let mut narrowed = self;
         loop {
             let part = narrowed.0.get_or_init(|| {
-                Box::new(Part {
+                Box::new(NarrowedPart {
                     of,
                     view: make(),
                     next: Narrowed::default(),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use keydispatch_core::NodeId;
 use keydispatch_core::admission;
-use keydispatch_core::message::{Address, ControlMessage, DataLink, Hello, Lane, Offers};
+use keydispatch_core::message::{Address, ControlMessage, DataLink, Hello, LaneKind, Offers};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -145,7 +145,7 @@ async fn connect(
     })?;
     let ours = plane.hello();
     let greeting = ControlMessage::Hello(Hello {
-        lane: Lane::Data,
+        lane: LaneKind::Data,
         offers: Offers {
             data_link: Some(link),
             ..ours.offers

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::task::{Context, Poll, Waker};
 
 use keydispatch_core::admission::Credentials;
-use keydispatch_core::message::{ControlMessage, Lane as LaneName, MAGIC, PROTOCOL_MAJOR};
+use keydispatch_core::message::{ControlMessage, LaneKind, MAGIC, PROTOCOL_MAJOR};
 use keydispatch_core::{
     ClusterName, Codec, EntryChange, Generation, InstanceName, Key, Record, ServiceState,
     ServiceType, Weight,
@@ -208,7 +208,7 @@ fn hello(name: &str) -> Hello {
         magic: MAGIC,
         major: PROTOCOL_MAJOR,
         minor: 1,
-        lane: LaneName::Data,
+        lane: LaneKind::Data,
         cluster: ClusterName::try_new("c").unwrap(),
         node: node(name),
         nonce: name.len() as u64,

@@ -26,9 +26,9 @@ fn identity(world: &World, index: usize) -> Identity {
 }
 
 /// Whether node 0 still sees node 1, after one packet about a later identity of it.
-fn survives(rules: RuleSet, state: State, number: u64, bump: u32) -> bool {
+fn survives(rules: RuleSet, state: State, number: u64, rejoins: u32) -> bool {
     let mut world = World::joined(4, 21, rules);
-    let later = Identity::new(life(1, number), bump, address(9));
+    let later = Identity::new(life(1, number), rejoins, address(9));
     says(&mut world, 3, 0, vec![Member::new(later, 0, state)]);
     world.run(10 * MILLISECOND);
     world.sees_up(0, 1)
@@ -36,7 +36,7 @@ fn survives(rules: RuleSet, state: State, number: u64, bump: u32) -> bool {
 
 #[test]
 fn one_packet_about_a_life_that_never_was_shuts_nobody_out() {
-    for (number, bump) in [
+    for (number, rejoins) in [
         (2, 0),
         (1_000_000, 9),
         (u64::MAX, u32::MAX),
@@ -45,8 +45,8 @@ fn one_packet_about_a_life_that_never_was_shuts_nobody_out() {
     ] {
         for state in [State::Alive, State::Down] {
             assert!(
-                survives(RuleSet::default(), state, number, bump),
-                "{state:?} of {number}+{bump}"
+                survives(RuleSet::default(), state, number, rejoins),
+                "{state:?} of {number}+{rejoins}"
             );
         }
     }
@@ -95,7 +95,7 @@ fn stays_what_it_is(doubt: State) -> bool {
     let mut world = World::joined(3, 29, RuleSet::default());
     let known = identity(&world, 1);
     says(&mut world, 2, 0, vec![Member::new(known.clone(), 0, doubt)]);
-    let later = Identity::new(life(1, 1), known.bump + 1, address(9));
+    let later = Identity::new(life(1, 1), known.rejoins + 1, address(9));
     says(&mut world, 2, 0, vec![Member::alive(later)]);
     identity(&world, 1) == known && world.sees_up(0, 1)
 }
