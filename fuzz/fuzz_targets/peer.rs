@@ -9,7 +9,7 @@ mod script;
 use std::time::Duration;
 
 use bytes::Bytes;
-use keydispatch_core::hello::Credentials;
+use keydispatch_core::admission::Credentials;
 use keydispatch_core::limits::{MAX_CONTROL_FRAME_BYTES, MAX_KNOWN_NODES};
 use keydispatch_core::links::{LinkId, Origin, Output};
 use keydispatch_core::message::{ControlMessage, Frame};

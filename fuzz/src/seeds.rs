@@ -9,7 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use keydispatch_core::hello::Credentials;
+use keydispatch_core::admission::Credentials;
 use keydispatch_core::links::{LinkId, Origin, Output};
 use keydispatch_core::message::{
     ControlMessage, Frame, OwnerVersion, Request, Resume, SnapshotChunk, Unavailable, kind,
@@ -158,7 +158,7 @@ fn others() -> Vec<Frame> {
             name: node.name.clone(),
             address: peer::config().address,
         }),
-        ControlMessage::TakenForDead(keydispatch_core::message::Verdict {
+        ControlMessage::DeathNotice(keydispatch_core::message::DeathNotice {
             node: node.clone(),
             rival: Some((node.generation, peer::config().address)),
         }),

@@ -12,8 +12,8 @@ use keydispatch::{
 use keydispatch_bench::fleet::{Counter, CounterCall, Counters, eventually};
 use keydispatch_core::limits::{MAX_CONTROL_FRAME_BYTES, MAX_KNOWN_NODES};
 use keydispatch_core::message::{
-    Address, ControlMessage, Delta, Digest, FIRST_DATA_KIND, Frame, Hello, Lane, MAGIC, Offers,
-    Operation, OwnerVersion, PROTOCOL_MAJOR, PROTOCOL_MINOR, SnapshotChunk, Vector,
+    Address, ControlMessage, Delta, Digest, FIRST_DATA_KIND, Frame, Hello, LaneKind, MAGIC, Offers,
+    Operation, OwnerVersion, PROTOCOL_MAJOR, PROTOCOL_MINOR, SnapshotChunk, VersionVector,
 };
 use keydispatch_core::placement::PLACEMENT_VERSION;
 use keydispatch_core::{
@@ -110,7 +110,7 @@ impl Stage {
     }
 
     /// A peer whose handshake was accepted.
-    async fn greet(&self, name: &str, lane: Lane) -> Peer {
+    async fn greet(&self, name: &str, lane: LaneKind) -> Peer {
         let mut peer = Peer {
             node: node(name),
             stream: self.connect().await,
@@ -180,7 +180,7 @@ fn node(name: &str) -> NodeId {
     }
 }
 
-fn hello(node: &NodeId, lane: Lane) -> Hello {
+fn hello(node: &NodeId, lane: LaneKind) -> Hello {
     Hello {
         magic: MAGIC,
         major: PROTOCOL_MAJOR,
@@ -253,8 +253,8 @@ async fn huge_lengths_close_the_connection_before_anything_is_allocated() {
     }
     assert_eq!(stage.logged("4294967295 bytes is over the limit"), 1);
     for (name, lane, limit) in [
-        ("control", Lane::Control, MAX_CONTROL_FRAME_BYTES as u32),
-        ("data", Lane::Data, 64 << 20),
+        ("control", LaneKind::Control, MAX_CONTROL_FRAME_BYTES as u32),
+        ("data", LaneKind::Data, 64 << 20),
     ] {
         let mut peer = stage.greet(name, lane).await;
         peer.stream
@@ -291,14 +291,14 @@ async fn thousands_that_never_finish_their_handshake_are_dropped() {
     let took = begun.elapsed();
     assert!(took < Duration::from_secs(20), "{took:?}");
     // Once they are gone, newcomers are let in as ever.
-    stage.greet("newcomer", Lane::Control).await;
+    stage.greet("newcomer", LaneKind::Control).await;
     stage.still_answers().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flood_of_questions_whose_answers_nobody_reads_is_bounded() {
     let stage = Stage::set().await;
-    let mut peer = stage.greet("flood", Lane::Control).await;
+    let mut peer = stage.greet("flood", LaneKind::Control).await;
     let digest = ControlMessage::Digest(Digest { hash: 1, ask: true });
     let batch = encoded(&digest.encode()).repeat(10_000);
     let flood = async {
@@ -317,7 +317,7 @@ async fn a_flood_of_questions_whose_answers_nobody_reads_is_bounded() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flood_of_calls_whose_replies_nobody_reads_is_bounded() {
     let stage = Stage::set().await;
-    let mut peer = stage.greet("flood", Lane::Data).await;
+    let mut peer = stage.greet("flood", LaneKind::Data).await;
     // A call of a service that is not there: number, service, timeout, version, and no message.
     let call = Frame {
         kind: FIRST_DATA_KIND,
@@ -373,7 +373,7 @@ async fn calls_of_16_mib_as_fast_as_a_connection_takes_them_wait_in_as_much_as_w
         begun.notified().await;
         stuck.push(served);
     }
-    let mut peer = stage.greet("flood", Lane::Data).await;
+    let mut peer = stage.greet("flood", LaneKind::Data).await;
     let (mut replies, mut calls) = peer.stream.split();
     let message = vec![7; CALL_BYTES];
     let flood = async {
@@ -420,7 +420,7 @@ async fn calls_of_16_mib_as_fast_as_a_connection_takes_them_wait_in_as_much_as_w
 #[tokio::test(flavor = "multi_thread")]
 async fn a_vector_of_a_million_owners_makes_no_million_owners() {
     let stage = Stage::set().await;
-    let mut peer = stage.greet("liar", Lane::Control).await;
+    let mut peer = stage.greet("liar", LaneKind::Control).await;
     for chunk in 0..100_u64 {
         let owners = (0..10_000_u64)
             .map(|row| OwnerVersion {
@@ -429,7 +429,7 @@ async fn a_vector_of_a_million_owners_makes_no_million_owners() {
                 content: row,
             })
             .collect();
-        let vector = ControlMessage::Vector(Vector { owners });
+        let vector = ControlMessage::Vector(VersionVector { owners });
         if peer.send(&vector.encode()).await.is_err() {
             break;
         }
@@ -449,7 +449,7 @@ async fn a_version_from_the_future_is_refused_and_logged_once() {
             node: node("future"),
             stream: stage.connect().await,
         };
-        let mut hello = hello(&peer.node, Lane::Control);
+        let mut hello = hello(&peer.node, LaneKind::Control);
         hello.major = PROTOCOL_MAJOR + 1;
         peer.send(&ControlMessage::Hello(hello).encode())
             .await
@@ -461,7 +461,7 @@ async fn a_version_from_the_future_is_refused_and_logged_once() {
     }
     assert_eq!(stage.logged("version"), 1);
     // Kinds of a later minor version are skipped.
-    let mut peer = stage.greet("later", Lane::Control).await;
+    let mut peer = stage.greet("later", LaneKind::Control).await;
     for kind in 50..FIRST_DATA_KIND {
         let frame = Frame {
             kind,
@@ -475,7 +475,7 @@ async fn a_version_from_the_future_is_refused_and_logged_once() {
         version: u64::MAX,
         content: 7,
     };
-    let vector = ControlMessage::Vector(Vector { owners: vec![row] });
+    let vector = ControlMessage::Vector(VersionVector { owners: vec![row] });
     peer.send(&vector.encode()).await.unwrap();
     stage.still_answers().await;
     stage.has_not_grown();
@@ -506,7 +506,7 @@ async fn entries_of_somebody_else_are_dropped_and_logged_once() {
         .map(|owner| owner.node.clone())
         .find(|owner| owner.name.as_str() == "other")
         .unwrap();
-    let mut peer = stage.greet("forger", Lane::Control).await;
+    let mut peer = stage.greet("forger", LaneKind::Control).await;
     for owner in [stats.cluster.node, other] {
         for to in 1..=50 {
             let delta = ControlMessage::Delta(Delta {
@@ -538,7 +538,7 @@ async fn entries_of_somebody_else_are_dropped_and_logged_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn snapshots_that_never_end_are_not_kept() {
     let stage = Stage::set().await;
-    let mut peer = stage.greet("endless", Lane::Control).await;
+    let mut peer = stage.greet("endless", LaneKind::Control).await;
     for version in 1..100_u64 {
         let records = (0..5_000).map(|number| record(number, "bulk")).collect();
         let chunk = ControlMessage::Snapshot(SnapshotChunk {
@@ -566,7 +566,7 @@ async fn connections_of_peers_that_never_were_end() {
     let stage = Stage::set().await;
     let mut ghosts = Vec::new();
     for number in 0..20 {
-        ghosts.push(stage.greet(&format!("ghost{number}"), Lane::Data).await);
+        ghosts.push(stage.greet(&format!("ghost{number}"), LaneKind::Data).await);
     }
     // Nothing is said on them, and nobody closes them: as when their hosts had vanished.
     for ghost in &mut ghosts {

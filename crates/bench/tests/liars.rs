@@ -9,10 +9,10 @@ use keydispatch::{Node, ServiceHandle};
 use keydispatch_bench::fleet::{
     CLUSTER, Certificates, Counter, CounterCall, Counters, describe, eventually,
 };
-use keydispatch_core::forge::{Claim, Forged, Purpose, forge_packet};
+use keydispatch_core::forge::{ForgedClaim, Forged, PacketPurpose, forge_packet};
 use keydispatch_core::message::{
-    Address, ControlMessage, Frame, Hello, Lane, MAGIC, Offers, OwnerVersion, PROTOCOL_MAJOR,
-    PROTOCOL_MINOR, Refusal, SnapshotChunk, Vector, Verdict,
+    Address, ControlMessage, Frame, Hello, LaneKind, MAGIC, Offers, OwnerVersion, PROTOCOL_MAJOR,
+    PROTOCOL_MINOR, Refusal, SnapshotChunk, VersionVector, DeathNotice,
 };
 use keydispatch_core::placement::PLACEMENT_VERSION;
 use keydispatch_core::{ClusterName, Generation, NodeId, NodeName};
@@ -202,7 +202,7 @@ fn hello(address: &str) -> Hello {
         magic: MAGIC,
         major: PROTOCOL_MAJOR,
         minor: PROTOCOL_MINOR,
-        lane: Lane::Control,
+        lane: LaneKind::Control,
         cluster: ClusterName::try_new(CLUSTER).unwrap(),
         node: life("m", 1),
         nonce: 1,
@@ -233,17 +233,17 @@ impl Liar<'_> {
         let _ = send(&mut self.wire, &message.encode()).await;
     }
 
-    async fn gossip(&mut self, about: NodeId, bump: u32, incarnation: u16, claim: Claim) {
-        let forged = |node: NodeId, bump, address: &Address| Forged {
+    async fn gossip(&mut self, about: NodeId, rejoins: u32, incarnation: u16, claim: ForgedClaim) {
+        let forged = |node: NodeId, rejoins, address: &Address| Forged {
             node,
-            bump,
+            rejoins,
             address: address.clone(),
         };
         let nowhere = nowhere();
         let me = forged(life("m", self.number), 0, &nowhere);
         let target = forged(self.target.node.clone(), 0, &self.target.address);
-        let news = [(forged(about, bump, &nowhere), incarnation, claim)];
-        let packet = forge_packet(&me, &target, Purpose::Gossip, &news).unwrap();
+        let news = [(forged(about, rejoins, &nowhere), incarnation, claim)];
+        let packet = forge_packet(&me, &target, PacketPurpose::Gossip, &news).unwrap();
         self.say(&packet).await;
     }
 
@@ -329,7 +329,7 @@ async fn generations(encrypted: bool) {
     let mut liar = stage.join("127.0.0.1:1", 1).await;
     let real = stage.life_of_other().await;
     let attack = async {
-        for claim in [Claim::Down, Claim::Alive, Claim::Suspect] {
+        for claim in [ForgedClaim::Down, ForgedClaim::Alive, ForgedClaim::Suspect] {
             for number in [ABSURD, ABSURD - 1, real.generation.number + 1] {
                 let mut later = real.clone();
                 later.generation.number = number;
@@ -337,8 +337,8 @@ async fn generations(encrypted: bool) {
                 liar.gossip(real.clone(), u32::MAX, u16::MAX, claim).await;
                 let rival = Some((life("target", ABSURD).generation, nowhere()));
                 let node = liar.target.node.clone();
-                let verdict = Verdict { node, rival };
-                liar.say(&ControlMessage::TakenForDead(verdict)).await;
+                let verdict = DeathNotice { node, rival };
+                liar.say(&ControlMessage::DeathNotice(verdict)).await;
                 tokio::time::sleep(Duration::from_millis(300)).await;
             }
         }
@@ -374,8 +374,8 @@ async fn copies(encrypted: bool) {
             round += 1;
             let version = [1 << 40, ABSURD][round % 2];
             let owners = vec![of(version)];
-            liar.say(&ControlMessage::Vector(Vector { owners })).await;
-            liar.gossip(real.clone(), 0, 0, Claim::Down).await;
+            liar.say(&ControlMessage::Vector(VersionVector { owners })).await;
+            liar.gossip(real.clone(), 0, 0, ForgedClaim::Down).await;
             while let Some(message) = liar.hear().await {
                 let ControlMessage::Request(request) = message else {
                     continue;
@@ -424,7 +424,7 @@ async fn accusations(encrypted: bool) {
     let attack = async {
         let until = Instant::now() + ATTACK;
         while Instant::now() < until {
-            liar.gossip(real.clone(), 0, 0, Claim::Down).await;
+            liar.gossip(real.clone(), 0, 0, ForgedClaim::Down).await;
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };

@@ -12,20 +12,22 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use crate::config::Settings;
+use crate::admission::Credentials;
+use crate::directory::{Directory, DirectoryWriter, RegistryEvent};
 use crate::entry::{EntryUpdate, NewEntry, ServiceInfo};
-use crate::hello::Credentials;
-use crate::id::{ClusterName, Generation, NodeId, NodeName, ServiceType};
+use crate::frame::Frame;
+use crate::id::{Address, ClusterName, Generation, NodeId, NodeName, ServiceType};
 use crate::limits::{MAX_INSTANCES_PER_TYPE, MAX_KNOWN_NODES};
 use crate::links::{
-    DialFailure, LinkEvent, LinkId, Links, Names, Origin, Output, Purpose, SeedState,
+    DialFailure, KnownNames, LinkEvent, LinkId, Links, Origin, Output, Purpose, SeedState,
 };
 use crate::membership::{MemberEvent, MemberInfo, Membership, MembershipConfig};
 use crate::message::{
-    Address, ControlMessage, Frame, Hello, Lane, MAGIC, Offers, PROTOCOL_MAJOR, PROTOCOL_MINOR,
+    ControlMessage, Hello, LaneKind, MAGIC, Offers, PROTOCOL_MAJOR, PROTOCOL_MINOR,
 };
 use crate::placement::PLACEMENT_VERSION;
-use crate::registry::{Directory, Registry, RegistryEvent};
+use crate::rules::{Rule, RuleSet};
+use crate::settings::Settings;
 use crate::time::{Instant, earliest};
 use crate::tracker::{AddError, Added, Adding, OwnerStats, Tracker, TrackerConfig, UpdateError};
 
@@ -153,13 +155,22 @@ pub struct ClusterStats {
     pub linked: usize,
 }
 
-/// See the module.
+/// A node as one state machine.
+///
+/// The order: [`new`](Cluster::new), then for each connection [`handle_connected`](Cluster::handle_connected) before its frames
+/// and [`handle_disconnected`](Cluster::handle_disconnected) after them, with nothing about that [`LinkId`] afterwards. After
+/// each input the outputs and events are emptied, and only then is the next timeout asked for. Where the process did not run
+/// for a while, what arrived meanwhile is handled first, then [`handle_resumed`](Cluster::handle_resumed) is called, and only
+/// then [`handle_timeout`](Cluster::handle_timeout): in any other order the living are taken down for a silence of this process.
+///
+/// After [`leave`](Cluster::leave) the outputs are emptied once more, and it is dropped. Dropped without that, it says nothing
+/// to anybody: the others find out by its broken connections, as of a process that has crashed.
 pub struct Cluster {
     me: NodeId,
     links: Links,
     membership: Membership,
     tracker: Tracker,
-    registry: Registry,
+    registry: DirectoryWriter,
     rng: StdRng,
     candidates_at: Instant,
     /// When the last new generation was taken, and how long the next one has to wait from then.
@@ -195,7 +206,7 @@ impl Cluster {
             magic: MAGIC,
             major: PROTOCOL_MAJOR,
             minor: PROTOCOL_MINOR,
-            lane: Lane::Control,
+            lane: LaneKind::Control,
             cluster: config.cluster,
             node: me.clone(),
             nonce: config.nonce,
@@ -236,7 +247,7 @@ impl Cluster {
             membership,
             tracker,
             // No draw of the generator, whose numbers go out in messages and decide histories.
-            registry: Registry::seeded(config.seed.rotate_left(32) ^ HASH_SEED),
+            registry: DirectoryWriter::seeded(config.seed.rotate_left(32) ^ HASH_SEED),
             rng,
             candidates_at: now + CANDIDATE_INTERVAL,
             renewed: None,
@@ -269,7 +280,7 @@ impl Cluster {
     }
 
     /// The writer's side of the services, for reading.
-    pub fn registry(&self) -> &Registry {
+    pub fn registry(&self) -> &DirectoryWriter {
         &self.registry
     }
 
@@ -344,13 +355,9 @@ impl Cluster {
 
     /// Turns rules off, before anybody is known, for tests that want to see what happens without them.
     #[cfg(any(test, feature = "fault-switches"))]
-    pub fn set_rules(
-        &mut self,
-        membership: crate::membership::Rules,
-        tracker: crate::tracker::TrackerRules,
-    ) {
-        self.membership.set_rules(membership);
-        self.tracker.set_rules(tracker);
+    pub fn set_rules(&mut self, rules: RuleSet) {
+        self.membership.set_rules(rules);
+        self.tracker.set_rules(rules);
     }
 
     /// Registers services, all or none; visible locally when this returns.
@@ -489,14 +496,14 @@ impl Cluster {
         if self.links.peer_of(link).is_some() {
             self.membership.heard(now);
         }
-        let names = Facts(&self.membership);
+        let names = MembershipNames(&self.membership);
         self.links.handle_frame(now, link, frame, &names);
         self.settle(now);
     }
 
     /// A connection is gone.
     pub fn handle_disconnected(&mut self, now: Instant, link: LinkId) {
-        let names = Facts(&self.membership);
+        let names = MembershipNames(&self.membership);
         self.links.handle_disconnected(now, link, &names);
         self.settle(now);
     }
@@ -531,7 +538,7 @@ impl Cluster {
 
     /// The time that [`poll_timeout`](Self::poll_timeout) named has come.
     pub fn handle_timeout(&mut self, now: Instant) {
-        let names = Facts(&self.membership);
+        let names = MembershipNames(&self.membership);
         self.links.handle_timeout(now, &names);
         self.membership.handle_timeout(now);
         self.tracker.handle_timeout(now);
@@ -594,8 +601,8 @@ impl Cluster {
             self.events
                 .extend(events.map(|(event, version)| ClusterEvent::Registry { event, version }));
         }
-        self.judge_sync();
-        self.judge_look();
+        self.check_sync();
+        self.check_look();
         self.links.settle_timeout();
     }
 
@@ -626,7 +633,7 @@ impl Cluster {
             LinkEvent::Message { from, message } => self.handle_message(now, &from, message),
             LinkEvent::HigherGeneration { by, number } => {
                 self.membership.heard_of_own_generation(now, &by, number);
-                if self.membership.rules().generation_above_known {
+                if self.membership.rules().holds(Rule::GenerationAboveKnown) {
                     self.renew(now, number);
                 }
             }
@@ -666,14 +673,14 @@ impl Cluster {
             ControlMessage::Goodbye { node } => {
                 self.membership.handle_goodbye(now, from, &node);
             }
-            ControlMessage::TakenForDead(verdict) => {
-                self.membership.handle_verdict(now, from, verdict);
+            ControlMessage::DeathNotice(notice) => {
+                self.membership.handle_death_notice(now, from, notice);
             }
             ControlMessage::Vector(vector) => {
                 self.heard_of_joined |= self.joined_peers.contains(from);
                 // Whatever a peer lists is up for it.
                 for row in vector.owners.iter().take(MAX_KNOWN_NODES) {
-                    self.membership.heard_alive(now, from, &row.owner);
+                    self.membership.on_peer_claims_alive(now, from, &row.owner);
                 }
                 let message = ControlMessage::Vector(vector);
                 self.tracker.handle_message(now, from, message);
@@ -699,13 +706,13 @@ impl Cluster {
                 }
                 MemberEvent::Down { node, .. } => {
                     self.tracker.member_down(now, &node);
-                    let names = Facts(&self.membership);
+                    let names = MembershipNames(&self.membership);
                     self.links.forget(now, &node, &names);
                     self.events.push_back(ClusterEvent::MemberDown { node });
                 }
                 MemberEvent::Left { node } => {
                     self.tracker.member_left(&node);
-                    let names = Facts(&self.membership);
+                    let names = MembershipNames(&self.membership);
                     self.links.forget(now, &node, &names);
                     self.events.push_back(ClusterEvent::MemberLeft { node });
                 }
@@ -735,7 +742,7 @@ impl Cluster {
         }
         let forgotten = |at: Instant| now.since(at) >= RENEWALS_FORGOTTEN;
         let last = self.renewed.filter(|(at, _)| !forgotten(*at));
-        if self.membership.rules().paced_renewals
+        if self.membership.rules().holds(Rule::PacedRenewals)
             && last.is_some_and(|(at, interval)| now.since(at) < interval)
         {
             return;
@@ -769,7 +776,7 @@ impl Cluster {
 
     /// Rule: who knows nobody has looked around once every seed has answered or failed, and whoever was found has told whom
     /// it knows. That a seed's host is gone for good is no reason to wait for ever.
-    fn judge_look(&mut self) {
+    fn check_look(&mut self) {
         if !self.looks_around || self.awaits_seeds || self.tracker.is_missing_any() {
             return;
         }
@@ -787,7 +794,7 @@ impl Cluster {
     }
 
     /// Rule: a fresh node must not route from a partial view.
-    fn judge_sync(&mut self) {
+    fn check_sync(&mut self) {
         if self.synced {
             return;
         }
@@ -812,9 +819,9 @@ impl Cluster {
 }
 
 /// What the links may know of membership.
-struct Facts<'a>(&'a Membership);
+struct MembershipNames<'a>(&'a Membership);
 
-impl Names for Facts<'_> {
+impl KnownNames for MembershipNames<'_> {
     fn up(&self, name: &NodeName) -> Option<NodeId> {
         self.0.is_up(name)
     }
@@ -827,8 +834,8 @@ impl Names for Facts<'_> {
         self.0.is_left(node)
     }
 
-    fn is_hearsay(&self, node: &NodeId) -> bool {
-        self.0.is_hearsay(node)
+    fn is_unconfirmed(&self, node: &NodeId) -> bool {
+        self.0.is_unconfirmed(node)
     }
 
     fn is_plausible(&self, now: Instant, generation: Generation) -> bool {
@@ -836,7 +843,7 @@ impl Names for Facts<'_> {
     }
 
     fn heeds_refusals(&self) -> bool {
-        !self.0.rules().refusals_are_hearsay
+        !self.0.rules().holds(Rule::RefusalsAreHearsay)
     }
 }
 

@@ -7,12 +7,14 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{Generation, InstanceName, NodeName, Reference, ServiceId, ServiceType, Zone};
-use crate::limits::{DEFAULT_WEIGHT, MAX_ADDRESS_BYTES, MAX_METADATA_BYTES, WEIGHT_RANGE};
+use crate::limits::{DEFAULT_WEIGHT, WEIGHT_RANGE};
 
 mod accepts;
+mod error;
 mod metadata;
 
 pub use accepts::{Accepts, Codec};
+pub use error::EntryError;
 pub use metadata::Metadata;
 use metadata::Packed;
 
@@ -77,46 +79,6 @@ impl From<Weight> for u16 {
         weight.0
     }
 }
-
-/// Why something cannot be registered as described.
-#[derive(Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum EntryError {
-    /// The weight is out of bounds.
-    #[error(
-        "a weight lies between {} and {}, not {weight}",
-        WEIGHT_RANGE.start(),
-        WEIGHT_RANGE.end()
-    )]
-    Weight {
-        /// The rejected weight.
-        weight: u16,
-    },
-    /// The address is too long.
-    #[error(
-        "an address has at most {MAX_ADDRESS_BYTES} bytes (MAX_ADDRESS_BYTES), this one has {bytes}"
-    )]
-    AddressTooLong {
-        /// Its length in bytes.
-        bytes: usize,
-    },
-    /// Zone, address and tags together are too large.
-    #[error(
-        "the metadata of a service has at most {MAX_METADATA_BYTES} bytes (MAX_METADATA_BYTES), this one has {bytes}"
-    )]
-    MetadataTooLarge {
-        /// Their size in bytes.
-        bytes: usize,
-    },
-    /// The key of a tag is one that the library uses itself.
-    #[error("the tag {key} is the library's own: choose another key")]
-    ReservedTag {
-        /// The key.
-        key: &'static str,
-    },
-}
-
-crate::debug_as_display!(EntryError);
 
 /// One version of one owner's entry, as it travels: everything but what the owner's identity says already.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -386,6 +348,7 @@ pub struct EntryChange {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::MAX_METADATA_BYTES;
 
     #[test]
     fn an_address_that_is_the_name_is_held_once_and_travels_as_before() {

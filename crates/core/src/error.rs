@@ -15,3 +15,5 @@ macro_rules! debug_as_display {
         }
     )*};
 }
+
+pub(crate) use debug_as_display;

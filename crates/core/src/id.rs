@@ -7,12 +7,17 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use crate::error::debug_as_display;
 use crate::limits::MAX_NAME_BYTES;
 use crate::text::{Escaped, is_hidden};
 
+mod address;
 mod short;
+mod type_hash;
 
+pub use address::{Address, AddressError};
 use short::ShortStr;
+pub(crate) use type_hash::TypeHash;
 
 /// Why a string is not a name.
 #[derive(Clone, PartialEq, Eq, thiserror::Error)]
@@ -46,7 +51,7 @@ pub enum NameError {
     },
 }
 
-crate::debug_as_display!(NameError);
+debug_as_display!(NameError);
 
 fn check_name(kind: &'static str, name: &str) -> Result<(), NameError> {
     if name.is_empty() {
@@ -279,7 +284,7 @@ pub enum ServiceIdError {
     Name(#[from] NameError),
 }
 
-crate::debug_as_display!(ServiceIdError);
+debug_as_display!(ServiceIdError);
 
 impl FromStr for ServiceId {
     type Err = ServiceIdError;

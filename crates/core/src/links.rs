@@ -9,19 +9,23 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use crate::hello::Credentials;
-use crate::id::{Generation, NodeId, NodeName};
-use crate::membership::RefusedDial;
-use crate::message::{Address, ControlMessage, Frame, Hello, Offers, kind};
+use crate::admission::Credentials;
+use crate::frame::Frame;
+use crate::id::{Address, Generation, NodeId, NodeName};
+use crate::message::{ControlMessage, Hello, Offers, kind};
 use crate::time::{Instant, earliest};
 
 mod dials;
 mod handshake;
+mod link;
 mod pace;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use dials::{Dials, Purpose, SeedState};
+pub use link::{DialFailure, LinkId, Origin, Output};
+pub(crate) use link::{KnownNames, LinkEvent};
+use link::{Link, LinkState};
 
 /// Shortest and longest time that [`hello_timeout`] gives.
 const HELLO_TIMEOUTS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
@@ -55,131 +59,6 @@ pub fn hello_timeout(down_period: Duration) -> Duration {
     down_period.clamp(HELLO_TIMEOUTS.0, HELLO_TIMEOUTS.1)
 }
 
-/// Names one connection; chosen by the driver, never reused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct LinkId(pub u64);
-
-/// How a connection came to be.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Origin {
-    /// This node dialled that address.
-    Dialled(Address),
-    /// The other side dialled.
-    Accepted,
-}
-
-/// Why a dial failed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum DialFailure {
-    /// The host answered that nobody listens there: whoever did is gone.
-    Refused,
-    /// No answer, or none that makes sense; says nothing about the node.
-    Unreachable(String),
-}
-
-/// What the driver has to do, in order.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Output {
-    /// Send a frame.
-    Transmit {
-        /// On this connection.
-        link: LinkId,
-        /// The frame.
-        frame: Frame,
-    },
-    /// Dial an address, and report the outcome.
-    Dial {
-        /// The address.
-        address: Address,
-    },
-    /// Close a connection once what was sent before is flushed; no report is expected.
-    Close {
-        /// The connection.
-        link: LinkId,
-    },
-}
-
-/// What the links report to the rest of the state machine.
-#[derive(Debug)]
-pub(crate) enum LinkEvent {
-    /// A link to that node is ready.
-    Ready { peer: NodeId, hello: Box<Hello> },
-    /// The ready link to that node is gone.
-    Lost { peer: NodeId },
-    /// The node should be at an address, and a dial there was refused, or somebody else answered.
-    DialRefused { peer: NodeId, refusal: RefusedDial },
-    /// A message on a ready link.
-    Message {
-        from: NodeId,
-        message: ControlMessage,
-    },
-    /// A peer says that a node is in a generation that cannot be yet.
-    Implausible { from: NodeName, node: NodeId },
-    /// The node answered what it was asked on its own link.
-    Answered { peer: NodeId },
-    /// The peer knows a higher generation of this node's name.
-    HigherGeneration { by: NodeId, number: u64 },
-    /// A living node has this node's name, and this node is the one to stop.
-    NameTaken { by: Option<Address> },
-    /// The rival at that address did not answer: it was the ghost of an earlier life.
-    Ghost { generation: Generation },
-    /// Something an operator should know.
-    Warning { about: String, message: String },
-}
-
-/// What the links need to know of membership.
-pub(crate) trait Names {
-    /// The life of that name that is up.
-    fn up(&self, name: &NodeName) -> Option<NodeId>;
-    /// The highest generation known of that name.
-    fn highest(&self, name: &NodeName) -> Option<Generation>;
-    /// True for a life that said goodbye.
-    fn is_left(&self, node: &NodeId) -> bool;
-    /// True for a life that is known from others alone.
-    fn is_hearsay(&self, _: &NodeId) -> bool {
-        false
-    }
-    /// False for a generation that cannot be yet.
-    fn is_plausible(&self, _: Instant, _: Generation) -> bool {
-        true
-    }
-    /// True where the word of a third party ends this node: only without the rule against it.
-    fn heeds_refusals(&self) -> bool {
-        false
-    }
-}
-
-#[derive(Debug)]
-enum State {
-    /// The other side's Hello is outstanding.
-    Greeting,
-    /// A node of that name looks alive and is being asked; the Hello is answered after that.
-    InQuestion(Box<Hello>),
-    /// Messages flow.
-    Ready(Box<Hello>),
-}
-
-#[derive(Debug)]
-struct Link {
-    origin: Origin,
-    credentials: Credentials,
-    state: State,
-    since: Instant,
-}
-
-impl Link {
-    fn peer(&self) -> Option<&NodeId> {
-        match &self.state {
-            State::Ready(hello) => Some(&hello.node),
-            _ => None,
-        }
-    }
-
-    fn is_dialled(&self) -> bool {
-        matches!(self.origin, Origin::Dialled(_))
-    }
-}
-
 /// A rival for this node's name that is being dialled, to see whether it lives.
 #[derive(Debug)]
 struct Rival {
@@ -189,12 +68,18 @@ struct Rival {
 
 /// A newcomer whose name looked alive, first seen when.
 #[derive(Debug)]
-struct Doubt {
+struct NameDispute {
     since: Instant,
     rival: Generation,
 }
 
-/// See the module.
+/// The connections of this node.
+///
+/// The order: [`handle_connected`](Links::handle_connected), then frames, then
+/// [`handle_disconnected`](Links::handle_disconnected), once for each [`LinkId`]; a failed dial has none of these, but
+/// [`handle_dial_failed`](Links::handle_dial_failed). After each input outputs and events are emptied, and then
+/// [`settle_timeout`](Links::settle_timeout) is called. Dropped, it closes nothing by itself: whoever drives it drops its
+/// connections.
 pub(crate) struct Links {
     ours: Hello,
     down_period: Duration,
@@ -203,7 +88,7 @@ pub(crate) struct Links {
     unready: BTreeSet<LinkId>,
     ready: BTreeMap<NodeName, LinkId>,
     waiting: BTreeMap<NodeName, Vec<(Instant, Frame)>>,
-    doubts: BTreeMap<NodeName, Doubt>,
+    name_disputes: BTreeMap<NodeName, NameDispute>,
     dials: Dials,
     rival: Option<Rival>,
     /// When the last node was dialled that is said to have this node's name.
@@ -237,7 +122,7 @@ impl Links {
             unready: BTreeSet::new(),
             ready: BTreeMap::new(),
             waiting: BTreeMap::new(),
-            doubts: BTreeMap::new(),
+            name_disputes: BTreeMap::new(),
             dials,
             rival: None,
             introduced_at: None,
@@ -298,7 +183,7 @@ impl Links {
 
     pub(crate) fn offers(&self, node: &NodeId) -> Option<Offers> {
         match &self.links.get(&self.ready_link(node)?)?.state {
-            State::Ready(hello) => Some(hello.offers),
+            LinkState::Ready(hello) => Some(hello.offers),
             _ => None,
         }
     }
@@ -306,7 +191,7 @@ impl Links {
     /// The minor version that the node on a ready link speaks.
     pub(crate) fn minor(&self, node: &NodeId) -> Option<u16> {
         match &self.links.get(&self.ready_link(node)?)?.state {
-            State::Ready(hello) => Some(hello.minor),
+            LinkState::Ready(hello) => Some(hello.minor),
             _ => None,
         }
     }
@@ -345,13 +230,18 @@ impl Links {
             Link {
                 origin,
                 credentials,
-                state: State::Greeting,
+                state: LinkState::Greeting,
                 since: now,
             },
         );
     }
 
-    pub(crate) fn handle_disconnected(&mut self, now: Instant, link: LinkId, names: &impl Names) {
+    pub(crate) fn handle_disconnected(
+        &mut self,
+        now: Instant,
+        link: LinkId,
+        names: &impl KnownNames,
+    ) {
         self.due = None;
         let Some(gone) = self.links.remove(&link) else {
             return;
@@ -360,7 +250,7 @@ impl Links {
         self.ended(now, link, gone);
         if let Some(peer) = peer {
             // Whoever waits for this node's word on a rival need not wait for the challenge to time out.
-            self.settle_doubts_about(now, &peer, names);
+            self.settle_disputes_about(now, &peer, names);
         }
     }
 
@@ -368,7 +258,7 @@ impl Links {
     pub(crate) fn complain_of_silence(&mut self, now: Instant, link: LinkId, why: &str) {
         let Some(Link {
             origin: Origin::Dialled(address),
-            state: State::Greeting,
+            state: LinkState::Greeting,
             ..
         }) = self.links.get(&link)
         else {
@@ -417,7 +307,7 @@ impl Links {
         now: Instant,
         link: LinkId,
         frame: &Frame,
-        names: &impl Names,
+        names: &impl KnownNames,
     ) {
         let Some(state) = self.links.get(&link).map(|link| &link.state) else {
             return self.handle_late_goodbye(link, frame);
@@ -427,7 +317,7 @@ impl Links {
             Ok(None) => return,
             Err(error) => {
                 self.due = None;
-                if matches!(state, State::Greeting) && frame.kind == kind::HELLO {
+                if matches!(state, LinkState::Greeting) && frame.kind == kind::HELLO {
                     self.refuse_unreadable_hello(link, frame);
                 } else {
                     let peer = self.describe(link);
@@ -439,21 +329,21 @@ impl Links {
         };
         let known = self.due.take();
         match (state, message) {
-            (State::Greeting, ControlMessage::Hello(_)) if self.is_late(now, link) => {
+            (LinkState::Greeting, ControlMessage::Hello(_)) if self.is_late(now, link) => {
                 self.give_up_greeting(now, link);
             }
-            (State::Greeting, ControlMessage::Hello(theirs)) => {
+            (LinkState::Greeting, ControlMessage::Hello(theirs)) => {
                 self.handle_hello(now, link, theirs, names);
             }
-            (State::Greeting, ControlMessage::Refuse(refusal)) => {
+            (LinkState::Greeting, ControlMessage::Refuse(refusal)) => {
                 self.handle_refusal(now, link, refusal, names);
             }
-            (State::Ready(hello), ControlMessage::Refuse(refusal)) => {
+            (LinkState::Ready(hello), ControlMessage::Refuse(refusal)) => {
                 let peer = hello.node.clone();
                 tracing::debug!(%peer, %refusal, "a peer closes the connection");
                 self.handle_refusal(now, link, refusal, names);
             }
-            (State::Ready(hello), ControlMessage::Challenge(challenge)) => {
+            (LinkState::Ready(hello), ControlMessage::Challenge(challenge)) => {
                 let alive = ControlMessage::Alive {
                     rival: challenge.rival,
                 };
@@ -462,19 +352,19 @@ impl Links {
                 self.transmit(link, &alive);
                 self.handle_rival(now, from, challenge, names);
             }
-            (State::Ready(hello), ControlMessage::Alive { rival }) => {
+            (LinkState::Ready(hello), ControlMessage::Alive { rival }) => {
                 let peer = hello.node.clone();
                 self.handle_alive(now, &peer.name, rival);
                 if rival == Generation::default() {
                     self.events.push_back(LinkEvent::Answered { peer });
                 }
             }
-            (State::Ready(hello), message) => {
+            (LinkState::Ready(hello), message) => {
                 let from = hello.node.clone();
                 self.due = known;
                 self.events.push_back(LinkEvent::Message { from, message });
             }
-            (State::Greeting | State::InQuestion(_), _) => {
+            (LinkState::Greeting | LinkState::InQuestion(_), _) => {
                 let peer = self.describe(link);
                 let what = "it spoke before the handshake was over";
                 self.warn(&peer, format!("closing the connection to {peer}: {what}"));
@@ -513,7 +403,7 @@ impl Links {
     }
 
     /// Membership's word: that life is over. What is left of its link is closed, so that the next one is fresh.
-    pub(crate) fn forget(&mut self, now: Instant, node: &NodeId, names: &impl Names) {
+    pub(crate) fn forget(&mut self, now: Instant, node: &NodeId, names: &impl KnownNames) {
         self.due = None;
         if let Some(link) = self.ready_link(node) {
             if self.forgotten.len() >= MAX_FORGOTTEN {
@@ -524,7 +414,7 @@ impl Links {
         }
         self.dials.forget(node);
         self.waiting.remove(&node.name);
-        self.settle_doubts_about(now, &node.name, names);
+        self.settle_disputes_about(now, &node.name, names);
     }
 
     /// Sends a message to that node, if its link is ready.
@@ -581,7 +471,7 @@ impl Links {
         self.dials.question(now, address);
     }
 
-    pub(crate) fn handle_timeout(&mut self, now: Instant, names: &impl Names) {
+    pub(crate) fn handle_timeout(&mut self, now: Instant, names: &impl KnownNames) {
         self.due = None;
         let patience = hello_timeout(self.down_period);
         let late: Vec<LinkId> = self
@@ -595,16 +485,16 @@ impl Links {
         let unanswered: Vec<LinkId> = self
             .unready()
             .filter(|(_, link)| {
-                matches!(link.state, State::InQuestion(_))
+                matches!(link.state, LinkState::InQuestion(_))
                     && now.since(link.since) >= CHALLENGE_TIMEOUT
             })
             .map(|(id, _)| id)
             .collect();
         for link in unanswered {
-            self.settle_doubt(now, link, names);
+            self.settle_dispute(now, link, names);
         }
-        self.doubts
-            .retain(|_, doubt| now.since(doubt.since) < 4 * self.down_period + patience);
+        self.name_disputes
+            .retain(|_, dispute| now.since(dispute.since) < 4 * self.down_period + patience);
         self.waiting.retain(|_, frames| {
             frames.retain(|(since, _)| now.since(*since) < Duration::from_secs(1));
             !frames.is_empty()
@@ -637,7 +527,7 @@ impl Links {
         let patience = hello_timeout(self.down_period);
         let link = self.links.get(&link);
         link.is_some_and(|link| {
-            matches!(link.state, State::Greeting) && now.since(link.since) >= patience
+            matches!(link.state, LinkState::Greeting) && now.since(link.since) >= patience
         })
     }
 
@@ -654,9 +544,9 @@ impl Links {
         let handshakes = self
             .unready()
             .filter_map(|(_, link)| match link.state {
-                State::Greeting => Some(link.since + hello_timeout(self.down_period)),
-                State::InQuestion(_) => Some(link.since + CHALLENGE_TIMEOUT),
-                State::Ready(_) => None,
+                LinkState::Greeting => Some(link.since + hello_timeout(self.down_period)),
+                LinkState::InQuestion(_) => Some(link.since + CHALLENGE_TIMEOUT),
+                LinkState::Ready(_) => None,
             })
             .min();
         let dials = if self.leaving {
@@ -715,12 +605,12 @@ impl Links {
         if let Origin::Dialled(address) = &ended.origin {
             // Whoever was to be found there was not.
             let rival = |rival: &mut Rival| rival.address == *address;
-            if !matches!(ended.state, State::Ready(_)) {
+            if !matches!(ended.state, LinkState::Ready(_)) {
                 self.rival.take_if(rival);
             }
             self.dials.disconnected(now, address, link);
         }
-        if let State::Ready(hello) = &ended.state
+        if let LinkState::Ready(hello) = &ended.state
             && self.ready.get(&hello.node.name) == Some(&link)
         {
             self.ready.remove(&hello.node.name);
@@ -736,7 +626,7 @@ impl Links {
     fn describe(&self, link: LinkId) -> String {
         match self.links.get(&link) {
             Some(Link {
-                state: State::Ready(hello) | State::InQuestion(hello),
+                state: LinkState::Ready(hello) | LinkState::InQuestion(hello),
                 ..
             }) => format!("{} at {}", hello.node, hello.address),
             Some(Link {

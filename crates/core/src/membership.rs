@@ -6,46 +6,51 @@
 
 mod accusations;
 mod config;
+mod death_notices;
+mod disputes;
+mod engine;
 mod evidence;
 #[cfg(any(test, feature = "fault-switches"))]
 pub mod forge;
 mod generations;
-mod hearsay;
 mod identity;
+mod lately;
+mod lives;
+mod member_list;
 mod places;
-mod roster;
+mod refusals;
 mod suspicion;
 #[cfg(test)]
 mod tests;
+mod two_accusers;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use bytes::Bytes;
-use foca::{
-    AccumulatingRuntime, Foca, Incarnation, Member, Message, NoCustomBroadcast, OwnedNotification,
-    PostcardCodec, State, Timer,
-};
+use foca::{Incarnation, Member, Message, OwnedNotification, State};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use crate::id::{Generation, NodeId, NodeName};
+use crate::id::{Address, Generation, NodeId, NodeName};
 use crate::limits::MAX_KNOWN_NODES;
-use crate::message::{Address, ControlMessage};
+use crate::message::ControlMessage;
+use crate::rules::{Rule, RuleSet};
 use crate::time::{Instant, earliest};
 
 use accusations::Accusations;
-pub use config::{MembershipConfig, MembershipCounts, Rules};
+pub use config::{MembershipConfig, MembershipCounts};
+use disputes::{DEATH_NOTICE_INTERVAL, Disputes};
+use engine::{Engine, Runtime, Swim};
 use evidence::Evidence;
 pub use evidence::RefusedDial;
-use generations::Generations;
-use hearsay::Doubts;
 #[cfg(any(test, feature = "fault-switches"))]
 pub use identity::describe_packet;
-use identity::{Identity, Key, Packet, key};
-use places::Places;
-pub use roster::{MemberInfo, MemberState};
-use roster::{Roster, Standing};
+use identity::{Identity, MemberKey, Packet, key};
+use lately::Lately;
+use lives::Lives;
+pub use member_list::{MemberInfo, MemberState};
+use member_list::{MemberList, Status};
 
 /// When a newcomer asks random members for all they know, after it became active.
 const JOIN_ANNOUNCES: [Duration; 5] = [
@@ -57,28 +62,17 @@ const JOIN_ANNOUNCES: [Duration; 5] = [
 ];
 /// How many members are asked each time.
 const JOIN_ANNOUNCE_COUNT: usize = 2;
-/// How many members are told of link evidence.
-const EVIDENCE_COUNT: usize = 3;
 /// How many members hear at once that this node took a new generation; the others hear by gossip.
 const RENEW_ANNOUNCE_COUNT: usize = 5;
 /// Told to come back more often than this, a node waits: two lives of one name would drive each other on.
 const RENEW_INTERVAL: Duration = Duration::from_millis(50);
-/// A rival for this node's name is reported again after this long.
-const CONFLICT_INTERVAL: Duration = Duration::from_secs(5);
-/// Rivals of whatever generation are reported at most this often: each is dialled.
-const RIVAL_INTERVAL: Duration = Duration::from_secs(1);
 /// How far ahead of what is known an incarnation may be that a third party tells: a node counts it up by one each time that
 /// it refutes a suspicion, and one at the end of the numbers has to come back under another identity.
 const MAX_INCARNATION_LEAP: Incarnation = 256;
 /// Members that agree are believed what the node itself has not said here.
 const AGREEING_TELLERS: usize = 2;
-/// Most rivals remembered.
-const MAX_RIVALS: usize = 64;
 /// How often what is outdated is forgotten.
 const SWEEP_RANGE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
-
-type Engine = Foca<Identity, PostcardCodec, StdRng, NoCustomBroadcast>;
-type Runtime = AccumulatingRuntime<Identity>;
 
 /// What membership reports of the other nodes, and of this one's place among them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,38 +106,32 @@ pub enum MemberEvent {
     Isolated,
 }
 
-/// See the module.
+/// Who is up, as this node knows it.
+///
+/// The order: a peer's link is reported by [`link_up`](Membership::link_up) before anything that it says is handled, and by
+/// [`link_down`](Membership::link_down) before a refused dial of it. [`resumed`](Membership::resumed) comes before
+/// [`handle_timeout`](Membership::handle_timeout) where the process did not run for a while. After
+/// [`leave`](Membership::leave) it hears nothing and has no timeout. Dropped without that, it is silent: the others take this
+/// node for dead when their probes fail.
 pub struct Membership {
     config: MembershipConfig,
-    rules: Rules,
+    rules: RuleSet,
     me: Identity,
     engine: Engine,
-    places: Places,
-    runtime: Runtime,
-    /// Which engine a timer belongs to: those of earlier ones are void.
-    instance: u64,
-    timers: BTreeMap<(Instant, u64), (u64, Timer<Identity>)>,
-    timer_sequence: u64,
-    /// When the engine may forget a dead member, one row a name.
-    removals: BTreeMap<Key, (Instant, Identity)>,
     join_announces: VecDeque<Instant>,
-    roster: Roster,
-    generations: Generations,
+    member_list: MemberList,
+    lives: Lives,
     accusations: Accusations,
     /// What this node's own incarnation is at least.
     incarnation: Incarnation,
-    /// The lives that have left, until when.
-    left: BTreeMap<NodeId, Instant>,
     evidence: Evidence,
     /// The nodes with a ready link.
     linked: BTreeMap<NodeName, NodeId>,
-    rivals: BTreeMap<Generation, Instant>,
-    rival_at: Option<Instant>,
-    /// The nodes that were told of their death of late, by way of somebody.
-    verdicts: BTreeMap<NodeId, Instant>,
-    doubts: Doubts,
-    /// The suspects that were told of it of late.
-    told: BTreeMap<NodeId, Instant>,
+    /// The nodes that were told of their death, by way of somebody.
+    told_dead: Lately<NodeId>,
+    disputes: Disputes,
+    /// The suspects that were told of it.
+    told_suspects: Lately<NodeId>,
     heard_at: Instant,
     rejoined_at: Option<Instant>,
     sweep_at: Instant,
@@ -158,7 +146,7 @@ impl std::fmt::Debug for Membership {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Membership")
             .field("me", &self.me)
-            .field("instance", &self.instance)
+            .field("instance", &self.engine.instance())
             .finish_non_exhaustive()
     }
 }
@@ -173,36 +161,28 @@ impl Membership {
         seed: u64,
     ) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
-        let rules = Rules::default();
+        let rules = RuleSet::default();
         // A generation is what the clock said when the process started.
-        let generations = Generations::new(me.generation.number, now);
+        let lives = Lives::new(me.generation.number, now);
         let me = Identity::new(me, 0, address);
-        let engine = new_engine(&config, &rules, &me, &mut rng);
+        let engine = Engine::new(config.engine(rules), &me, &mut rng);
         let sweep_at = now + sweep_interval(&config);
+        let told_interval = config.probe_rtt;
         Membership {
             config,
             rules,
             me,
             engine,
-            places: Places::default(),
-            runtime: Runtime::new(),
-            instance: 0,
-            timers: BTreeMap::new(),
-            timer_sequence: 0,
-            removals: BTreeMap::new(),
             join_announces: VecDeque::new(),
-            roster: Roster::default(),
-            generations,
+            member_list: MemberList::default(),
+            lives,
             accusations: Accusations::default(),
             incarnation: Incarnation::default(),
-            left: BTreeMap::new(),
             evidence: Evidence::default(),
             linked: BTreeMap::new(),
-            rivals: BTreeMap::new(),
-            rival_at: None,
-            verdicts: BTreeMap::new(),
-            doubts: Doubts::default(),
-            told: BTreeMap::new(),
+            told_dead: Lately::new(DEATH_NOTICE_INTERVAL, MAX_KNOWN_NODES),
+            disputes: Disputes::default(),
+            told_suspects: Lately::new(told_interval, MAX_KNOWN_NODES),
             heard_at: now,
             rejoined_at: None,
             sweep_at,
@@ -216,7 +196,7 @@ impl Membership {
 
     /// Switches rules off, before anybody is known.
     #[cfg(any(test, feature = "fault-switches"))]
-    pub fn set_rules(&mut self, rules: Rules) {
+    pub fn set_rules(&mut self, rules: RuleSet) {
         self.rules = rules;
         self.start_engine(self.me.clone());
     }
@@ -238,10 +218,13 @@ impl Membership {
         let just_rejoined = self
             .rejoined_at
             .is_some_and(|at| now.since(at) < RENEW_INTERVAL);
+        // Rule: told to come back twice in a moment, a node heeds it once. Both are about the identity that it has given up;
+        // without it two lives of one name drive each other on.
         if just_rejoined && opened.header.message == Message::TurnUndead {
             return;
         }
-        self.judge_rival(now, &from.name, &opened.header.dst);
+        // A peer that addresses another life of this name has heard of one: it may be this node whose time is over.
+        self.report_rival(now, &from.name, &opened.header.dst);
         self.heard_itself(now, &opened.header.src);
         let told = std::mem::take(&mut opened.updates);
         let count = told.len();
@@ -259,10 +242,10 @@ impl Membership {
         } else {
             return;
         };
-        let bump = self.me.bump;
+        let rejoins = self.me.rejoins;
         self.drive(now, |engine, runtime| engine.handle_data(data, runtime));
         let source = opened.header.src;
-        if self.me.bump != bump {
+        if self.me.rejoins != rejoins {
             // Whoever said that this node is down should be the first to hear that it is not.
             self.drive(now, |engine, runtime| engine.announce(source, runtime));
         } else {
@@ -270,7 +253,8 @@ impl Membership {
         }
     }
 
-    /// Anything at all arrived from a member.
+    /// Anything at all arrived from a member. Whoever hears from anybody is not the one that is cut off: see
+    /// [`Rule::Isolation`].
     pub fn heard(&mut self, now: Instant) {
         self.heard_at = self.heard_at.max(now);
     }
@@ -281,9 +265,11 @@ impl Membership {
             return;
         }
         self.heard(now);
-        let returns = self.generations.returns_of(peer);
+        let returns = self.lives.generations.returns_of(peer);
         self.heard_itself(now, &Identity::new(peer.clone(), returns, address.clone()));
         self.linked.insert(peer.name.clone(), peer.clone());
+        // Rule: a living link outweighs all that was said before. Without it, what others reported while the node restarted would
+        // take down the life that has just said Hello.
         self.evidence.clear(peer);
         self.accusations.drop_case(peer);
         let known = self.engine_member(key(&peer.name));
@@ -291,18 +277,19 @@ impl Membership {
         let ask = !known
             .as_ref()
             .is_some_and(|member| member.id().node == *peer && member.state() != State::Down);
-        let remembered = self.roster.identity(&peer.name);
-        let remembered = remembered
-            .filter(|identity| !self.rules.own_word || !self.generations.is_hearsay(identity));
-        let bump = [known.as_ref().map(Member::id), remembered]
+        let remembered = self.member_list.identity(&peer.name);
+        let remembered = remembered.filter(|identity| {
+            !self.rules.holds(Rule::OwnWord) || !self.lives.generations.is_unconfirmed(identity)
+        });
+        let rejoins = [known.as_ref().map(Member::id), remembered]
             .into_iter()
             .flatten()
             .filter(|identity| identity.node == *peer)
-            .map(|identity| identity.bump)
+            .map(|identity| identity.rejoins)
             .max()
             .unwrap_or(0);
-        let identity = Identity::new(peer.clone(), bump, address.clone());
-        if self.rules.link_introduces {
+        let identity = Identity::new(peer.clone(), rejoins, address.clone());
+        if self.rules.holds(Rule::LinkIntroduces) {
             let alive = Member::alive(identity.clone());
             self.apply(now, alive);
         }
@@ -317,55 +304,52 @@ impl Membership {
             return;
         }
         self.heard(now);
-        self.generations.heard_itself(now, node, 0);
-        if self.left.len() >= MAX_KNOWN_NODES {
-            let soonest = self.left.iter().min_by_key(|(_, until)| **until);
-            if let Some(node) = soonest.map(|(node, _)| node.clone()) {
-                self.left.remove(&node);
-            }
-        }
-        self.left
-            .insert(node.clone(), now + self.config.permdown_period);
+        self.lives.generations.heard_itself(now, node, 0);
+        self.lives
+            .depart(node.clone(), now + self.config.permdown_period);
         self.evidence.remove(node);
-        if self.roster.leave(now, node) {
+        if self.member_list.leave(now, node) {
             self.events
                 .push_back(MemberEvent::Left { node: node.clone() });
         }
         // Told to nobody in a hurry: whoever hears of a death before the goodbye could only take it for one.
-        self.bury(now, node);
+        self.mark_down(now, node);
     }
 
     /// The highest generation heard of for a name, be it of a living, dead or departed node.
     pub fn highest_known(&self, name: &NodeName) -> Option<Generation> {
-        self.generations.highest(name)
+        self.lives.generations.highest(name)
     }
 
     /// True where that generation can be: it is not far ahead of this node's clock.
     pub fn is_plausible(&self, now: Instant, generation: Generation) -> bool {
-        !self.rules.plausible_generations || self.generations.is_plausible(now, generation)
+        !self.rules.holds(Rule::PlausibleGenerations)
+            || self.lives.generations.is_plausible(now, generation)
     }
 
     /// From now on this node is no newcomer: one member alone does not tell it what time it is.
     pub fn set_joined(&mut self) {
-        self.generations.set_joined();
+        self.lives.generations.set_joined();
     }
 
     /// A peer says that this node's own name has had that generation.
     pub fn heard_of_own_generation(&mut self, now: Instant, from: &NodeId, number: u64) {
         // Its own generation tells what time it is, too: there is no link yet on which it could say so.
-        self.generations.witness(now, from);
-        self.generations.heard_of_own(&from.name, number);
+        self.lives.generations.witness(now, from);
+        self.lives.generations.heard_of_own(&from.name, number);
     }
 
     /// True where this node may take a generation of that number: it is not far ahead of its clock.
     pub fn may_take(&self, now: Instant, number: u64) -> bool {
-        !self.rules.plausible_generations || self.generations.may_take(now, number)
+        !self.rules.holds(Rule::PlausibleGenerations)
+            || self.lives.generations.may_take(now, number)
     }
 
     /// True where that life of a node is known from others alone.
-    pub fn is_hearsay(&self, node: &NodeId) -> bool {
-        self.rules.own_word
+    pub fn is_unconfirmed(&self, node: &NodeId) -> bool {
+        self.rules.holds(Rule::OwnWord)
             && self
+                .lives
                 .generations
                 .highest(&node.name)
                 .is_none_or(|highest| highest < node.generation)
@@ -381,18 +365,18 @@ impl Membership {
     ) -> Option<u64> {
         self.counts.implausible += 1;
         if *from == node.name {
-            self.generations.witness(now, node);
+            self.lives.generations.witness(now, node);
         }
-        self.generations.complain(from)
+        self.lives.generations.complain(from)
     }
 
     /// True where that life of the node said goodbye.
     pub fn is_left(&self, node: &NodeId) -> bool {
-        self.left.contains_key(node)
+        self.lives.is_departed(node)
     }
 
-    pub(crate) fn rules(&self) -> &Rules {
-        &self.rules
+    pub(crate) fn rules(&self) -> RuleSet {
+        self.rules
     }
 
     /// What the rules were needed for so far.
@@ -402,12 +386,14 @@ impl Membership {
 
     /// How often this life came back under a renewed identity: it was taken for dead, or took itself for cut off.
     pub fn returns(&self) -> u32 {
-        self.me.bump
+        self.me.rejoins
     }
 
     /// The life of a name that is up, where one is.
     pub fn is_up(&self, name: &NodeName) -> Option<NodeId> {
-        self.roster.up(name).map(|identity| identity.node.clone())
+        self.member_list
+            .up(name)
+            .map(|identity| identity.node.clone())
     }
 
     /// This node took a new generation; the others stay known, and some are told at once.
@@ -415,10 +401,10 @@ impl Membership {
         if self.stopped {
             return;
         }
-        self.generations.heard_itself(now, &me, 0);
+        self.lives.generations.heard_itself(now, &me, 0);
         let members: Vec<Member<Identity>> = self
             .engine
-            .iter_membership_state()
+            .members()
             .filter(|member| member.id().key() != self.me.key())
             .cloned()
             .collect();
@@ -432,27 +418,17 @@ impl Membership {
         }
     }
 
-    /// The process did not run for a while, and everything that arrived meanwhile has been handled: judges first
+    /// The process did not run for a while, and everything that arrived meanwhile has been handled: checks first
     /// whether this node is cut off, and gives the suspects one more probe's time to answer.
     pub fn resumed(&mut self, now: Instant) {
         if self.stopped {
             return;
         }
-        self.judge_isolation(now);
+        self.check_isolation(now);
         let later = now + self.config.probe;
-        let due: Vec<(Instant, u64)> = self
-            .timers
-            .range(..=(now, u64::MAX))
-            .filter(|(_, (_, timer))| matches!(timer, Timer::ChangeSuspectToDown { .. }))
-            .map(|(at, _)| *at)
-            .collect();
-        for at in due {
-            if let Some(timer) = self.timers.remove(&at) {
-                self.timers.insert((later, at.1), timer);
-            }
-        }
+        self.engine.postpone_deaths(now, later);
         self.evidence.postpone(now, later);
-        self.doubts.postpone(now, later);
+        self.disputes.postpone(now, later);
         self.accusations.postpone(now, later);
     }
 
@@ -462,7 +438,7 @@ impl Membership {
             return;
         }
         // The goodbye comes first: what the engine says after it could only be taken for a death.
-        for peer in self.roster.iter_up() {
+        for peer in self.member_list.iter_up() {
             self.transmits.push_back((
                 peer.node.clone(),
                 peer.address.clone(),
@@ -473,7 +449,7 @@ impl Membership {
         }
         self.drive(now, |engine, runtime| engine.leave_cluster(runtime));
         self.stopped = true;
-        self.timers.clear();
+        self.engine.stop();
     }
 
     /// The time that [`poll_timeout`](Self::poll_timeout) named has come.
@@ -481,15 +457,8 @@ impl Membership {
         if self.stopped {
             return;
         }
-        self.judge_isolation(now);
-        while let Some(entry) = self.timers.first_entry() {
-            if entry.key().0 > now {
-                break;
-            }
-            let (instance, timer) = entry.remove();
-            if instance != self.instance {
-                continue;
-            }
+        self.check_isolation(now);
+        while let Some(timer) = self.engine.take_due(now) {
             if self.is_sound(&timer) {
                 self.drive(now, |engine, runtime| engine.handle_timer(timer, runtime));
             } else {
@@ -502,9 +471,9 @@ impl Membership {
                 self.drive(now, |engine, runtime| engine.announce(identity, runtime));
             }
         }
-        self.judge_due_evidence(now);
-        self.judge_doubts(now);
-        self.judge_accusations(now);
+        self.check_due_evidence(now);
+        self.settle_disputes(now);
+        self.check_accusations(now);
         if now >= self.sweep_at {
             self.sweep(now);
         }
@@ -515,12 +484,12 @@ impl Membership {
         if self.stopped {
             return None;
         }
-        let timer = self.timers.keys().next().map(|(at, _)| *at);
+        let timer = self.engine.poll_timeout();
         let announce = self.join_announces.front().copied();
-        let isolation = (self.rules.isolation && self.roster.any_up())
+        let isolation = (self.rules.holds(Rule::Isolation) && self.member_list.any_up())
             .then(|| self.heard_at + self.config.isolation);
         let first = earliest(earliest(timer, announce), isolation);
-        let evidence = earliest(self.evidence.poll_timeout(), self.doubts.poll_timeout());
+        let evidence = earliest(self.evidence.poll_timeout(), self.disputes.poll_timeout());
         let evidence = earliest(evidence, self.accusations.poll_timeout());
         earliest(earliest(first, evidence), Some(self.sweep_at))
     }
@@ -538,42 +507,41 @@ impl Membership {
     /// Which of the dead are worth a dial now: the most recent first, with one of the others in turn. To be asked every
     /// second or so.
     pub fn dial_candidates(&mut self, now: Instant) -> Vec<(NodeId, Address)> {
-        if self.stopped || !self.rules.redial_dead {
+        if self.stopped || !self.rules.holds(Rule::RedialDead) {
             return Vec::new();
         }
-        self.roster.dial_candidates(now)
+        self.member_list.dial_candidates(now)
     }
 
     /// The other nodes by name, living, recently dead and departed.
     pub fn members(&self) -> impl Iterator<Item = MemberInfo> + '_ {
-        let suspects: BTreeSet<Key> = self
+        let suspects: BTreeSet<MemberKey> = self
             .engine
-            .iter_membership_state()
+            .members()
             .filter(|member| member.state() == State::Suspect)
             .map(|member| member.id().key())
             .collect();
-        self.roster.infos(suspects)
+        self.member_list.members(suspects)
     }
 
     fn is_barred(&self, node: &NodeId) -> bool {
-        self.rules.left_is_final && self.left.contains_key(node)
+        self.rules.holds(Rule::LeftIsFinal) && self.lives.is_departed(node)
     }
 
     fn is_up_in_this_life(&self, node: &NodeId) -> bool {
-        self.roster
+        self.member_list
             .up(&node.name)
             .is_some_and(|identity| identity.node == *node)
     }
 
-    fn engine_member(&self, key: Key) -> Option<Member<Identity>> {
-        let members = || self.engine.iter_membership_state();
-        self.places.find(key, members).cloned()
+    fn engine_member(&self, key: MemberKey) -> Option<Member<Identity>> {
+        self.engine.member(key).cloned()
     }
 
     /// Up to `count` random living members, without the one named.
     fn random_up(&mut self, count: usize, without: Option<&NodeName>) -> Vec<Identity> {
         let mut candidates: Vec<Identity> = self
-            .roster
+            .member_list
             .iter_up()
             .filter(|identity| Some(&identity.node.name) != without)
             .cloned()
@@ -600,20 +568,21 @@ impl Membership {
             if *identity == self.me {
                 return self.admits_of_this_node(update, just_rejoined);
             }
-            self.judge_rival(now, &from.name, identity);
-            return !self.rules.name_conflict;
+            self.report_rival(now, &from.name, identity);
+            return !self.rules.holds(Rule::NameConflict);
         }
         if !self.is_plausible(now, identity.node.generation) {
             self.complain_of_generation(now, &from.name, &identity.node);
             return false;
         }
-        if !self.rules.own_word {
-            self.generations
-                .heard_itself(now, &identity.node, identity.bump);
+        if !self.rules.holds(Rule::OwnWord) {
+            self.lives
+                .generations
+                .heard_itself(now, &identity.node, identity.rejoins);
         }
         let own = identity.node.name == from.name;
         if update.state() == State::Alive {
-            self.heard_gossip(now, from, identity);
+            self.on_gossip_claims_alive(now, from, identity);
         }
         if !own && self.is_to_be_asked(now, from, update) {
             return false;
@@ -647,7 +616,7 @@ impl Membership {
             State::Suspect => {
                 let said = update.incarnation();
                 let most = self.incarnation.saturating_add(MAX_INCARNATION_LEAP);
-                if self.rules.own_word && said > most {
+                if self.rules.holds(Rule::OwnWord) && said > most {
                     return false;
                 }
                 self.incarnation = said.saturating_add(1).max(self.incarnation);
@@ -660,18 +629,18 @@ impl Membership {
     fn is_to_be_asked(&mut self, now: Instant, from: &NodeId, update: &Member<Identity>) -> bool {
         let identity = update.id();
         let name = &identity.node.name;
-        if !self.rules.own_word {
+        if !self.rules.holds(Rule::OwnWord) {
             return false;
         }
-        let order = |identity: &Identity| (identity.node.generation, identity.bump);
+        let order = |identity: &Identity| (identity.node.generation, identity.rejoins);
         let member = self.engine_member(identity.key());
-        let remembered = self.roster.identity(name);
+        let remembered = self.member_list.identity(name);
         let known = [member.as_ref().map(Member::id), remembered];
         let Some(latest) = known.into_iter().flatten().map(order).max() else {
             // Whoever has never been heard of is introduced by anybody.
             return false;
         };
-        let is_up = self.roster.up(name).is_some();
+        let is_up = self.member_list.up(name).is_some();
         let revives = !is_up && update.state() != State::Down && order(identity) >= latest;
         if order(identity) <= latest && !revives {
             let leaps = member.as_ref().is_some_and(|member| {
@@ -683,7 +652,7 @@ impl Membership {
             return leaps;
         }
         let others = self
-            .roster
+            .member_list
             .iter_up()
             .filter(|other| other.node.name != *name);
         let tellers = others.take(AGREEING_TELLERS).count();
@@ -691,13 +660,17 @@ impl Membership {
         // is silent for a while longer, and who is suspected meanwhile would have no way to say that it has come back.
         // Even then one teller is not enough: of three nodes one could raise the doubt, and then tell of a return that never was.
         let doubted = member.is_some_and(|member| member.state() == State::Suspect);
-        let linked = self.roster.up(name).filter(|up| self.is_linked(&up.node));
+        let linked = self
+            .member_list
+            .up(name)
+            .filter(|up| self.is_linked(&up.node));
         let needed = match linked {
             Some(up) if !doubted && !self.accusations.has_case(&up.node) => usize::MAX,
             Some(_) => AGREEING_TELLERS,
             None => tellers,
         };
         if self
+            .lives
             .generations
             .is_agreed(now, &from.name, identity, needed)
         {
@@ -707,7 +680,7 @@ impl Membership {
         let interval = self.config.probe;
         if update.state() != State::Down
             && !self.is_barred(&identity.node)
-            && self.generations.may_ask(now, name, interval)
+            && self.lives.generations.may_ask(now, name, interval)
         {
             let identity = identity.clone();
             self.drive(now, |engine, runtime| engine.announce(identity, runtime));
@@ -718,21 +691,23 @@ impl Membership {
     /// A node says itself who it is, on its own link.
     fn heard_itself(&mut self, now: Instant, identity: &Identity) {
         let node = &identity.node;
-        self.generations.heard_itself(now, node, identity.bump);
-        if !self.rules.own_word {
+        self.lives
+            .generations
+            .heard_itself(now, node, identity.rejoins);
+        if !self.rules.holds(Rule::OwnWord) {
             return;
         }
         // Rule: a later life that others have made up gives way to the node itself.
         let known = self.engine_member(identity.key());
         let made_up = known.filter(|known| {
-            let (id, ours) = (known.id(), (node.generation, identity.bump));
-            (id.node.generation, id.bump) > ours
-                && self.generations.is_hearsay(id)
+            let (id, ours) = (known.id(), (node.generation, identity.rejoins));
+            (id.node.generation, id.rejoins) > ours
+                && self.lives.generations.is_unconfirmed(id)
                 && (known.state() == State::Down || id.node.generation != node.generation)
         });
         if let Some(made_up) = made_up {
             self.counts.uncovered += 1;
-            self.bury(now, &made_up.id().node);
+            self.mark_down(now, &made_up.id().node);
             self.forget_dead(now, made_up.id().clone());
         }
     }
@@ -744,9 +719,9 @@ impl Membership {
     }
 
     /// Rule: a higher generation of this node's own name is reported, once and again after a while.
-    fn judge_rival(&mut self, now: Instant, from: &NodeName, identity: &Identity) {
+    fn report_rival(&mut self, now: Instant, from: &NodeName, identity: &Identity) {
         let generation = identity.node.generation;
-        if !self.rules.name_conflict
+        if !self.rules.holds(Rule::NameConflict)
             || identity.key() != self.me.key()
             || generation <= self.me.node.generation
         {
@@ -755,20 +730,10 @@ impl Membership {
         if !self.is_plausible(now, generation) {
             return self.complain_of_generation(now, from, &identity.node);
         }
-        let is_soon = |at: Instant| now.since(at) < RIVAL_INTERVAL;
-        if (self.rules.own_word && self.rival_at.is_some_and(is_soon))
-            || self
-                .rivals
-                .get(&generation)
-                .is_some_and(|at| now.since(*at) < CONFLICT_INTERVAL)
-        {
+        let paced = self.rules.holds(Rule::OwnWord);
+        if !self.lives.is_new_rival(now, generation, paced) {
             return;
         }
-        if self.rivals.len() >= MAX_RIVALS {
-            self.rivals.pop_first();
-        }
-        self.rivals.insert(generation, now);
-        self.rival_at = Some(now);
         self.counts.conflicts += 1;
         self.events.push_back(MemberEvent::NameConflict {
             node: identity.node.clone(),
@@ -777,13 +742,13 @@ impl Membership {
     }
 
     /// A death that was found out by evidence: the others hear of it at once.
-    fn declare_dead(&mut self, now: Instant, node: &NodeId) {
-        self.bury(now, node);
+    fn mark_down_and_gossip(&mut self, now: Instant, node: &NodeId) {
+        self.mark_down(now, node);
         self.drive(now, |engine, runtime| engine.gossip(runtime));
     }
 
     /// Tells the engine that this life of a node is over.
-    fn bury(&mut self, now: Instant, node: &NodeId) {
+    fn mark_down(&mut self, now: Instant, node: &NodeId) {
         let Some(member) = self.engine_member(key(&node.name)) else {
             return;
         };
@@ -800,17 +765,18 @@ impl Membership {
     }
 
     /// Rule: nothing received from anyone while peers are known to be up means that this node is cut off.
-    fn judge_isolation(&mut self, now: Instant) {
-        if !self.rules.isolation
-            || !self.roster.any_up()
+    fn check_isolation(&mut self, now: Instant) {
+        if !self.rules.holds(Rule::Isolation)
+            || !self.member_list.any_up()
             || now < self.heard_at + self.config.isolation
         {
             return;
         }
         tracing::info!(node = %self.me.node, "cut off: nothing received from anyone");
-        for node in self.roster.all_down(now) {
+        for node in self.member_list.all_down(now) {
             self.events.push_back(MemberEvent::Down { node });
         }
+        // What spoke against others was this node's own silence.
         self.evidence = Evidence::default();
         self.heard(now);
         let renewed = foca::Identity::renew(&self.me).unwrap_or_else(|| self.me.clone());
@@ -822,37 +788,32 @@ impl Membership {
     fn start_engine(&mut self, me: Identity) {
         self.me = me;
         self.incarnation = Incarnation::default();
-        self.instance += 1;
-        self.timers.clear();
-        self.removals.clear();
         self.join_announces.clear();
-        self.doubts = Doubts::default();
+        self.disputes = Disputes::default();
         self.accusations = Accusations::default();
-        self.runtime = Runtime::new();
-        self.engine = new_engine(&self.config, &self.rules, &self.me, &mut self.rng);
+        let config = self.config.engine(self.rules);
+        self.engine.restart(config, &self.me, &mut self.rng);
     }
 
     /// Lets the engine do something, and takes up what came of it.
     fn drive(
         &mut self,
         now: Instant,
-        operation: impl FnOnce(&mut Engine, &mut Runtime) -> Result<(), foca::Error>,
+        operation: impl FnOnce(&mut Swim, &mut Runtime) -> Result<(), foca::Error>,
     ) {
-        if let Err(error) = operation(&mut self.engine, &mut self.runtime) {
-            tracing::debug!(%error, "the membership engine");
-        }
-        self.take_up(now);
+        self.engine.run(operation);
+        self.process_engine_output(now);
     }
 
-    fn take_up(&mut self, now: Instant) {
+    fn process_engine_output(&mut self, now: Instant) {
         let mut touched = Vec::new();
         let mut rejoined = false;
-        while let Some(notification) = self.runtime.to_notify() {
+        while let Some(notification) = self.engine.next_notification() {
             match notification {
                 OwnedNotification::MemberUp(identity)
                 | OwnedNotification::MemberDown(identity)
                 | OwnedNotification::Rename(_, identity) => touched.push(identity.node.name),
-                OwnedNotification::Active if self.rules.join_announces => {
+                OwnedNotification::Active if self.rules.holds(Rule::JoinAnnounces) => {
                     self.join_announces = JOIN_ANNOUNCES.iter().map(|after| now + *after).collect();
                 }
                 OwnedNotification::Idle => self.join_announces.clear(),
@@ -865,28 +826,19 @@ impl Membership {
                 _ => {}
             }
         }
-        while let Some((to, packet)) = self.runtime.to_send() {
+        while let Some((to, packet)) = self.engine.next_packet() {
             if to.key() != self.me.key() && !self.is_barred(&to.node) {
                 self.transmits
                     .push_back((to.node, to.address, ControlMessage::Membership(packet)));
             }
         }
-        while let Some((after, timer)) = self.runtime.to_schedule() {
-            let at = now + after;
-            if let Timer::RemoveDown(identity) = timer {
-                self.removals.insert(identity.key(), (at, identity));
-            } else {
-                self.timer_sequence += 1;
-                self.timers
-                    .insert((at, self.timer_sequence), (self.instance, timer));
-            }
-        }
+        self.engine.keep_timers(now);
         touched.sort_unstable();
         touched.dedup();
         for name in touched {
             self.reconcile(now, &name);
         }
-        if rejoined && self.rules.rearm_after_rejoin {
+        if rejoined && self.rules.holds(Rule::RearmAfterRejoin) {
             self.counts.rearmed += 1;
             // Rule: the engine waits for a packet before it starts its timers again, which may never come.
             self.drive(now, |engine, runtime| {
@@ -897,7 +849,7 @@ impl Membership {
         self.cap_removals(now);
     }
 
-    /// Brings the roster in line with what the engine thinks of a name, and reports the difference.
+    /// Brings the member list in line with what the engine thinks of a name, and reports the difference.
     fn reconcile(&mut self, now: Instant, name: &NodeName) {
         if *name == self.me.node.name {
             return;
@@ -907,32 +859,32 @@ impl Membership {
             Some(member) if member.state() != State::Down => {
                 let identity = member.id().clone();
                 if self.is_barred(&identity.node) {
-                    self.bury(now, &identity.node);
+                    self.mark_down(now, &identity.node);
                     return;
                 }
-                match self.roster.up(name).map(|known| known.node.clone()) {
-                    // Rule: with another bump only, it is the same life.
-                    Some(known) if known == identity.node => self.roster.rename(identity),
+                match self.member_list.up(name).map(|known| known.node.clone()) {
+                    // Rule: with another number of rejoins only, it is the same life. Without it, readers would hear of a death that was none.
+                    Some(known) if known == identity.node => self.member_list.rename(identity),
                     Some(known) => {
                         // Rule: with another generation, the old one died and the new one lives.
                         self.evidence.remove(&known);
-                        if self.rules.rename_is_death {
+                        if self.rules.holds(Rule::RenameIsDeath) {
                             self.events.push_back(MemberEvent::Down { node: known });
                             self.report_up(now, identity);
                         } else {
-                            self.roster.rename(identity);
+                            self.member_list.rename(identity);
                         }
                     }
                     None => self.report_up(now, identity),
                 }
             }
             member => {
-                if let Some(node) = self.roster.set_down(now, name) {
+                if let Some(node) = self.member_list.set_down(now, name) {
                     self.evidence.remove(&node);
                     self.events.push_back(MemberEvent::Down { node });
                 }
                 if let Some(member) = member {
-                    self.roster.renew_dead(now, member.id());
+                    self.member_list.renew_dead(now, member.id());
                 }
             }
         }
@@ -943,60 +895,44 @@ impl Membership {
             node: identity.node.clone(),
             address: identity.address.clone(),
         });
-        self.roster.set(identity, Standing::Up, now);
+        self.member_list.set(identity, Status::Up, now);
     }
 
     /// Forgets what is outdated.
     fn sweep(&mut self, now: Instant) {
         self.sweep_at = now + sweep_interval(&self.config);
-        let due: Vec<Identity> = self
-            .removals
-            .values()
-            .filter(|(at, _)| *at <= now)
-            .map(|(_, identity)| identity.clone())
-            .collect();
-        for identity in due {
+        for identity in self.engine.due_removals(now) {
             self.forget_dead(now, identity);
         }
-        self.left.retain(|_, until| *until > now);
+        self.lives.sweep_departed(now);
         let kept = self.config.permdown_period;
-        self.roster.sweep(now, kept);
-        let roster = &self.roster;
+        self.member_list.sweep(now, kept);
+        let member_list = &self.member_list;
         // What is remembered of a name in any other way was given by that generation, or an earlier one.
-        self.generations.sweep(now, kept, |name| roster.knows(name));
+        self.lives
+            .generations
+            .sweep(now, kept, |name| member_list.knows(name));
         self.accusations.sweep(now);
         self.evidence.sweep(now, self.config.down_period);
-        self.sweep_verdicts(now);
-        self.sweep_told(now);
+        self.told_dead.sweep(now);
+        self.told_suspects.sweep(now);
     }
 
     /// Rule: retained dead names are capped, the oldest go first.
     fn cap_removals(&mut self, now: Instant) {
-        while self.engine.iter_membership_state().len() > MAX_KNOWN_NODES {
-            let oldest = self.removals.values().min_by_key(|(at, _)| *at);
-            let Some(identity) = oldest.map(|(_, identity)| identity.clone()) else {
+        while self.engine.members().len() > MAX_KNOWN_NODES {
+            let Some(identity) = self.engine.oldest_dead() else {
                 return;
             };
             self.forget_dead(now, identity);
         }
-        self.roster.cap();
+        self.member_list.cap();
     }
 
     fn forget_dead(&mut self, now: Instant, identity: Identity) {
-        self.removals.remove(&identity.key());
-        self.drive(now, |engine, runtime| {
-            engine.handle_timer(Timer::RemoveDown(identity), runtime)
-        });
+        self.engine.forget(identity);
+        self.process_engine_output(now);
     }
-}
-
-fn new_engine(config: &MembershipConfig, rules: &Rules, me: &Identity, rng: &mut StdRng) -> Engine {
-    Foca::new(
-        me.clone(),
-        config.engine(rules),
-        StdRng::seed_from_u64(rng.random()),
-        PostcardCodec,
-    )
 }
 
 fn sweep_interval(config: &MembershipConfig) -> Duration {

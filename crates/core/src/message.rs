@@ -9,10 +9,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::entry::Record;
 use crate::id::{ClusterName, Generation, NodeId, NodeName};
-use crate::limits::{MAX_ADDRESS_BYTES, MAX_CONTROL_FRAME_BYTES};
+use crate::limits::MAX_CONTROL_FRAME_BYTES;
 
 mod offers;
 
+pub use crate::frame::{DecodeError, Frame};
+pub use crate::id::{Address, AddressError};
 pub use offers::{DataLink, Offers};
 
 /// The first bytes of every connection's first body.
@@ -31,60 +33,9 @@ pub const PROTOCOL_MAJOR: u16 = 1;
 /// | 4 | the span that a call belongs to, in a frame before it | is not told |
 pub const PROTOCOL_MINOR: u16 = 4;
 
-/// Where a node is reached, as it says itself: `host:port` for TCP, anything for another transport.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Address(std::sync::Arc<str>);
-
-impl Address {
-    /// Checks the length against [`MAX_ADDRESS_BYTES`].
-    pub fn try_new(address: impl AsRef<str>) -> Result<Self, DecodeError> {
-        let address = address.as_ref();
-        if address.is_empty() || address.len() > MAX_ADDRESS_BYTES {
-            return Err(DecodeError::Address {
-                bytes: address.len(),
-            });
-        }
-        Ok(Address(address.into()))
-    }
-
-    /// The address as a string.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-/// Escaped: a peer says where it is reached, and its word goes into logs and errors. What is to be dialled is
-/// [`as_str`](Address::as_str).
-impl std::fmt::Display for Address {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        std::fmt::Display::fmt(&crate::text::Escaped(&*self.0), f)
-    }
-}
-
-impl std::fmt::Debug for Address {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        std::fmt::Debug::fmt(&*self.0, f)
-    }
-}
-
-impl TryFrom<String> for Address {
-    type Error = DecodeError;
-
-    fn try_from(address: String) -> Result<Self, DecodeError> {
-        Address::try_new(address)
-    }
-}
-
-impl From<Address> for String {
-    fn from(address: Address) -> String {
-        address.0.as_ref().to_owned()
-    }
-}
-
 /// What a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Lane {
+pub enum LaneKind {
     /// Membership and replication; one per pair of nodes.
     Control,
     /// Calls, casts and broadcasts.
@@ -101,7 +52,7 @@ pub struct Hello {
     /// [`PROTOCOL_MINOR`] of the sender.
     pub minor: u16,
     /// What the connection is for.
-    pub lane: Lane,
+    pub lane: LaneKind,
     /// The sender's cluster.
     pub cluster: ClusterName,
     /// The sender.
@@ -304,13 +255,13 @@ pub struct SnapshotChunk {
 pub struct Digest {
     /// Hash over the sorted [`OwnerVersion`]s.
     pub hash: u64,
-    /// True asks for a [`Vector`] where the hashes differ.
+    /// True asks for a [`VersionVector`] where the hashes differ.
     pub ask: bool,
 }
 
 /// All owners that are up, with their versions.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Vector {
+pub struct VersionVector {
     /// One row an owner, at most [`MAX_KNOWN_NODES`](crate::limits::MAX_KNOWN_NODES).
     pub owners: Vec<OwnerVersion>,
 }
@@ -353,7 +304,7 @@ pub enum ControlMessage {
         node: NodeId,
     },
     /// The sender, or somebody for whom it passes this on, takes that node for dead; it should say that it is not.
-    TakenForDead(Verdict),
+    DeathNotice(DeathNotice),
     /// See [`Delta`].
     Delta(Delta),
     /// See [`Request`].
@@ -364,8 +315,8 @@ pub enum ControlMessage {
     Snapshot(SnapshotChunk),
     /// See [`Digest`].
     Digest(Digest),
-    /// See [`Vector`].
-    Vector(Vector),
+    /// See [`VersionVector`].
+    Vector(VersionVector),
     /// The receiver is asked to say when it has that version of the sender's entries, or a later one.
     AwaitVersion {
         /// The version.
@@ -395,7 +346,7 @@ pub enum ControlMessage {
 
 /// Somebody takes a node for dead that is up for the receiver.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Verdict {
+pub struct DeathNotice {
     /// The node in question, in the life in question.
     pub node: NodeId,
     /// A later life of its name, and where it is said to be reached, which is why the one in question must be dead.
@@ -432,10 +383,10 @@ pub mod kind {
     pub const SNAPSHOT: u8 = 11;
     /// [`Digest`](super::Digest).
     pub const DIGEST: u8 = 12;
-    /// [`Vector`](super::Vector).
+    /// [`VersionVector`](super::VersionVector).
     pub const VECTOR: u8 = 13;
-    /// [`ControlMessage::TakenForDead`](super::ControlMessage::TakenForDead).
-    pub const TAKEN_FOR_DEAD: u8 = 14;
+    /// [`ControlMessage::DeathNotice`](super::ControlMessage::DeathNotice).
+    pub const DEATH_NOTICE: u8 = 14;
     /// [`ControlMessage::AwaitVersion`](super::ControlMessage::AwaitVersion).
     pub const AWAIT_VERSION: u8 = 15;
     /// [`ControlMessage::HaveVersion`](super::ControlMessage::HaveVersion).
@@ -447,47 +398,6 @@ pub mod kind {
     /// [`ControlMessage::Tokens`](super::ControlMessage::Tokens).
     pub const TOKENS: u8 = 19;
 }
-
-/// One frame without its length prefix.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Frame {
-    /// What the body is.
-    pub kind: u8,
-    /// The message.
-    pub body: Bytes,
-}
-
-/// Why bytes from a peer are not a message.
-#[derive(Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum DecodeError {
-    /// The frame is longer than its lane allows.
-    #[error("a frame of {bytes} bytes is over the limit of {limit}")]
-    FrameTooLong {
-        /// Its length.
-        bytes: usize,
-        /// The lane's limit.
-        limit: usize,
-    },
-    /// The body is truncated or garbled.
-    #[error("a frame of kind {kind} does not decode: {cause}")]
-    Garbled {
-        /// The frame's kind.
-        kind: u8,
-        /// What the decoder said.
-        cause: String,
-    },
-    /// The address is empty or over [`MAX_ADDRESS_BYTES`].
-    #[error(
-        "an address has 1 to {MAX_ADDRESS_BYTES} bytes (MAX_ADDRESS_BYTES), this one has {bytes}"
-    )]
-    Address {
-        /// Its length.
-        bytes: usize,
-    },
-}
-
-crate::debug_as_display!(DecodeError);
 
 impl ControlMessage {
     /// The message as a frame.
@@ -516,7 +426,7 @@ impl ControlMessage {
             ControlMessage::Alive { rival } => body(kind::ALIVE, rival),
             ControlMessage::Refused { node } => body(kind::REFUSED, node),
             ControlMessage::Goodbye { node } => body(kind::GOODBYE, node),
-            ControlMessage::TakenForDead(verdict) => body(kind::TAKEN_FOR_DEAD, verdict),
+            ControlMessage::DeathNotice(notice) => body(kind::DEATH_NOTICE, notice),
             ControlMessage::Delta(delta) => body(kind::DELTA, delta),
             ControlMessage::Request(request) => body(kind::REQUEST, request),
             ControlMessage::Unavailable(unavailable) => body(kind::UNAVAILABLE, unavailable),
@@ -555,7 +465,7 @@ impl ControlMessage {
             },
             kind::REFUSED => ControlMessage::Refused { node: body(frame)? },
             kind::GOODBYE => ControlMessage::Goodbye { node: body(frame)? },
-            kind::TAKEN_FOR_DEAD => ControlMessage::TakenForDead(body(frame)?),
+            kind::DEATH_NOTICE => ControlMessage::DeathNotice(body(frame)?),
             kind::DELTA => ControlMessage::Delta(body(frame)?),
             kind::REQUEST => ControlMessage::Request(body(frame)?),
             kind::UNAVAILABLE => ControlMessage::Unavailable(body(frame)?),

@@ -30,17 +30,16 @@ mod budget;
 mod hint;
 mod hot;
 mod latency;
+mod routing;
 
 pub use budget::RetryBudget;
 pub use hint::{HINT_LASTS, Hint};
 pub use hot::HotKeys;
 pub use latency::Latencies;
+pub use routing::{MAX_OWNERS, Routing};
 
 #[cfg(test)]
 mod tests;
-
-/// Most owners of a key that a call may go to, hot keys included.
-pub const MAX_OWNERS: usize = 16;
 
 /// Refusals after which a call is taken in any case: each costs a round trip, and of those that pass two full owners by, few
 /// find room at the next.
@@ -52,46 +51,9 @@ const LAST_TOLD: Duration = Duration::from_secs(1);
 /// For how long an instance is young.
 pub const SLOW_START: Duration = Duration::from_secs(10);
 
-/// How the calls of a protocol, or of a handle, are routed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Routing {
-    /// To the owner of the key, whatever its load: for state that lives in its owner alone.
-    #[default]
-    Owner,
-    /// To the first of a few owners that has room: for services whose instances answer alike.
-    Bounded {
-        /// How many owners a call may go to: 1 to [`MAX_OWNERS`]. Beyond either end it counts as that end.
-        owners: u8,
-        /// An owner refuses a call while so many wait for it or are at work in it: at least 1.
-        depth: u8,
-        /// Where set: an owner is passed by, without being asked, where its reply of the last 50 ms told a queue longer by more
-        /// than this than the next owner's. With caches, a large `depth` and this keep keys where they are warm.
-        stay: Option<u8>,
-    },
-}
-
-impl Routing {
-    /// Bounded by four owners and a depth of eight, always asking the first.
-    pub const fn bounded() -> Self {
-        Routing::Bounded {
-            owners: 4,
-            depth: 8,
-            stay: None,
-        }
-    }
-
-    /// How many owners a call may go to where its key is not hot.
-    pub fn owners(self) -> usize {
-        match self {
-            Routing::Owner => 1,
-            Routing::Bounded { owners, .. } => usize::from(owners).clamp(1, MAX_OWNERS),
-        }
-    }
-}
-
 /// What a caller may do with one owner of a key, for one call.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Standing {
+pub enum OwnerStanding {
     /// It was not asked yet.
     #[default]
     Open,
@@ -103,11 +65,11 @@ pub enum Standing {
 
 /// One owner of a key, as its caller knows it.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Candidate {
+pub struct OwnerCandidate {
     /// What it told of its queue.
     pub hint: Hint,
     /// What may be done with it.
-    pub standing: Standing,
+    pub standing: OwnerStanding,
     /// It is in the caller's zone, and comes before those that are not: false for all where the caller does not care. A hot key
     /// goes wherever there is room.
     pub near: bool,
@@ -139,7 +101,7 @@ pub struct Choice {
 ///
 /// The candidates are the first [`Routing::owners`], or as many as [`HotKeys::owners`] says, which is how a hot key is told
 /// from others; more than [`MAX_OWNERS`] are not looked at. Where nothing is known of anybody, it is the first.
-pub fn next(routing: Routing, candidates: &[Candidate], ask: Ask) -> Option<Choice> {
+pub fn next(routing: Routing, candidates: &[OwnerCandidate], ask: Ask) -> Option<Choice> {
     let candidates = &candidates[..candidates.len().min(MAX_OWNERS)];
     let forced = |at| Choice {
         at,
@@ -149,20 +111,20 @@ pub fn next(routing: Routing, candidates: &[Candidate], ask: Ask) -> Option<Choi
         return (!candidates.is_empty()).then(|| forced(0));
     };
     let order = in_order(candidates, routing.owners(), ask.draw);
-    let with = |standing: Standing| {
+    let with = |standing: OwnerStanding| {
         let order = order.iter().copied();
         order.filter(move |at| candidates[*at].standing == standing)
     };
-    let open: Places = with(Standing::Open).collect();
+    let open: OwnerPlaces = with(OwnerStanding::Open).collect();
     let told = |at: usize| candidates[at].hint.depth_at(ask.now);
-    let is_alone = open.len() + with(Standing::Refused).count() < 2;
+    let is_alone = open.len() + with(OwnerStanding::Refused).count() < 2;
     if !open.is_empty() && !is_alone && ask.refusals < ask.most_refusals {
         return Some(Choice {
             at: passing_by(&open, told, stay),
             refuse_at: Some(NonZeroU8::new(depth).unwrap_or(NonZeroU8::MIN)),
         });
     }
-    let last = open.iter().copied().chain(with(Standing::Refused));
+    let last = open.iter().copied().chain(with(OwnerStanding::Refused));
     if ask.refusals > 0 || is_alone {
         let least = last.min_by_key(|at| told(*at).unwrap_or(0));
         return least.or(order.first().copied()).map(forced);
@@ -185,7 +147,12 @@ pub fn next(routing: Routing, candidates: &[Candidate], ask: Ask) -> Option<Choi
 ///
 /// Rule: where nobody is known to have room, a key has no more owners for that. It would be cold at each of them, and all would
 /// be slower for it: instances whose caches are cold at first would never get warm.
-pub fn is_crowded(routing: Routing, candidates: &[Candidate], owners: usize, now: Instant) -> bool {
+pub fn is_crowded(
+    routing: Routing,
+    candidates: &[OwnerCandidate],
+    owners: usize,
+    now: Instant,
+) -> bool {
     let Routing::Bounded { depth, .. } = routing else {
         return false;
     };
@@ -193,23 +160,25 @@ pub fn is_crowded(routing: Routing, candidates: &[Candidate], owners: usize, now
     let candidates = &candidates[..candidates.len().min(MAX_OWNERS)];
     let (first, beyond) = candidates.split_at(owners.min(candidates.len()));
     let (mut told, mut crowded) = (0, 0);
-    let reached = first.iter().filter(|one| one.standing != Standing::Out);
+    let reached = first
+        .iter()
+        .filter(|one| one.standing != OwnerStanding::Out);
     for waiting in reached.filter_map(|one| one.hint.depth_at(now)) {
         told += 1;
         crowded += usize::from(waiting >= depth.saturating_mul(2));
     }
-    let has_room = |one: &Candidate| {
+    let has_room = |one: &OwnerCandidate| {
         let told = one.hint.depth_within(now, LAST_TOLD);
-        one.standing == Standing::Open && told.is_some_and(|told| told < depth)
+        one.standing == OwnerStanding::Open && told.is_some_and(|told| told < depth)
     };
     told >= 2 && crowded == told && beyond.iter().any(has_room)
 }
 
-type Places = SmallVec<[usize; MAX_OWNERS]>;
+type OwnerPlaces = SmallVec<[usize; MAX_OWNERS]>;
 
 /// Who is asked beside those that have the call already, where they take longer than most: the first that may be asked and is
 /// not said to be full; none where there is nobody else.
-pub fn hedge(routing: Routing, candidates: &[Candidate], now: Instant) -> Option<usize> {
+pub fn hedge(routing: Routing, candidates: &[OwnerCandidate], now: Instant) -> Option<usize> {
     let candidates = &candidates[..candidates.len().min(MAX_OWNERS)];
     let depth = match routing {
         Routing::Owner => u8::MAX,
@@ -218,7 +187,7 @@ pub fn hedge(routing: Routing, candidates: &[Candidate], now: Instant) -> Option
     let order = in_order(candidates, candidates.len(), 0);
     let mut open = order
         .into_iter()
-        .filter(|at| candidates[*at].standing == Standing::Open);
+        .filter(|at| candidates[*at].standing == OwnerStanding::Open);
     // Rule: a hedge is never one call more for whoever has too many.
     open.find(|at| {
         let told = candidates[*at].hint.depth_at(now);
@@ -230,8 +199,8 @@ pub fn hedge(routing: Routing, candidates: &[Candidate], now: Instant) -> Option
 ///
 /// Rule: the calls for a hot key begin anywhere among its owners. In their order, the first ones would refuse nearly all of
 /// them, and use up the budget of all other keys.
-fn in_order(candidates: &[Candidate], owners: usize, draw: u64) -> Places {
-    let mut order: Places = (0..candidates.len()).collect();
+fn in_order(candidates: &[OwnerCandidate], owners: usize, draw: u64) -> OwnerPlaces {
+    let mut order: OwnerPlaces = (0..candidates.len()).collect();
     if candidates.len() > owners {
         order.rotate_left((draw % candidates.len() as u64) as usize);
     } else {

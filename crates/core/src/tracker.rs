@@ -6,158 +6,48 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use crate::config::Settings;
-use crate::entries::estimated_bytes;
 use crate::entry::{EntryChange, EntryUpdate, NewEntry, ServiceInfo, ServiceState};
 use crate::id::{NodeId, NodeName};
-use crate::limits::{MAX_BYTES_PER_NODE, MAX_KNOWN_NODES};
-use crate::log::{Log, MAX_DELTA_BYTES, content_hash};
+use crate::limits::MAX_KNOWN_NODES;
 use crate::message::{ControlMessage, Delta, OwnerVersion};
-use crate::replica::{Rejected, Replica};
+use crate::rules::{Rule, RuleSet};
 use crate::time::{Instant, earliest};
 
 mod adding;
+mod agreement;
 mod compare;
+mod config;
 mod confirm;
+mod confirmations;
+mod entries;
+mod error;
 mod fetch;
-mod hearsay;
+mod incoming;
+mod log;
+mod names;
 mod own;
+mod owner;
+mod relayed;
+mod replica;
 mod serve;
+mod serving;
 #[cfg(test)]
 mod tests;
 
 pub use adding::{Added, Adding};
-pub use own::{AddError, UpdateError};
+pub use config::{OwnerStats, TrackerConfig, TrackerCounts};
+pub use error::{AddError, UpdateError};
 
-use confirm::Confirmations;
-use fetch::{Fetch, Tokens};
-use hearsay::Hearsay;
-use own::Names;
-use serve::Serving;
-
-/// Changes are collected for this long before they go out.
-const COALESCE: Duration = Duration::from_millis(1);
-
-/// Deltas that go out at once, of 256 KiB each; more follow after [`COALESCE`]. What is sent in one turn stays bounded, and
-/// a peer that cannot take it all is found congested before everything is queued for it.
-const MAX_FLUSHED_DELTAS: usize = 4;
-
-/// Rows of one [`Vector`]: at most half a control frame with the longest names.
-const VECTOR_ROWS: usize = 1_024;
-
-/// What the tracker is started with.
-#[derive(Clone, Debug)]
-pub struct TrackerConfig {
-    broadcast_period: Duration,
-    max_silent_periods: u32,
-    down_period: Duration,
-    permdown_period: Duration,
-    max_delta_sizes: usize,
-}
-
-impl TrackerConfig {
-    /// What the settings say of replication.
-    pub fn new(settings: &Settings) -> Self {
-        TrackerConfig {
-            broadcast_period: settings.broadcast_period(),
-            max_silent_periods: settings.max_silent_periods(),
-            down_period: settings.down_period(),
-            permdown_period: settings.permdown_period(),
-            max_delta_sizes: settings.max_delta_sizes(),
-        }
-    }
-}
-
-/// Which rules hold. All do, but for tests that show what happens without one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TrackerRules {
-    /// A delta is applied only where it is contiguous.
-    pub contiguity: bool,
-    /// An owner's entries show only while membership says that it is up in exactly that generation.
-    pub hiding: bool,
-    /// Up again, an owner's entries show only once its current version is known and reached.
-    pub confirming: bool,
-    /// Versions are compared now and then.
-    pub digests: bool,
-    /// The dead are forgotten after `permdown_period`.
-    pub forgetting: bool,
-    /// What the owner itself says replaces what others say of it, whatever the version.
-    pub owners_word: bool,
-    /// A copy by way of others is taken where two of them have it.
-    pub agreeing_relays: bool,
-    /// What is missing of an owner is asked for at a bounded rate.
-    pub paced_fetches: bool,
-}
-
-impl Default for TrackerRules {
-    fn default() -> Self {
-        TrackerRules {
-            contiguity: true,
-            hiding: true,
-            confirming: true,
-            digests: true,
-            forgetting: true,
-            owners_word: true,
-            agreeing_relays: true,
-            paced_fetches: true,
-        }
-    }
-}
-
-/// What is known of one other owner, for operators.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct OwnerStats {
-    /// The owner, in that life.
-    pub node: NodeId,
-    /// The version that this node has of it; none before the first.
-    pub version: Option<u64>,
-    /// The version that the owner is known to have, where that is higher.
-    pub behind: Option<u64>,
-    /// How many entries.
-    pub entries: usize,
-    /// Membership says that it is up.
-    pub up: bool,
-    /// Its entries show.
-    pub visible: bool,
-    /// There is a direct link to it.
-    pub linked: bool,
-}
-
-/// How often each thing that can go wrong did, for tests that want to know what they exercised.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct TrackerCounts {
-    /// Deltas that were not contiguous.
-    pub gaps: u64,
-    /// Suffixes of the log that were served.
-    pub suffixes: u64,
-    /// Snapshots of this node's own entries that were served.
-    pub snapshots: u64,
-    /// Snapshots of another owner's entries that were served.
-    pub relayed: u64,
-    /// Snapshots that were given up before their end.
-    pub interrupted: u64,
-    /// Snapshots that were installed.
-    pub installed: u64,
-    /// Copies that turned out to differ from their owner's word.
-    pub differences: u64,
-    /// Messages that broke a rule and were dropped.
-    pub rejected: u64,
-    /// New generations of this node.
-    pub renewals: u64,
-    /// Requests for what is missing of an owner, those for the further parts of a snapshot not counted.
-    pub requests: u64,
-    /// Copies that had to wait until a second peer had them.
-    pub unagreed: u64,
-    /// Copies by way of others that gave way to an older one of the owner itself.
-    pub replaced: u64,
-}
+use confirmations::Confirmations;
+use incoming::{Fetch, Tokens};
+use own::Own;
+use owner::{LinkedPeer, Owner};
+use replica::Rejected;
+use serving::Serving;
 
 /// To whom a message goes.
 #[derive(Clone, Debug)]
@@ -178,136 +68,20 @@ impl Recipients {
     }
 }
 
-/// What is known of one life of another owner.
-#[derive(Debug)]
-struct Owner {
-    replica: Replica,
-    /// Membership says that it is up in this life.
-    up: bool,
-    /// It has been so before: whoever lists it now may not have heard yet that it is down.
-    was_up: bool,
-    /// When it was last up, or first heard of.
-    down_since: Instant,
-    /// Its entries are with the readers.
-    visible: bool,
-    /// Since it came up, its current version was learnt and reached.
-    confirmed: bool,
-    /// The highest version that it said it has.
-    target: Option<u64>,
-    /// The copy came by way of others, and the owner has not said that it is right.
-    relayed: bool,
-    /// The last version and content that the owner itself told over its own link.
-    said: Option<(u64, u64)>,
-    hearsay: Hearsay,
-    tokens: Tokens,
-    /// When something of it came last.
-    progress_at: Instant,
-    /// Nothing has come of it for so long that nobody waits for it any more.
-    waited_out: bool,
-    /// The copy is known to be wrong, and has to be replaced whatever its version.
-    differs: bool,
-    /// Since when it is known to be ahead of this copy.
-    behind_since: Option<Instant>,
-    /// Since when the owner itself says less than it is known to have.
-    contradicted_since: Option<Instant>,
-    /// The owner itself said so over the current link.
-    word: bool,
-    /// What is missing cannot be on its way any more.
-    overdue: bool,
-    /// A peer that said it has more than this copy.
-    source: Option<NodeId>,
-    /// Requests in a row that were not answered in time.
-    late_answers: u32,
-}
-
-impl Owner {
-    fn new(node: NodeId, now: Instant) -> Self {
-        Owner {
-            replica: Replica::new(node),
-            up: false,
-            was_up: false,
-            down_since: now,
-            visible: false,
-            confirmed: false,
-            target: None,
-            relayed: false,
-            said: None,
-            hearsay: Hearsay::default(),
-            tokens: Tokens::new(now),
-            progress_at: now,
-            waited_out: false,
-            differs: false,
-            behind_since: None,
-            contradicted_since: None,
-            word: false,
-            overdue: false,
-            source: None,
-            late_answers: 0,
-        }
-    }
-
-    /// The owner says over its own link that it is at this version.
-    ///
-    /// Rule: the owner's word overrides anything relayed, once it stands by it. A word that was sent before what others
-    /// have heard since may arrive after theirs, where its link was slow: heeded at once, it would show what was removed.
-    fn heed(&mut self, now: Instant, version: u64, patience: Duration) {
-        self.word = true;
-        let known = self.target.max(self.replica.version());
-        if known.max(self.hearsay.highest_hint()) <= Some(version) {
-            self.contradicted_since = None;
-        } else {
-            let since = *self.contradicted_since.get_or_insert(now);
-            if now.since(since) < patience {
-                return;
-            }
-            self.contradicted_since = None;
-        }
-        self.hearsay.contradict(now, version);
-        self.target = Some(version);
-    }
-
-    /// All that it is known to have is here, and nobody who is heeded says more.
-    fn is_complete(&self) -> bool {
-        let have = self.replica.version();
-        !self.is_behind() && self.hearsay.highest_hint() <= have
-    }
-
-    fn is_behind(&self) -> bool {
-        self.differs
-            || match (self.replica.version(), self.target.max(self.hearsay.agreed)) {
-                (None, Some(_)) => true,
-                (Some(have), Some(target)) => have < target,
-                (_, None) => false,
-            }
-    }
-}
-
-/// A peer with a ready link.
-#[derive(Clone, Copy, Debug, Default)]
-struct Peer {
-    /// Its queue is long: deltas are skipped, and found missing later.
-    congested: bool,
-    /// How often something of it was dropped over this link.
-    rejected: u64,
-    /// It missed deltas, and gets the versions once its queue is short.
-    missed: bool,
-    /// It speaks a version of the protocol in which nobody asks who has which version.
-    too_old: bool,
-}
-
-/// See the module.
+/// This node's own entries, and its copies of all others'.
+///
+/// The order: a peer's messages are handled between [`link_up`](Tracker::link_up) and [`link_down`](Tracker::link_down), and are
+/// dropped outside. Membership's [`member_up`](Tracker::member_up), [`member_down`](Tracker::member_down) and
+/// [`member_left`](Tracker::member_left) come in its own order, whatever the links do. What changed is with this
+/// node's readers before what was to be sent goes out: a peer that is told that a version is here relies on that. Dropped, it says
+/// nothing: the others hide what it had when membership takes this node down.
 pub struct Tracker {
     config: TrackerConfig,
-    rules: TrackerRules,
+    rules: RuleSet,
     me: NodeId,
-    nonce: u64,
-    log: Log,
-    names: Names,
-    /// The version that all uncongested peers have been sent.
-    sent: u64,
-    flush_at: Option<Instant>,
+    own: Own,
     owners: BTreeMap<NodeId, Owner>,
-    peers: BTreeMap<NodeId, Peer>,
+    peers: BTreeMap<NodeId, LinkedPeer>,
     /// Owners that a peer says are up, until membership says so here: a newcomer waits for them.
     expected: BTreeMap<NodeId, Instant>,
     /// When a peer first told which owners there are.
@@ -316,8 +90,6 @@ pub struct Tracker {
     fetches: BTreeMap<NodeId, Fetch>,
     serving: Vec<Serving>,
     confirmations: Confirmations,
-    /// This node goes away: nothing of it owns keys any more, whatever is added.
-    draining: bool,
     tick_at: Instant,
     silent_periods: u32,
     changed: bool,
@@ -334,13 +106,9 @@ impl Tracker {
         // Nodes that start together do not compare their versions together.
         let first = config.broadcast_period.mul_f64(rng.random_range(0.5..1.5));
         Tracker {
-            log: Log::new(me.clone(), nonce, config.max_delta_sizes),
-            rules: TrackerRules::default(),
-            names: Names::new(me.name.clone()),
+            own: Own::new(&me, nonce, config.max_delta_sizes),
+            rules: RuleSet::default(),
             me,
-            nonce,
-            sent: 0,
-            flush_at: None,
             owners: BTreeMap::new(),
             peers: BTreeMap::new(),
             expected: BTreeMap::new(),
@@ -348,7 +116,6 @@ impl Tracker {
             fetches: BTreeMap::new(),
             serving: Vec::new(),
             confirmations: Confirmations::default(),
-            draining: false,
             tick_at: now + first,
             silent_periods: 0,
             changed: false,
@@ -362,18 +129,18 @@ impl Tracker {
 
     /// Turns rules off, for tests that show what happens without them.
     #[cfg(any(test, feature = "fault-switches"))]
-    pub fn set_rules(&mut self, rules: TrackerRules) {
+    pub fn set_rules(&mut self, rules: RuleSet) {
         self.rules = rules;
     }
 
     /// The version of this node's own entries.
     pub fn version(&self) -> u64 {
-        self.log.version()
+        self.own.log.version()
     }
 
     /// This node's own entries.
     pub fn own(&self) -> impl ExactSizeIterator<Item = &Arc<ServiceInfo>> {
-        self.log.entries()
+        self.own.log.entries()
     }
 
     /// How often what happened.
@@ -400,7 +167,7 @@ impl Tracker {
     /// The version and the hash of what is here of that life of a node: its copy, or this node's own entries.
     pub fn copy_of(&self, node: &NodeId) -> Option<OwnerVersion> {
         if *node == self.me {
-            return Some(self.log.owner_version());
+            return Some(self.own.log.owner_version());
         }
         let replica = &self.owners.get(node)?.replica;
         replica.version().map(|_| replica.owner_version())
@@ -439,38 +206,18 @@ impl Tracker {
         now: Instant,
         entries: Vec<NewEntry>,
     ) -> Result<Vec<Arc<ServiceInfo>>, AddError> {
-        let names = self.names.reserve(&entries)?;
-        let (me, nonce, mut bytes) = (self.me.clone(), self.nonce, self.log.bytes());
-        let mut infos = Vec::with_capacity(entries.len());
-        for (mut entry, name) in entries.into_iter().zip(names) {
-            entry.state = self.allowed(entry.state);
-            let info = own::new_info(&me, nonce, 0, name, entry);
-            bytes += estimated_bytes(&info);
-            infos.push(info);
-        }
-        if bytes > MAX_BYTES_PER_NODE {
-            for info in &infos {
-                self.names.release(info);
-            }
-            return Err(AddError::NodeTooLarge);
-        }
-        let added = infos
-            .into_iter()
-            .map(|info| {
-                let mut record = info.to_record();
-                let (_, after) = self.log.put(record.sequence, |version| {
-                    record.version = version;
-                    ServiceInfo::from_record(&me.name, me.generation, nonce, record)
-                });
-                self.changes.push(EntryChange {
-                    before: None,
-                    after: Some(Arc::clone(&after)),
-                });
-                after
-            })
-            .collect();
+        let added = self.own.add(entries, &mut self.changes)?;
         self.own_change(now);
         Ok(added)
+    }
+
+    /// Goes on with a batch, and looks at no more than `most` of its entries.
+    pub fn continue_add(&mut self, now: Instant, adding: Adding, most: usize) -> Added {
+        let added = self.own.continue_add(adding, most, &mut self.changes);
+        if let Added::All(Ok(_)) = &added {
+            self.own_change(now);
+        }
+        added
     }
 
     /// Changes one of this node's own services; an update that says nothing changes nothing. What it says is merged into
@@ -481,49 +228,21 @@ impl Tracker {
         sequence: u64,
         update: EntryUpdate,
     ) -> Result<Arc<ServiceInfo>, UpdateError> {
-        let before = self
-            .log
-            .get(sequence)
-            .cloned()
-            .ok_or(UpdateError::Unknown { sequence })?;
-        if update == EntryUpdate::default() {
-            return Ok(before);
+        let before = self.version();
+        let after = self.own.update(sequence, update, &mut self.changes)?;
+        if self.version() != before {
+            self.own_change(now);
         }
-        let mut update = update;
-        update.state = update.state.map(|state| self.allowed(state));
-        let mut record = update.merge(&before)?;
-        let (me, nonce) = (self.me.clone(), self.nonce);
-        // Far from the bound, this is not looked at: an entry has at most a few kilobytes.
-        if self.log.bytes() > MAX_BYTES_PER_NODE / 8 * 7 {
-            let after = ServiceInfo::from_record(&me.name, me.generation, nonce, record.clone());
-            let (more, less) = (estimated_bytes(&after), estimated_bytes(&before));
-            if more > less && self.log.bytes() + more - less > MAX_BYTES_PER_NODE {
-                return Err(UpdateError::NodeTooLarge);
-            }
-        }
-        let (_, after) = self.log.put(sequence, |version| {
-            record.version = version;
-            ServiceInfo::from_record(&me.name, me.generation, nonce, record)
-        });
-        self.changes.push(EntryChange {
-            before: Some(before),
-            after: Some(Arc::clone(&after)),
-        });
-        self.own_change(now);
         Ok(after)
     }
 
     /// Takes the keys of all of this node's own services away, in one change for whoever reads: those that are online drain
     /// from now on. For good says that what is added or enabled later drains as well.
     pub fn drain(&mut self, now: Instant, for_good: bool) {
-        self.draining |= for_good;
-        let online: Vec<u64> = self
-            .log
-            .entries()
-            .filter(|info| info.state() == ServiceState::Online)
-            .map(|info| info.id().sequence)
-            .collect();
-        for sequence in online {
+        if for_good {
+            self.own.set_draining();
+        }
+        for sequence in self.own.online() {
             let update = EntryUpdate {
                 state: Some(ServiceState::Draining),
                 ..EntryUpdate::default()
@@ -533,24 +252,9 @@ impl Tracker {
         }
     }
 
-    fn allowed(&self, state: ServiceState) -> ServiceState {
-        match state {
-            ServiceState::Online if self.draining => ServiceState::Draining,
-            state => state,
-        }
-    }
-
     /// Removes one of this node's own services.
     pub fn remove(&mut self, now: Instant, sequence: u64) -> Result<Arc<ServiceInfo>, UpdateError> {
-        let before = self
-            .log
-            .remove(sequence)
-            .ok_or(UpdateError::Unknown { sequence })?;
-        self.names.release(&before);
-        self.changes.push(EntryChange {
-            before: Some(Arc::clone(&before)),
-            after: None,
-        });
+        let before = self.own.remove(sequence, &mut self.changes)?;
         self.own_change(now);
         Ok(before)
     }
@@ -560,14 +264,7 @@ impl Tracker {
         self.counts.renewals += 1;
         self.me = me.clone();
         self.expected.remove(&me);
-        for (before, after) in self.log.renew(me) {
-            self.changes.push(EntryChange {
-                before: Some(before),
-                after: Some(after),
-            });
-        }
-        // Every link says Hello again, and starts with the versions.
-        self.sent = self.log.version();
+        self.own.renew(me, &mut self.changes);
         self.ask_anew();
         self.changed = true;
         self.tick_at = self.tick_at.min(now + self.config.broadcast_period);
@@ -586,7 +283,8 @@ impl Tracker {
             .cloned()
             .collect();
         for other in older {
-            // Rule: a new generation replaces the old entries.
+            // Rule: a new generation replaces the old entries. Without it a restarted process is listed twice until its past is
+            // forgotten.
             if other.generation < node.generation {
                 self.forget(&other);
             } else {
@@ -594,7 +292,7 @@ impl Tracker {
             }
         }
         let linked = self.peers.contains_key(node);
-        let confirming = self.rules.confirming;
+        let confirming = self.rules.holds(Rule::Confirming);
         let owner = self.owner(now, node);
         owner.up = true;
         owner.was_up = true;
@@ -604,9 +302,9 @@ impl Tracker {
         if linked {
             // What was learnt over this link before still holds: the owner's own word, and nothing lost since.
             owner.confirmed |=
-                owner.word && owner.replica.version().is_some() && owner.is_complete();
+                owner.owner_confirmed && owner.replica.version().is_some() && owner.is_complete();
         }
-        self.judge(now, node);
+        self.advance(now, node);
     }
 
     /// Membership says that this life is down.
@@ -625,13 +323,14 @@ impl Tracker {
 
     /// The link to that node is ready.
     pub fn link_up(&mut self, now: Instant, peer: &NodeId) {
-        self.peers.insert(peer.clone(), Peer::default());
+        self.peers.insert(peer.clone(), LinkedPeer::default());
         if let Some(owner) = self.owners.get_mut(peer) {
-            owner.word = false;
-            owner.hearsay.forget_told();
+            owner.owner_confirmed = false;
+            owner.relayed_versions.forget_told();
             owner.tokens = Tokens::new(now);
         }
-        // Rule: on every (re)connect the full vector goes.
+        // Rule: on every (re)connect the full vector goes. Without it, what was lost with the link before is found only when
+        // somebody compares digests.
         self.send_versions(now, peer);
         self.ask_again(peer);
     }
@@ -643,7 +342,7 @@ impl Tracker {
         self.serving.retain(|serving| serving.to != *peer);
         if let Some(owner) = self.owners.get_mut(peer) {
             // Whatever was sent since may be lost: the next link starts with the owner's word.
-            owner.word = false;
+            owner.owner_confirmed = false;
             // Of a stranger nothing is kept. Of a member the version is, even where it holds nothing (any more): an earlier
             // copy that somebody else has must not come back.
             if !owner.was_up && owner.replica.entries().len() == 0 {
@@ -686,7 +385,7 @@ impl Tracker {
 
     /// The time that [`poll_timeout`](Self::poll_timeout) named has come.
     pub fn handle_timeout(&mut self, now: Instant) {
-        if self.flush_at.is_some_and(|at| at <= now) {
+        if self.own.flush_at.is_some_and(|at| at <= now) {
             self.flush(now);
         }
         self.retry_fetches(now);
@@ -698,7 +397,7 @@ impl Tracker {
 
     /// When [`handle_timeout`](Self::handle_timeout) is due.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let next = earliest(self.flush_at, Some(self.tick_at));
+        let next = earliest(self.own.flush_at, Some(self.tick_at));
         earliest(next, self.fetch_deadline())
     }
 
@@ -714,19 +413,12 @@ impl Tracker {
 
     fn own_change(&mut self, now: Instant) {
         self.changed = true;
-        if self.flush_at.is_none() && self.sent < self.log.version() {
-            self.flush_at = Some(now + COALESCE);
-        }
+        self.own.changed(now);
     }
 
     /// Sends what changed since the last time to everybody, encoded once: as much as one turn may take.
     fn flush(&mut self, now: Instant) {
-        let deltas = self
-            .log
-            .since(self.sent, MAX_FLUSHED_DELTAS, MAX_DELTA_BYTES);
-        let last = deltas.as_ref().and_then(|deltas| deltas.last());
-        self.sent = last.map_or(self.log.version(), |last| last.to);
-        self.flush_at = (self.sent < self.log.version()).then(|| now + COALESCE);
+        let deltas = self.own.flush(now);
         let mut recipients = Vec::with_capacity(self.peers.len());
         for (peer, state) in &mut self.peers {
             if state.congested || deltas.is_none() {
@@ -758,13 +450,13 @@ impl Tracker {
     }
 
     fn handle_delta(&mut self, now: Instant, from: &NodeId, delta: Delta) {
-        // Rule: a single writer. Only the owner's own link carries its deltas.
+        // Rule: a single writer. Only the owner's own link carries its deltas. Without it any peer writes what others have.
         if delta.owner != *from || delta.from > delta.to {
             self.reject(from, "a delta of another owner's entries");
             return;
         }
         let (to, content) = (delta.to, delta.content);
-        let contiguity = self.rules.contiguity;
+        let contiguity = self.rules.holds(Rule::Contiguity);
         let patience = self.config.down_period;
         let owner = self.owner(now, from);
         let mut delta = delta;
@@ -773,11 +465,11 @@ impl Tracker {
         }
         if delta.from == delta.to {
             // The answer to a request: that is all there is.
-            owner.hearsay.contradict_asked(now, to);
+            owner.relayed_versions.contradict_asked(now, to);
             owner.heed(now, to, patience);
             owner.said = Some((to, content));
         } else {
-            owner.word = true;
+            owner.owner_confirmed = true;
             owner.target = owner.target.max(Some(to));
         }
         let before = owner.replica.version();
@@ -814,15 +506,15 @@ impl Tracker {
                 return self.reject(from, &format!("a change to {beyond}"));
             }
         }
-        self.judge(now, from);
+        self.advance(now, from);
     }
 
     /// What is to be done about one owner: fetch what is missing, show what is complete.
-    fn judge(&mut self, now: Instant, node: &NodeId) {
+    fn advance(&mut self, now: Instant, node: &NodeId) {
         if !self.confirmations.owes_nothing() {
             self.answer_awaited(node);
         }
-        let hiding = self.rules.hiding;
+        let hiding = self.rules.holds(Rule::Hiding);
         let Some(owner) = self.owners.get_mut(node) else {
             return;
         };
@@ -845,10 +537,10 @@ impl Tracker {
         }
     }
 
-    /// Rule: down hides.
+    /// Rule: down hides, see [`Rule::Hiding`]. The copy is kept: who comes back with the same version sends nothing anew.
     fn hide(&mut self, now: Instant, node: &NodeId) {
         self.give_up_fetch(node);
-        let hiding = self.rules.hiding;
+        let hiding = self.rules.holds(Rule::Hiding);
         let Some(owner) = self.owners.get_mut(node) else {
             return;
         };
@@ -893,8 +585,8 @@ impl Tracker {
             .map(|(node, _)| node.clone())
             .collect();
         for node in behind {
-            self.judge(now, &node);
-            self.ask_for_word(&node);
+            self.advance(now, &node);
+            self.ask_owner(&node);
         }
         self.follow_hints(now);
         self.give_up_waiting(now);
@@ -911,7 +603,7 @@ impl Tracker {
     }
 
     fn forget_the_dead(&mut self, now: Instant) {
-        if !self.rules.forgetting {
+        if !self.rules.holds(Rule::Forgetting) {
             return;
         }
         let permdown = self.config.permdown_period;

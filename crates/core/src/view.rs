@@ -10,23 +10,22 @@ use crate::id::{InstanceName, ServiceType};
 use crate::key::{Key, Slot};
 use crate::placement::{Candidate, draw, prefer, salt};
 
-mod explain;
+mod accepting;
+mod candidates;
+pub(crate) mod explain;
 mod list;
 mod narrow;
-mod seats;
 mod table;
-mod whatif;
+pub(crate) mod whatif;
 
-pub use explain::{Explanation, Preferred};
+use candidates::CandidateIndex;
+pub(crate) use list::Change;
 use list::{Edits, online, place_of};
 use narrow::{Narrowed, is_keyed, is_mixed};
-use seats::Seats;
 pub(crate) use table::TableBudget;
 use table::{
     Cells, First, KEPT, LOST, Locked, MANY_MOVED, Moved, NOBODY, Page, RANKED, Ranked, Table,
 };
-
-pub use whatif::{KeyMove, PlanError, PlannedChange};
 
 /// Owners of a key, in order of preference.
 pub type Owners<'a> = SmallVec<[&'a Arc<ServiceInfo>; 4]>;
@@ -45,9 +44,6 @@ pub enum Spread {
     Zones,
 }
 
-/// A service before and after; none where it was not, or is not, there.
-pub(crate) type Change = (Option<Arc<ServiceInfo>>, Option<Arc<ServiceInfo>>);
-
 /// All services of one type at one moment: an immutable value, the same for the same set on every node.
 ///
 /// Looking an owner up costs no allocation and no reference count.
@@ -57,16 +53,16 @@ pub struct View {
     version: u64,
     services: Box<[Arc<ServiceInfo>]>,
     /// Who of them own keys, one for each name.
-    seats: Seats,
+    candidates: CandidateIndex,
     /// The only seat that is taken; [`NOBODY`] where none is.
-    sole: Option<u16>,
+    only: Option<u16>,
     table: Table,
     /// Those that own keys do not all take the same messages.
     mixed: bool,
     /// The states of all of them move with their keys, which are placed by fewer slots.
     keyed: bool,
     /// Where they do not: who takes which, as far as it was asked for.
-    narrowed: Narrowed,
+    narrowed: Narrowed<Arc<View>>,
 }
 
 impl View {
@@ -76,8 +72,8 @@ impl View {
             service_type,
             version: 0,
             services: Box::default(),
-            seats: Seats::default(),
-            sole: Some(NOBODY),
+            candidates: CandidateIndex::default(),
+            only: Some(NOBODY),
             table: Table::new(TableBudget::new(0), 0),
             mixed: false,
             keyed: false,
@@ -114,20 +110,22 @@ impl View {
 
     /// How many services own keys.
     pub fn online_count(&self) -> usize {
-        self.seats.taken() + self.seats.standbys()
+        self.candidates.taken() + self.candidates.standbys()
     }
 
     /// The owner of a key.
     #[inline]
     pub fn owner(&self, key: impl Into<Key>) -> Option<&Arc<ServiceInfo>> {
         let slot = self.slot(key.into());
+        // Rule: an owner depends on nothing but the set of services: a table only remembers what a score would find. Without it
+        // two nodes with one view send a key to two owners.
         // All that most lookups do: what else there is stays out of the way.
         let first = match self.table.started() {
             Some(cells) => cells.first(slot),
             None => First::default(),
         };
         match first.of(self.table.epoch()) {
-            Some(seat) => self.seats.primary(seat),
+            Some(seat) => self.candidates.primary(seat),
             None => self.owner_unknown(slot, first),
         }
     }
@@ -143,13 +141,13 @@ impl View {
     #[inline(never)]
     fn owner_unknown(&self, slot: Slot, first: First) -> Option<&Arc<ServiceInfo>> {
         if let Some(seat) = self.first_carried(slot, first) {
-            return self.seats.primary(seat);
+            return self.candidates.primary(seat);
         }
-        let seat = match self.sole {
+        let seat = match self.only {
             None => self.ranked(slot, 1)[0],
             Some(seat) => seat,
         };
-        self.seats.primary(seat)
+        self.candidates.primary(seat)
     }
 
     /// The first `n` owners of a key in order of preference: min(`n`, online) distinct instances, always.
@@ -173,17 +171,17 @@ impl View {
             let order = self.preference(slot).into_iter();
             return order.take(n).map(to).collect();
         }
-        let ranked = match self.sole {
+        let ranked = match self.only {
             None => self.ranked(slot, n),
             Some(seat) => [seat, NOBODY, NOBODY, NOBODY],
         };
-        if self.seats.standbys() > 0 {
+        if self.candidates.standbys() > 0 {
             let all = ranked.into_iter().flat_map(|seat| self.takers(seat));
             return all.take(n).map(to).collect();
         }
         let mut owners = SmallVec::new();
         for seat in ranked.into_iter().take(n) {
-            if let Some(primary) = self.seats.primary(seat) {
+            if let Some(primary) = self.candidates.primary(seat) {
                 owners.push(to(primary));
             }
         }
@@ -235,13 +233,13 @@ impl View {
     }
 
     fn name(&self, seat: u16) -> Option<&InstanceName> {
-        self.seats.primary(seat).map(|info| info.name())
+        self.candidates.primary(seat).map(|info| info.name())
     }
 
     /// What placement knows of the name that has a seat; none where nobody has.
     fn candidate(&self, seat: u16) -> Option<Candidate> {
-        self.seats.primary(seat).map(|info| Candidate {
-            hash: self.seats.hash(seat),
+        self.candidates.primary(seat).map(|info| Candidate {
+            hash: self.candidates.hash(seat),
             weight: info.weight().value(),
         })
     }
@@ -354,7 +352,7 @@ impl View {
     #[inline]
     fn first_now(&self, slot: Slot, first: u16, moved: &[Moved]) -> Option<u16> {
         let salt = salt(slot);
-        let drawn = |seat: u16| (seat, draw(self.seats.hash(seat), salt));
+        let drawn = |seat: u16| (seat, draw(self.candidates.hash(seat), salt));
         let (even, mut best) = (self.is_even(), None);
         for moved in moved {
             if moved.seat == first {
@@ -389,15 +387,15 @@ impl View {
     #[inline(never)]
     fn score(&self, slot: Slot) -> Ranked {
         let salt = salt(slot);
-        let classes = self.seats.classes();
+        let classes = self.candidates.classes();
         let best = if classes.is_empty() {
-            let all = (0_u16..).zip(self.seats.hashes());
+            let all = (0_u16..).zip(self.candidates.hashes());
             self.best_of(all.map(|(seat, hash)| (seat, *hash)), salt)
         } else {
             let mut best: Best = [(NOBODY, 0); RANKED];
             for class in classes {
                 let of_class = class.seats.iter();
-                let of_class = of_class.map(|seat| (*seat, self.seats.hash(*seat)));
+                let of_class = of_class.map(|seat| (*seat, self.candidates.hash(*seat)));
                 for (seat, drawn) in self.best_of(of_class, salt) {
                     if seat != NOBODY && !self.insert(&mut best, seat, drawn, false) {
                         break;
@@ -457,15 +455,15 @@ impl View {
 
     /// All seats that are taken are of one weight.
     fn is_even(&self) -> bool {
-        self.seats.classes().len() <= 1
+        self.candidates.classes().len() <= 1
     }
 
     /// Everybody online in the order of preference.
     fn preference(&self, slot: Slot) -> Vec<&Arc<ServiceInfo>> {
         let salt = salt(slot);
         let taken = (0_u16..)
-            .zip(self.seats.hashes())
-            .filter(|(seat, _)| self.seats.primary(*seat).is_some());
+            .zip(self.candidates.hashes())
+            .filter(|(seat, _)| self.candidates.primary(*seat).is_some());
         let mut order: Vec<(u16, u64)> = taken
             .map(|(seat, hash)| (seat, draw(*hash, salt)))
             .collect();
@@ -481,31 +479,31 @@ impl View {
     pub(crate) fn changed(&self, version: u64, changes: &[Change]) -> View {
         let edits = Edits::of(changes);
         let services = edits.apply(&self.services);
-        let (seats, touched) = self.seats.changed(&self.services, &services, &edits);
+        let (candidates, touched) = self.candidates.changed(&self.services, &services, &edits);
         let mut next = View {
             service_type: self.service_type.clone(),
             version,
-            mixed: is_mixed(self, &services, changes),
-            keyed: is_keyed(self, &services, changes),
+            mixed: is_mixed(self.mixed, self.candidates.first(), &services, changes),
+            keyed: is_keyed(self.keyed, &services, changes),
             narrowed: Narrowed::default(),
             services,
-            sole: seats.sole(),
-            table: Table::new(self.table.budget(), seats.hashes().len()),
-            seats,
+            only: candidates.only(),
+            table: Table::new(self.table.budget(), candidates.hashes().len()),
+            candidates,
         };
-        if next.sole.is_none() {
+        if next.only.is_none() {
             let as_before = |seat: u16| {
                 next.candidate(seat) == self.candidate(seat) && next.name(seat) == self.name(seat)
             };
             let moved: SmallVec<[(u16, bool); 8]> = touched
                 .into_iter()
                 .filter(|seat| !as_before(*seat))
-                .map(|seat| (seat, next.seats.primary(seat).is_some()))
+                .map(|seat| (seat, next.candidates.primary(seat).is_some()))
                 .collect();
             next.table = if moved.is_empty() {
                 self.table.share()
             } else {
-                self.table.after(&moved, next.seats.hashes().len())
+                self.table.after(&moved, next.candidates.hashes().len())
             };
         }
         next
@@ -513,7 +511,7 @@ impl View {
 
     /// Puts a seat into its place among those of a slot, if it has one.
     fn put_in(&self, ranked: &mut Ranked, seat: u16, salt: u64) {
-        let draw_of = |seat: u16| draw(self.seats.hash(seat), salt);
+        let draw_of = |seat: u16| draw(self.candidates.hash(seat), salt);
         let drawn = draw_of(seat);
         // From behind: mostly there is no place.
         let known = ranked.iter().take_while(|seat| **seat < LOST).count();

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use keydispatch_core::config::*;
+pub use keydispatch_core::settings::*;
 use keydispatch_core::{ClusterName, NameError, NodeName, Zone};
 use serde::Deserialize;
 use serde::de::{self, Deserializer, Visitor};

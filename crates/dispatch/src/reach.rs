@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
-use keydispatch_core::message::{Address, DecodeError};
+use keydispatch_core::message::{Address, AddressError};
 
 use crate::discovery::{Seed, SeedError};
 use crate::transport::dialable::objection;
@@ -25,7 +25,7 @@ pub enum AdvertiseError {
     },
     /// It is empty or too long.
     #[error("node.advertise: {0}")]
-    Length(#[from] DecodeError),
+    Length(#[from] AddressError),
     /// The node listens on all addresses of its machine, and it is not known which of them others reach.
     #[error(
         "this node listens at {bound}, which is no address that others can dial, and {why}: set node.advertise to the one \

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
-use keydispatch_core::hello::{Credentials, NodeNames};
+use keydispatch_core::admission::{Credentials, NodeNames};
 use keydispatch_core::{ClusterName, NodeName};
 use rustls_pki_types::{CertificateDer, ServerName};
 use webpki::EndEntityCert;

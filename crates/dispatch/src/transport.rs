@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use keydispatch_core::Escaped;
-use keydispatch_core::hello::Credentials;
+use keydispatch_core::admission::Credentials;
 use keydispatch_core::message::{Address, DecodeError, Frame};
 
 use self::metered::Received;

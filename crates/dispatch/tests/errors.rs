@@ -9,7 +9,7 @@ use keydispatch::{
     BroadcastError, CallError, CallOptions, Config, Context, Node, NodeBuilder, Protocol, ReplyTo,
     ServeOptions, Service, ServiceHandle, StartError, TlsFiles,
 };
-use keydispatch_core::message::{ControlMessage, Frame, Hello, Lane, MAGIC, Offers, Refusal};
+use keydispatch_core::message::{ControlMessage, Frame, Hello, LaneKind, MAGIC, Offers, Refusal};
 use keydispatch_core::{ClusterName, Generation, NodeId, NodeName};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -345,7 +345,7 @@ impl Rude {
         }
     }
 
-    fn hello(&self, lane: Lane) -> Hello {
+    fn hello(&self, lane: LaneKind) -> Hello {
         Hello {
             magic: MAGIC,
             major: keydispatch_core::message::PROTOCOL_MAJOR,
@@ -389,7 +389,7 @@ impl Rude {
     }
 
     /// Says Hello properly, and is answered with one.
-    async fn greet(&self, lane: Lane) -> TcpStream {
+    async fn greet(&self, lane: LaneKind) -> TcpStream {
         let mut stream = self.dial().await;
         let hello = ControlMessage::Hello(self.hello(lane));
         write(&mut stream, &hello.encode()).await;
@@ -452,7 +452,7 @@ async fn ends(stream: &mut TcpStream) {
 #[tokio::test]
 async fn a_peer_of_another_version_or_placement_is_refused_with_both_numbers() {
     let rude = Rude::start().await;
-    for lane in [Lane::Control, Lane::Data] {
+    for lane in [LaneKind::Control, LaneKind::Data] {
         let refusal = rude
             .refusal(Hello {
                 major: 9,
@@ -508,7 +508,7 @@ async fn a_hello_of_a_later_major_version_is_understood_as_far_as_it_has_to_be()
 #[tokio::test]
 async fn frames_that_are_none_end_their_connection_alone_and_are_logged() {
     let rude = Rude::start().await;
-    let hello = bytes_of(&ControlMessage::Hello(rude.hello(Lane::Control)).encode());
+    let hello = bytes_of(&ControlMessage::Hello(rude.hello(LaneKind::Control)).encode());
     let truncated = &hello[..hello.len() / 2];
     let too_long = [&(1_u32 << 30).to_le_bytes()[..], &[1, 2, 3]].concat();
     let garbage = b"GET / HTTP/1.1\r\nHost: example.org\r\n\r\n".to_vec();
@@ -535,7 +535,7 @@ async fn a_peer_that_turns_rude_after_its_hello_loses_its_connection() {
         kind,
         body: vec![0xff; 3].into(),
     };
-    let mut control = rude.greet(Lane::Control).await;
+    let mut control = rude.greet(LaneKind::Control).await;
     write(
         &mut control,
         &garbled(keydispatch_core::message::kind::DELTA),
@@ -548,7 +548,7 @@ async fn a_peer_that_turns_rude_after_its_hello_loses_its_connection() {
     for kind in
         keydispatch_core::message::FIRST_DATA_KIND..keydispatch_core::message::FIRST_DATA_KIND + 2
     {
-        let mut data = rude.greet(Lane::Data).await;
+        let mut data = rude.greet(LaneKind::Data).await;
         write(&mut data, &garbled(kind)).await;
         ends(&mut data).await;
     }
@@ -556,10 +556,10 @@ async fn a_peer_that_turns_rude_after_its_hello_loses_its_connection() {
         .line(&["WARN", "closing a data connection", "does not decode"])
         .await;
     // What is longer than any payload may be ends it before it has arrived.
-    let mut data = rude.greet(Lane::Data).await;
+    let mut data = rude.greet(LaneKind::Data).await;
     data.write_all(&u32::MAX.to_le_bytes()).await.unwrap();
     ends(&mut data).await;
-    let mut control = rude.greet(Lane::Control).await;
+    let mut control = rude.greet(LaneKind::Control).await;
     control.write_all(&u32::MAX.to_le_bytes()).await.unwrap();
     ends(&mut control).await;
     eventually("both are complained about", async || {
@@ -573,7 +573,7 @@ async fn a_peer_that_turns_rude_after_its_hello_loses_its_connection() {
     })
     .await;
     // A kind of a later minor version is skipped.
-    let mut data = rude.greet(Lane::Data).await;
+    let mut data = rude.greet(LaneKind::Data).await;
     write(&mut data, &garbled(200)).await;
     let ping = keydispatch_core::message::FIRST_DATA_KIND + 5;
     write(

@@ -9,7 +9,7 @@ use keydispatch::{
     NodeBuilder, StartError, TlsFiles, TopicEvent,
 };
 use keydispatch_core::message::{
-    ControlMessage, Delta, Frame, Hello, Lane, MAGIC, Offers, PROTOCOL_MAJOR, PROTOCOL_MINOR,
+    ControlMessage, Delta, Frame, Hello, LaneKind, MAGIC, Offers, PROTOCOL_MAJOR, PROTOCOL_MINOR,
     Request,
 };
 use keydispatch_core::{Generation, NodeId, NodeName};
@@ -198,7 +198,7 @@ impl Peer {
             magic: MAGIC,
             major: PROTOCOL_MAJOR,
             minor: PROTOCOL_MINOR,
-            lane: Lane::Control,
+            lane: LaneKind::Control,
             cluster: node.cluster().clone(),
             node: me.clone(),
             nonce: 7,

@@ -5,8 +5,8 @@
 
 use std::time::Duration;
 
-use keydispatch_core::Instant;
-use keydispatch_core::silence::{PING_AFTER, SUSPEND_AFTER, Silence, SilenceRules, SilenceWatch};
+use keydispatch_core::keepalive::{Keepalive, KeepaliveAction, PING_AFTER, SUSPEND_AFTER};
+use keydispatch_core::{Instant, RuleSet};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -31,7 +31,7 @@ const BLAMELESS: Duration = Duration::from_millis(2_000);
 /// The data links of all processes, one each.
 pub(crate) struct DataLinks {
     rng: StdRng,
-    rules: SilenceRules,
+    rules: RuleSet,
     /// By the process that calls.
     links: Vec<Option<DataLink>>,
     last: u64,
@@ -40,7 +40,7 @@ pub(crate) struct DataLinks {
 struct DataLink {
     number: u64,
     peer: usize,
-    watch: SilenceWatch,
+    watch: Keepalive,
     heard_at: Instant,
     /// Calls whose replies are outstanding.
     waiting: u32,
@@ -64,7 +64,7 @@ enum What {
 }
 
 impl DataLinks {
-    pub(crate) fn new(seed: u64, rules: SilenceRules) -> Self {
+    pub(crate) fn new(seed: u64, rules: RuleSet) -> Self {
         DataLinks {
             rng: StdRng::seed_from_u64(seed),
             rules,
@@ -103,11 +103,11 @@ impl World {
         }
         let mut pings = false;
         match link.watch.look(self.now, link.heard_at, link.waiting > 0) {
-            Silence::Slept => link.heard_at = self.now,
-            Silence::Heard => link.suspended = false,
-            Silence::Idle => {}
-            Silence::Ping => pings = true,
-            Silence::Suspend => {
+            KeepaliveAction::ProcessPaused => link.heard_at = self.now,
+            KeepaliveAction::Heard => link.suspended = false,
+            KeepaliveAction::Idle => {}
+            KeepaliveAction::Ping => pings = true,
+            KeepaliveAction::Suspend => {
                 pings = true;
                 link.waiting = 0;
                 if !std::mem::replace(&mut link.suspended, true) {
@@ -211,7 +211,7 @@ impl World {
         self.data.links[process] = Some(DataLink {
             number: self.data.last,
             peer,
-            watch: SilenceWatch::new(self.now).with_rules(self.data.rules),
+            watch: Keepalive::new(self.now).with_rules(self.data.rules),
             heard_at: self.now,
             waiting: 0,
             suspended: false,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use keydispatch_core::hello::{Credentials, NodeNames};
+use keydispatch_core::admission::{Credentials, NodeNames};
 use keydispatch_core::limits::MAX_CONTROL_FRAME_BYTES;
 use keydispatch_core::links::{DialFailure, LinkId, Origin, Output};
 use keydispatch_core::message::{ControlMessage, Frame, kind};

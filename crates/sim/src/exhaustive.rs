@@ -19,14 +19,14 @@ use std::collections::HashSet;
 use std::process::ExitCode;
 use std::time::{Duration, Instant as Clock};
 
-use keydispatch_core::ownership::TokenRules;
+use keydispatch_core::RuleSet;
 
 mod model;
 mod scenario;
 #[cfg(test)]
 mod tests;
 
-use crate::tokens::WithoutToken;
+use crate::rules;
 use model::State;
 pub use scenario::Scenario;
 
@@ -66,7 +66,7 @@ pub struct Found {
 }
 
 /// Looks at all that can come of a scenario, up to so many states.
-pub fn search(scenario: &Scenario, rules: TokenRules, most: usize) -> Found {
+pub fn search(scenario: &Scenario, rules: RuleSet, most: usize) -> Found {
     let mut found = Found::default();
     let mut seen = HashSet::new();
     let mut open = vec![State::new(scenario, rules)];
@@ -102,18 +102,15 @@ pub fn search(scenario: &Scenario, rules: TokenRules, most: usize) -> Found {
 pub(crate) fn run_command(args: &ExhaustiveArgs, say: fn(&str)) -> ExitCode {
     let mut off = Vec::new();
     for name in &args.without {
-        match WithoutToken::named(name) {
-            Some(without) => off.push(without),
-            None => {
-                say(&format!(
-                    "there is no rule {name}; there are {}",
-                    WithoutToken::names().join(", ")
-                ));
+        match rules::named(name, &rules::of_tokens()) {
+            Ok(rule) => off.push(rule),
+            Err(error) => {
+                say(&error);
                 return ExitCode::from(2);
             }
         }
     }
-    let rules = WithoutToken::rules(&off);
+    let rules = RuleSet::without(&off);
     let begun = Clock::now();
     let (mut all, mut broken, mut cut) = (0, 0, 0);
     for (number, scenario) in Scenario::all(args.deaths, args.early).iter().enumerate() {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use keydispatch_core::{Instant, MembershipConfig, NodeName, RawSettings, Settings};
+use keydispatch_core::{Instant, MembershipConfig, NodeName, RawSettings, RuleSet, Settings};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -11,7 +11,6 @@ use super::coverage::Coverage;
 use super::liar::Liar;
 use super::network::Weather;
 use super::profile::Profile;
-use super::rules::Switches;
 use super::trace::Trace;
 use super::workload::Workload;
 use super::world::{Constants, Event, World};
@@ -44,7 +43,7 @@ pub struct Plan {
     /// What goes wrong.
     pub profile: Profile,
     /// Which rules of the protocol hold.
-    pub rules: Switches,
+    pub rules: RuleSet,
     /// Prints what happens.
     pub trace: bool,
     /// Prints each frame, too.
@@ -58,7 +57,7 @@ impl Plan {
             seed,
             nodes: None,
             profile,
-            rules: Switches::default(),
+            rules: RuleSet::default(),
             trace: false,
             frames: false,
         }
@@ -202,7 +201,7 @@ fn build(plan: &Plan, nodes: usize, rng: &mut StdRng) -> World {
     };
     let constants = Constants {
         settings: settings(&plan.profile, rng),
-        rules: plan.rules.clone(),
+        rules: plan.rules,
         seeds: (0..rng.random_range(1..=3.min(nodes))).collect(),
         queue_bytes: if rng.random_bool(0.4) {
             (64 * 1024, 512 * 1024)

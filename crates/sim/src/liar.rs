@@ -8,11 +8,11 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use keydispatch_core::forge::{Claim, Forged, Purpose, forge_packet};
+use keydispatch_core::forge::{ForgedClaim, Forged, PacketPurpose, forge_packet};
 use keydispatch_core::links::LinkId;
 use keydispatch_core::message::{
-    Address, Challenge, ControlMessage, Delta, Digest, Frame, Hello, Operation, OwnerVersion,
-    Refusal, Request, Resume, SnapshotChunk, Vector, Verdict,
+    Address, Challenge, ControlMessage, DeathNotice, Delta, Digest, Frame, Hello, Operation,
+    OwnerVersion, Refusal, Request, Resume, SnapshotChunk, VersionVector,
 };
 use keydispatch_core::{
     Cluster, Generation, InstanceName, NodeId, NodeName, Record, ServiceState, ServiceType, Weight,
@@ -283,7 +283,7 @@ impl World {
             let cluster = other.and_then(|other| other.cluster.as_ref());
             Forged {
                 node: node.clone(),
-                bump: cluster.map_or(0, |cluster| cluster.membership().returns()),
+                rejoins: cluster.map_or(0, |cluster| cluster.membership().returns()),
                 address: address(host),
             }
         };
@@ -300,7 +300,7 @@ impl World {
         Some(Stage {
             me: Forged {
                 node: cluster.node().clone(),
-                bump: cluster.membership().returns(),
+                rejoins: cluster.membership().returns(),
                 address: address(mine),
             },
             to: forged(to, receiver.host),
@@ -331,7 +331,7 @@ impl Liar {
                 } else {
                     stage.to.node.clone()
                 };
-                vec![ControlMessage::TakenForDead(Verdict { node, rival })]
+                vec![ControlMessage::DeathNotice(DeathNotice { node, rival })]
             }
             5..=6 => {
                 times = self.burst();
@@ -431,9 +431,9 @@ impl Liar {
             stage.to.clone()
         };
         let claim = match self.rng.random_range(0..5) {
-            0..=2 => Claim::Down,
-            3 => Claim::Suspect,
-            _ => Claim::Alive,
+            0..=2 => ForgedClaim::Down,
+            3 => ForgedClaim::Suspect,
+            _ => ForgedClaim::Alive,
         };
         let incarnation = match self.rng.random_range(0..4) {
             0 => u16::MAX,
@@ -447,18 +447,18 @@ impl Liar {
                 about.address = self.somewhere(stage);
             }
             1 => {
-                about.bump = match self.rng.random_range(0..3) {
-                    0 => about.bump.saturating_add(1),
-                    1 => about.bump.saturating_add(1_000),
+                about.rejoins = match self.rng.random_range(0..3) {
+                    0 => about.rejoins.saturating_add(1),
+                    1 => about.rejoins.saturating_add(1_000),
                     _ => u32::MAX,
                 };
             }
             _ => {}
         }
         let purpose = if self.rng.random_bool(0.1) {
-            Purpose::TurnUndead
+            PacketPurpose::TurnUndead
         } else {
-            Purpose::Gossip
+            PacketPurpose::Gossip
         };
         let news = [(about, incarnation, claim)];
         forge_packet(&stage.me, &stage.to, purpose, &news)
@@ -483,7 +483,7 @@ impl Liar {
             // Of itself, too: more than it will ever have.
             row.owner = stage.me.node.clone();
         }
-        ControlMessage::Vector(Vector { owners: vec![row] })
+        ControlMessage::Vector(VersionVector { owners: vec![row] })
     }
 
     fn snapshot(&mut self, stage: &Stage) -> ControlMessage {

@@ -33,7 +33,6 @@ pub use checks::Violation;
 pub use coverage::Coverage;
 pub use profile::Profile;
 pub use report::{Histories, Report};
-pub use rules::Without;
 
 /// What can go wrong with a run of `scale`.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;

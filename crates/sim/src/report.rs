@@ -8,12 +8,13 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use keydispatch_core::{Rule, RuleSet};
 use serde::Serialize;
 
 use super::coverage::Coverage;
 use super::history::{self, Outcome, Plan};
 use super::profile::Profile;
-use super::rules::Without;
+use super::rules;
 
 /// From so many histories on, each thing that can go wrong must have done so.
 const COVERED_FROM: u64 = 10_000;
@@ -35,7 +36,7 @@ pub struct Histories {
     pub profile: Profile,
     /// Turns rules of the protocol off, to see who notices.
     #[arg(long, value_name = "RULE,…", value_delimiter = ',', value_parser = parse_rule)]
-    pub without: Vec<Without>,
+    pub without: Vec<Rule>,
     /// Prints what happened in a history, line by line.
     #[arg(long, requires = "seed")]
     pub trace: bool,
@@ -96,13 +97,8 @@ fn parse_profile(name: &str) -> Result<Profile, String> {
     })
 }
 
-fn parse_rule(name: &str) -> Result<Without, String> {
-    Without::named(name).ok_or_else(|| {
-        format!(
-            "there is no such rule; there are {}",
-            Without::names().join(", ")
-        )
-    })
+fn parse_rule(name: &str) -> Result<Rule, String> {
+    rules::named(name, &rules::of_clusters())
 }
 
 /// The totals of many histories.
@@ -310,7 +306,7 @@ fn run_all(args: &Histories, seeds: Seeds) -> Vec<Outcome> {
                     if seed >= seeds.end {
                         return;
                     }
-                    let rules = Without::rules(&args.without);
+                    let rules = RuleSet::without(&args.without);
                     let outcome = history::run(&Plan {
                         rules,
                         nodes: args.nodes.map(usize::from),

@@ -4,9 +4,11 @@
 
 use std::time::Duration;
 
+use keydispatch_core::{Rule, RuleSet};
+
 use super::history::{self, Outcome, Plan};
 use super::profile::Profile;
-use super::rules::Without;
+use super::rules::of_clusters;
 
 /// Rules whose absence the simulator does not report: what was found when they were off, and what is supposed to cover for
 /// them. They are not untested for want of occasions: see `barred`, `strangers`, `verdicts`, `rearmed`, `conflicts` and
@@ -73,11 +75,11 @@ fn noticed_by(
     nodes: usize,
     seeds: std::ops::Range<u64>,
 ) {
-    let rules = Without::rules(&[Without::named(rule).unwrap()]);
+    let rules = RuleSet::without(&[Rule::named(rule).unwrap()]);
     let found = seeds.clone().find(|seed| {
         is_over(&history::run(&Plan {
             nodes: Some(nodes),
-            rules: rules.clone(),
+            rules,
             ..Plan::new(*seed, profile(profile_name))
         }))
     });
@@ -144,7 +146,7 @@ fn every_rule_is_either_noticed_or_listed_as_unnoticed() {
         "refusals_are_hearsay",
         "agreeing_relays",
     ];
-    for name in Without::names() {
+    for name in of_clusters().into_iter().map(Rule::name) {
         let listed = UNNOTICED.iter().any(|(unnoticed, _)| *unnoticed == name);
         assert!(listed != noticed.contains(&name), "{name}");
     }
@@ -198,11 +200,11 @@ fn without_dialling_the_dead_orphans_stay_apart() {
 
 #[test]
 fn without_judging_itself_cut_off_a_node_accuses_the_living() {
-    let false_downs = |off: &[Without]| -> u64 {
+    let false_downs = |off: &[Rule]| -> u64 {
         let accused = (0..20).map(|seed| {
             let plan = Plan {
                 nodes: Some(8),
-                rules: Without::rules(off),
+                rules: RuleSet::without(off),
                 ..Plan::new(seed, profile("cutoffs"))
             };
             history::run(&plan).false_downs
@@ -210,10 +212,10 @@ fn without_judging_itself_cut_off_a_node_accuses_the_living() {
         accused.sum()
     };
     // One accuser alone is not believed of those who answer, which covers for this rule.
-    let others = Without::named("two_accusers").unwrap();
+    let others = Rule::named("two_accusers").unwrap();
     let (with, without) = (
         false_downs(&[others]),
-        false_downs(&[others, Without::named("isolation").unwrap()]),
+        false_downs(&[others, Rule::named("isolation").unwrap()]),
     );
     assert!(3 * with < without, "{with}, {without}");
 }
@@ -229,11 +231,11 @@ fn nobody_may_be_left() {
 #[test]
 fn what_covers_for_announcing_to_the_dead_is_dialling_them() {
     let parted = |off: &[&str]| {
-        let off: Vec<Without> = off.iter().filter_map(|name| Without::named(name)).collect();
+        let off: Vec<Rule> = off.iter().filter_map(|name| Rule::named(name)).collect();
         let parted = (0..12).filter(|seed| {
             let plan = Plan {
                 nodes: Some(8),
-                rules: Without::rules(&off),
+                rules: RuleSet::without(&off),
                 ..Plan::new(*seed, profile("orphans"))
             };
             !history::run(&plan).violations.is_empty()
@@ -278,18 +280,18 @@ fn without_a_second_accuser_a_liar_takes_the_living_down() {
 
 /// How often something happened in eight histories with a liar, with a rule and without it.
 fn with_and_without(rule: &str, count: fn(&Outcome) -> u64) -> (u64, u64) {
-    let counted = |off: &[Without]| -> u64 {
+    let counted = |off: &[Rule]| -> u64 {
         let counts = (0..8).map(|seed| {
             let plan = Plan {
                 nodes: Some(6),
-                rules: Without::rules(off),
+                rules: RuleSet::without(off),
                 ..Plan::new(seed, profile("liars"))
             };
             count(&history::run(&plan))
         });
         counts.sum()
     };
-    let without = counted(&[Without::named(rule).unwrap()]);
+    let without = counted(&[Rule::named(rule).unwrap()]);
     (counted(&[]), without)
 }
 
@@ -325,13 +327,13 @@ fn without_contiguity_a_reader_lists_what_is_not_there() {
 #[test]
 fn without_link_evidence_a_kill_is_known_late() {
     let median = |rule: Option<&str>| {
-        let off: Vec<Without> = rule.into_iter().filter_map(Without::named).collect();
-        let rules = Without::rules(&off);
+        let off: Vec<Rule> = rule.into_iter().filter_map(Rule::named).collect();
+        let rules = RuleSet::without(&off);
         let mut known: Vec<Duration> = (0..8)
             .flat_map(|seed| {
                 let plan = Plan {
                     nodes: Some(6),
-                    rules: rules.clone(),
+                    rules,
                     ..Plan::new(seed, profile("restarts"))
                 };
                 history::run(&plan).deaths_known

@@ -15,7 +15,6 @@ mod history;
 mod post;
 mod profile;
 mod report;
-mod rules;
 mod script;
 mod stage;
 #[cfg(test)]
@@ -24,7 +23,6 @@ mod tests;
 pub use history::{TokenOutcome, TokenPlan, run};
 pub use profile::TokenProfile;
 pub use report::TokenArgs;
-pub use rules::WithoutToken;
 
 pub(crate) use report::run_command;
 pub(crate) use stage::Tokens;

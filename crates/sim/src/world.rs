@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use keydispatch_core::links::{LinkId, hello_timeout};
 use keydispatch_core::message::Offers;
-use keydispatch_core::{Cluster, ClusterConfig, ClusterName, Instant, NodeId, NodeName, Settings};
+use keydispatch_core::{
+    Cluster, ClusterConfig, ClusterName, Instant, NodeId, NodeName, RuleSet, Settings,
+};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -18,7 +20,6 @@ use super::network::{ConnectionId, Delivery, Host, Network, Side, Weather};
 use super::process::{Dialled, Input, Process, address};
 use super::profile::Profile;
 use super::queue::Queue;
-use super::rules::Switches;
 use super::tokens::{TokenEvent, Tokens};
 use super::trace::Trace;
 use super::workload::Workload;
@@ -101,7 +102,7 @@ pub(crate) enum Event {
 #[derive(Clone, Debug)]
 pub(crate) struct Constants {
     pub(crate) settings: Settings,
-    pub(crate) rules: Switches,
+    pub(crate) rules: RuleSet,
     /// Where the seeds are.
     pub(crate) seeds: Vec<Host>,
     /// Bytes queued for a link beyond which it is congested, and beyond which it is closed.
@@ -189,7 +190,7 @@ impl World {
         let mut rng = StdRng::seed_from_u64(seed);
         let network = Network::new(hosts, weather, rng.random());
         // Of its own: what the data links draw changes nothing else.
-        let data = DataLinks::new(!seed, constants.rules.silence);
+        let data = DataLinks::new(!seed, constants.rules);
         let books = Books::new(constants.settings.permdown_period());
         let mut world = World {
             now: Instant::from_micros(1_000_000),
@@ -374,7 +375,7 @@ impl World {
         let local = Instant::ZERO + self.now.since(origin);
         let mut cluster = Cluster::new(config, local);
         let rules = &self.constants.rules;
-        cluster.set_rules(rules.membership.clone(), rules.tracker);
+        cluster.set_rules(*rules);
         let process = self.processes.len();
         let now = self.now;
         let life = cluster.node().clone();

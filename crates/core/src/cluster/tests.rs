@@ -1,5 +1,6 @@
 use super::*;
-use crate::hello::NodeNames;
+use crate::admission::NodeNames;
+use crate::rules::{Rule, RuleSet};
 
 /// A year in microseconds.
 const CLOCK: u64 = 365 * 24 * 3_600 * 1_000_000;
@@ -38,9 +39,9 @@ fn credentials(name: &str) -> Credentials {
 
 /// For a minute, whenever the node dials m, m says that the node's own name has had a generation of one more than now.
 /// Returns the times at which the node took a new one.
-fn renewals(rules: crate::membership::Rules) -> Vec<Instant> {
+fn renewals(rules: RuleSet) -> Vec<Instant> {
     let mut cluster = start("a");
-    cluster.set_rules(rules, crate::tracker::TrackerRules::default());
+    cluster.set_rules(rules);
     let mut now = Instant::ZERO;
     let mut renewed = Vec::new();
     let mut link = 0;
@@ -82,15 +83,12 @@ fn renewals(rules: crate::membership::Rules) -> Vec<Instant> {
 
 #[test]
 fn a_node_takes_new_generations_ever_more_rarely_whatever_it_is_told() {
-    let renewed = renewals(crate::membership::Rules::default());
+    let renewed = renewals(RuleSet::default());
     // At 0, 1, 3, 7, 15 and 31 seconds.
     assert!((2..=6).contains(&renewed.len()), "{renewed:?}");
     for (before, after) in renewed.iter().zip(&renewed[1..]) {
         assert!(after.since(*before) >= SECOND, "{renewed:?}");
     }
-    let unpaced = renewals(crate::membership::Rules {
-        paced_renewals: false,
-        ..Default::default()
-    });
+    let unpaced = renewals(RuleSet::without(&[Rule::PacedRenewals]));
     assert!(unpaced.len() > 20, "{}", unpaced.len());
 }

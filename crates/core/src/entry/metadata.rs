@@ -6,8 +6,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use thin_vec::ThinVec;
 
-use super::EntryError;
 use super::accepts::{ACCEPTS_TAG, Accepts};
+use super::error::EntryError;
 use crate::id::Zone;
 use crate::limits::{MAX_ADDRESS_BYTES, MAX_METADATA_BYTES};
 
@@ -154,17 +154,17 @@ impl Metadata {
 pub(crate) struct Packed(ThinVec<u8>);
 
 /// See [`Accepts::to_parts`].
-type Parts = Option<(u32, u32, u32, bool)>;
+type PackedParts = Option<(u32, u32, u32, bool)>;
 
 /// What messages it takes, zone, address and the number of tags.
-type Head<'a> = (Parts, Option<&'a str>, Option<&'a str>, usize);
+type Head<'a> = (PackedParts, Option<&'a str>, Option<&'a str>, usize);
 
 impl Packed {
     pub(crate) fn new(metadata: Metadata) -> Self {
         if metadata.is_empty() {
             return Packed::default();
         }
-        let parts: Parts = metadata.accepts.map(Accepts::to_parts);
+        let parts: PackedParts = metadata.accepts.map(Accepts::to_parts);
         let raw = RawMetadata {
             zone: metadata.zone,
             address: metadata.address,
@@ -178,7 +178,8 @@ impl Packed {
     }
 
     pub(crate) fn unpack(&self) -> Metadata {
-        let (parts, raw): (Parts, RawMetadata) = postcard::from_bytes(&self.0).unwrap_or_default();
+        let (parts, raw): (PackedParts, RawMetadata) =
+            postcard::from_bytes(&self.0).unwrap_or_default();
         let RawMetadata {
             zone,
             address,
@@ -197,7 +198,7 @@ impl Packed {
         if self.0.is_empty() {
             return None;
         }
-        let (parts, _) = postcard::take_from_bytes::<Parts>(&self.0).ok()?;
+        let (parts, _) = postcard::take_from_bytes::<PackedParts>(&self.0).ok()?;
         parts.map(Accepts::of_parts)
     }
 

@@ -5,7 +5,9 @@ use std::fmt;
 use ::bytes::Bytes;
 use serde::Serialize;
 
-use super::{Key, KeyError, KeyPart, canonical};
+use super::canonical;
+use super::error::KeyError;
+use super::hash::{Key, KeyPart};
 use crate::text::Escaped;
 
 /// Longest key that a state can belong to, in bytes: it travels with every call.

@@ -8,7 +8,7 @@ use std::fmt;
 
 use serde::ser::{self, Impossible, Serialize, SerializeSeq, SerializeTuple, Serializer};
 
-use super::KeyError;
+use super::error::KeyError;
 
 /// Appends the canonical bytes of a value.
 pub(super) fn write<T: Serialize + ?Sized>(value: &T, bytes: &mut Vec<u8>) -> Result<(), KeyError> {
@@ -101,7 +101,7 @@ impl<'a> Serializer for Canonical<'a> {
     type Ok = ();
     type Error = NotCanonical;
     type SerializeSeq = ByteSequence<'a>;
-    type SerializeTuple = Parts<'a>;
+    type SerializeTuple = TupleParts<'a>;
     type SerializeTupleStruct = No;
     type SerializeTupleVariant = No;
     type SerializeMap = No;
@@ -148,8 +148,8 @@ impl<'a> Serializer for Canonical<'a> {
         Ok(ByteSequence { bytes: self.bytes })
     }
 
-    fn serialize_tuple(self, parts: usize) -> Result<Parts<'a>, NotCanonical> {
-        Ok(Parts {
+    fn serialize_tuple(self, parts: usize) -> Result<TupleParts<'a>, NotCanonical> {
+        Ok(TupleParts {
             start: self.bytes.len(),
             bytes: self.bytes,
             plain: Some(Vec::with_capacity(parts.min(64))),
@@ -232,7 +232,7 @@ impl SerializeSeq for ByteSequence<'_> {
 }
 
 /// A tuple, or an array, which serde does not tell apart.
-struct Parts<'a> {
+struct TupleParts<'a> {
     bytes: &'a mut Vec<u8>,
     /// Where its parts begin in `bytes`.
     start: usize,
@@ -241,7 +241,7 @@ struct Parts<'a> {
     is_tuple: fn() -> bool,
 }
 
-impl SerializeTuple for Parts<'_> {
+impl SerializeTuple for TupleParts<'_> {
     type Ok = ();
     type Error = NotCanonical;
 

@@ -1,8 +1,12 @@
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use ::bytes::Bytes;
 use proptest::prelude::*;
 use serde::Serialize;
 
+use super::hash::write_part;
 use super::*;
 
 #[test]
@@ -19,7 +23,7 @@ fn the_canonical_bytes_are_those_of_the_specification() {
 #[test]
 fn the_hash_is_pinned() {
     assert_eq!(Key::from("").hash(), 0x2d06_8005_38d3_94c2);
-    assert_eq!(Key::from("").slot(), Slot(0x2d068));
+    assert_eq!(Key::from("").slot().index(), 0x2d068);
 }
 
 #[test]

@@ -8,11 +8,10 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+use super::link::{DialFailure, LinkId};
 use super::pace::Paces;
-use super::{DialFailure, LinkId};
-use crate::id::{NodeId, NodeName};
+use crate::id::{Address, NodeId, NodeName};
 use crate::membership::RefusedDial;
-use crate::message::Address;
 use crate::time::Instant;
 
 /// First pause after a failed dial; each further one doubles it.
@@ -67,7 +66,7 @@ pub(crate) enum SeedState {
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]
-enum State {
+enum DialState {
     #[default]
     Idle,
     UnderWay,
@@ -76,7 +75,7 @@ enum State {
 
 /// What a refusal would say of the node that should be at an address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Evidence {
+enum DialEvidence {
     /// Nothing.
     #[default]
     None,
@@ -95,7 +94,7 @@ struct Dial {
     member: Option<NodeId>,
     once: bool,
     /// What a refusal says of `member`.
-    evidence: Evidence,
+    evidence: DialEvidence,
     myself: bool,
     /// Who answered there last.
     resolved: Option<NodeName>,
@@ -103,7 +102,7 @@ struct Dial {
     /// At least one dial there has failed.
     tried: bool,
     answered: bool,
-    state: State,
+    state: DialState,
     at: Instant,
     /// When the last dial there began.
     since: Instant,
@@ -115,8 +114,8 @@ struct Dial {
 impl Dial {
     /// What a refusal at this moment says.
     fn refusal(&self, now: Instant) -> Option<RefusedDial> {
-        (self.evidence != Evidence::None).then(|| RefusedDial {
-            lost: self.evidence == Evidence::Lost,
+        (self.evidence != DialEvidence::None).then(|| RefusedDial {
+            lost: self.evidence == DialEvidence::Lost,
             took: now.since(self.since),
         })
     }
@@ -216,7 +215,7 @@ impl Dials {
     pub(crate) fn look_around(&mut self, now: Instant) {
         self.now = self.now.max(now);
         let seeds = self.entries.values_mut().filter(|dial| dial.seed);
-        for dial in seeds.filter(|dial| !matches!(dial.state, State::Linked(_))) {
+        for dial in seeds.filter(|dial| !matches!(dial.state, DialState::Linked(_))) {
             (dial.answered, dial.refused, dial.tried) = (false, false, false);
             dial.attempts = 0;
             dial.at = now;
@@ -255,7 +254,7 @@ impl Dials {
                 // A packet to it may have been first; that it is up is news all the same.
                 let news = dial.member.as_ref() != Some(node) || dial.once;
                 if news {
-                    dial.evidence = Evidence::None;
+                    dial.evidence = DialEvidence::None;
                 }
                 if news && purpose == Purpose::Member {
                     // Earlier failures there say nothing of a node that has just come up.
@@ -263,7 +262,7 @@ impl Dials {
                     dial.attempts = 0;
                     // Whoever is said to be up listens: a refusal tells that it is late gossip of a life that has ended,
                     // which probing alone would find out only when its turn comes.
-                    dial.evidence = Evidence::Said;
+                    dial.evidence = DialEvidence::Said;
                 }
                 dial.member = Some(node.clone());
                 dial.once = purpose == Purpose::Once;
@@ -288,7 +287,7 @@ impl Dials {
         let dial = self.entries.entry(address.clone()).or_default();
         dial.member = Some(peer.clone());
         dial.once = false;
-        dial.evidence = Evidence::Lost;
+        dial.evidence = DialEvidence::Lost;
         dial.attempts = 0;
         dial.at = at;
     }
@@ -304,7 +303,7 @@ impl Dials {
                 .is_some_and(|member| member.name == peer.name)
             {
                 dial.member = None;
-                dial.evidence = Evidence::None;
+                dial.evidence = DialEvidence::None;
                 dial.attempts = 0;
             }
         }
@@ -316,7 +315,7 @@ impl Dials {
         for dial in self.entries.values_mut() {
             if dial.member.as_ref() == Some(node) {
                 dial.member = None;
-                dial.evidence = Evidence::None;
+                dial.evidence = DialEvidence::None;
             }
         }
         self.prune();
@@ -341,7 +340,7 @@ impl Dials {
 
     pub(crate) fn connected(&mut self, address: &Address, link: LinkId) {
         if let Some(dial) = self.entries.get_mut(address) {
-            dial.state = State::Linked(link);
+            dial.state = DialState::Linked(link);
         }
     }
 
@@ -351,12 +350,12 @@ impl Dials {
         let Some(dial) = self.entries.get(address) else {
             return;
         };
-        if dial.state != State::Linked(link) {
+        if dial.state != DialState::Linked(link) {
             return;
         }
         let at = now + self.backoff(address);
         if let Some(dial) = self.entries.get_mut(address) {
-            dial.state = State::Idle;
+            dial.state = DialState::Idle;
             dial.at = at;
             dial.attempts = dial.attempts.saturating_add(1);
             dial.question = false;
@@ -383,7 +382,7 @@ impl Dials {
             .member
             .take_if(|member| member.name != node.name || member.generation < node.generation)?;
         let refusal = dial.refusal(now);
-        dial.evidence = Evidence::None;
+        dial.evidence = DialEvidence::None;
         Some((other, refusal?))
     }
 
@@ -406,7 +405,7 @@ impl Dials {
         let Some(dial) = self.entries.get_mut(address) else {
             return Failed::default();
         };
-        dial.state = State::Idle;
+        dial.state = DialState::Idle;
         dial.question = false;
         dial.attempts = dial.attempts.saturating_add(1);
         dial.at = at;
@@ -414,7 +413,7 @@ impl Dials {
         dial.refused = *failure == DialFailure::Refused;
         let refusal = dial.refusal(now).filter(|_| dial.refused);
         let evidence = dial.member.clone().zip(refusal);
-        if dial.evidence == Evidence::Lost && dial.refused && dial.attempts == 1 {
+        if dial.evidence == DialEvidence::Lost && dial.refused && dial.attempts == 1 {
             dial.at = soon;
         }
         if dial.once {
@@ -455,15 +454,15 @@ impl Dials {
         let under_way = self
             .entries
             .values()
-            .filter(|dial| dial.state == State::UnderWay)
+            .filter(|dial| dial.state == DialState::UnderWay)
             .count();
         let mut due = Vec::new();
         for (address, dial) in &mut self.entries {
             if under_way + due.len() >= MAX_UNDER_WAY {
                 break;
             }
-            if dial.state == State::Idle && dial.at <= now && dial.is_needed(&is_ready) {
-                dial.state = State::UnderWay;
+            if dial.state == DialState::Idle && dial.at <= now && dial.is_needed(&is_ready) {
+                dial.state = DialState::UnderWay;
                 dial.since = now;
                 due.push(address.clone());
             }
@@ -480,11 +479,11 @@ impl Dials {
         let mut next: Option<Instant> = None;
         for dial in self.entries.values() {
             match dial.state {
-                State::UnderWay => under_way += 1,
-                State::Idle if dial.is_needed(&is_ready) => {
+                DialState::UnderWay => under_way += 1,
+                DialState::Idle if dial.is_needed(&is_ready) => {
                     next = Some(next.map_or(dial.at, |next| next.min(dial.at)));
                 }
-                State::Idle | State::Linked(_) => {}
+                DialState::Idle | DialState::Linked(_) => {}
             }
         }
         next.filter(|_| under_way < MAX_UNDER_WAY)
@@ -497,7 +496,7 @@ impl Dials {
             let wanted = dial.seed || dial.question || dial.member.is_some();
             // A packet every few milliseconds to whoever refuses must not mean a dial every few milliseconds.
             let pausing = dial.attempts > 0 && dial.at > now;
-            wanted || pausing || dial.state != State::Idle
+            wanted || pausing || dial.state != DialState::Idle
         });
     }
 

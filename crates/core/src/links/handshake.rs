@@ -2,13 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use super::{
-    CROSSED_DIAL_WINDOW, Doubt, INTRODUCTION_INTERVAL, Link, LinkEvent, LinkId, Links, Names,
-    Origin, Output, State,
-};
-use crate::hello;
-use crate::id::{Generation, NodeId, NodeName};
-use crate::message::{Address, Challenge, ControlMessage, Frame, Hello, MAGIC, Refusal};
+use super::link::{KnownNames, Link, LinkEvent, LinkId, LinkState, Origin, Output};
+use super::{CROSSED_DIAL_WINDOW, INTRODUCTION_INTERVAL, Links, NameDispute};
+use crate::admission;
+use crate::frame::Frame;
+use crate::id::{Address, Generation, NodeId, NodeName};
+use crate::message::{Challenge, ControlMessage, Hello, MAGIC, Refusal};
 use crate::time::Instant;
 
 impl Links {
@@ -17,12 +16,12 @@ impl Links {
         now: Instant,
         link: LinkId,
         theirs: Hello,
-        names: &impl Names,
+        names: &impl KnownNames,
     ) {
         let credentials = &self.links[&link].credentials;
         let accepted = !self.links[&link].is_dialled();
-        let sound = hello::check(&self.ours, &theirs, credentials);
-        self.judge_rivals_place(link, &theirs, sound.is_ok());
+        let sound = admission::check(&self.ours, &theirs, credentials);
+        self.check_rivals_place(link, &theirs, sound.is_ok());
         if let Err(refusal) = sound {
             if matches!(refusal, Refusal::Myself) {
                 if let Origin::Dialled(address) = &self.links[&link].origin {
@@ -65,10 +64,10 @@ impl Links {
         if names.is_left(&theirs.node) {
             return self.refuse(now, link, Refusal::Left);
         }
-        match self.judge_name(now, &theirs, names) {
-            Verdict::Welcome => self.welcome(now, link, theirs, names),
-            Verdict::Refuse(refusal) => self.refuse(now, link, refusal),
-            Verdict::Behind => {
+        match self.admit(now, &theirs, names) {
+            Admission::Welcome => self.welcome(now, link, theirs, names),
+            Admission::Refuse(refusal) => self.refuse(now, link, refusal),
+            Admission::Behind => {
                 // It has to take a higher generation before anything else; this Hello tells it which.
                 if accepted {
                     let hello = self.our_hello(names.highest(&theirs.node.name));
@@ -76,7 +75,7 @@ impl Links {
                 }
                 self.close(now, link);
             }
-            Verdict::Ask(old) => {
+            Admission::Ask(old) => {
                 let challenge = Challenge {
                     rival: theirs.node.generation,
                     address: theirs.address.clone(),
@@ -85,28 +84,28 @@ impl Links {
                 self.transmit(old, &ControlMessage::Challenge(challenge));
                 if let Some(link) = self.links.get_mut(&link) {
                     link.since = now;
-                    link.state = State::InQuestion(Box::new(theirs));
+                    link.state = LinkState::InQuestion(Box::new(theirs));
                 }
             }
         }
     }
 
     /// Rule: a newcomer whose name looks alive is refused only if the old one answers a challenge.
-    fn judge_name(&mut self, now: Instant, theirs: &Hello, names: &impl Names) -> Verdict {
+    fn admit(&mut self, now: Instant, theirs: &Hello, names: &impl KnownNames) -> Admission {
         let name = &theirs.node.name;
         let linked =
             self.ready
                 .get(name)
                 .copied()
                 .and_then(|link| match &self.links.get(&link)?.state {
-                    State::Ready(hello) => Some((link, hello.node.clone(), hello.nonce)),
+                    LinkState::Ready(hello) => Some((link, hello.node.clone(), hello.nonce)),
                     _ => None,
                 });
         if let Some((old, node, nonce)) = linked
             && node.generation != theirs.node.generation
             && nonce != theirs.nonce
         {
-            return Verdict::Ask(old);
+            return Admission::Ask(old);
         }
         let up = names.up(name);
         if up.is_none()
@@ -114,39 +113,42 @@ impl Links {
                 .highest(name)
                 .is_some_and(|highest| highest > theirs.node.generation)
         {
-            return Verdict::Behind;
+            return Admission::Behind;
         }
         match up {
             // Rule: a later life that others have made up gives way to the node itself.
-            Some(up) if up.generation > theirs.node.generation && names.is_hearsay(&up) => {
-                self.doubts.remove(name);
-                Verdict::Welcome
+            Some(up) if up.generation > theirs.node.generation && names.is_unconfirmed(&up) => {
+                self.name_disputes.remove(name);
+                Admission::Welcome
             }
             Some(up) if up.generation != theirs.node.generation => {
                 let renewed = linked_same_process(&self.links, self.ready.get(name), theirs.nonce);
-                let doubt = self.doubts.entry(name.clone()).or_insert(Doubt {
-                    since: now,
-                    rival: theirs.node.generation,
-                });
-                if doubt.rival != theirs.node.generation {
-                    doubt.rival = theirs.node.generation;
-                    doubt.since = now;
+                let dispute = self
+                    .name_disputes
+                    .entry(name.clone())
+                    .or_insert(NameDispute {
+                        since: now,
+                        rival: theirs.node.generation,
+                    });
+                if dispute.rival != theirs.node.generation {
+                    dispute.rival = theirs.node.generation;
+                    dispute.since = now;
                 }
                 // A ghost is found out by membership within the down period; after that the doubt is over.
-                if renewed || now.since(doubt.since) >= self.down_period {
-                    self.doubts.remove(name);
+                if renewed || now.since(dispute.since) >= self.down_period {
+                    self.name_disputes.remove(name);
                     if up.generation > theirs.node.generation {
-                        Verdict::Behind
+                        Admission::Behind
                     } else {
-                        Verdict::Welcome
+                        Admission::Welcome
                     }
                 } else {
-                    Verdict::Refuse(Refusal::NameInQuestion { name: name.clone() })
+                    Admission::Refuse(Refusal::NameInQuestion { name: name.clone() })
                 }
             }
             _ => {
-                self.doubts.remove(name);
-                Verdict::Welcome
+                self.name_disputes.remove(name);
+                Admission::Welcome
             }
         }
     }
@@ -176,7 +178,7 @@ impl Links {
         now: Instant,
         from: NodeName,
         challenge: Challenge,
-        names: &impl Names,
+        names: &impl KnownNames,
     ) {
         if challenge.joined
             && challenge.rival > self.ours.node.generation
@@ -191,7 +193,7 @@ impl Links {
         let asked: Vec<(LinkId, bool, Generation)> = self
             .unready()
             .filter_map(|(id, link)| match &link.state {
-                State::InQuestion(hello)
+                LinkState::InQuestion(hello)
                     if hello.node.name == *name && hello.node.generation == rival =>
                 {
                     Some((id, hello.joined, hello.node.generation))
@@ -203,7 +205,7 @@ impl Links {
             .ready
             .get(name)
             .and_then(|link| match &self.links.get(link)?.state {
-                State::Ready(hello) => Some((hello.node.generation, hello.address.clone())),
+                LinkState::Ready(hello) => Some((hello.node.generation, hello.address.clone())),
                 _ => None,
             });
         let alive = old.as_ref().map(|(generation, _)| *generation);
@@ -222,30 +224,31 @@ impl Links {
         }
     }
 
-    /// The old node of that name did not answer, or its link broke: the newcomer is judged again without it.
-    pub(super) fn settle_doubts_about(
+    /// The old node of that name did not answer, or its link broke: the newcomer is checked again without it.
+    pub(super) fn settle_disputes_about(
         &mut self,
         now: Instant,
         name: &NodeName,
-        names: &impl Names,
+        names: &impl KnownNames,
     ) {
         let asked: Vec<LinkId> = self
             .unready()
             .filter(|(_, link)| {
-                matches!(&link.state, State::InQuestion(hello) if hello.node.name == *name)
+                matches!(&link.state, LinkState::InQuestion(hello) if hello.node.name == *name)
             })
             .map(|(id, _)| id)
             .collect();
         for link in asked {
-            self.settle_doubt(now, link, names);
+            self.settle_dispute(now, link, names);
         }
     }
 
-    pub(super) fn settle_doubt(&mut self, now: Instant, link: LinkId, names: &impl Names) {
+    pub(super) fn settle_dispute(&mut self, now: Instant, link: LinkId, names: &impl KnownNames) {
         let Some(entry) = self.links.get_mut(&link) else {
             return;
         };
-        let State::InQuestion(hello) = std::mem::replace(&mut entry.state, State::Greeting) else {
+        let LinkState::InQuestion(hello) = std::mem::replace(&mut entry.state, LinkState::Greeting)
+        else {
             return;
         };
         entry.since = now;
@@ -255,7 +258,7 @@ impl Links {
         self.handle_hello(now, link, *hello, names);
     }
 
-    fn welcome(&mut self, now: Instant, link: LinkId, theirs: Hello, names: &impl Names) {
+    fn welcome(&mut self, now: Instant, link: LinkId, theirs: Hello, names: &impl KnownNames) {
         let name = theirs.node.name.clone();
         if let Some(other) = self.ready.get(&name).copied()
             && other != link
@@ -287,7 +290,7 @@ impl Links {
         self.ready.insert(name.clone(), link);
         if let Some(entry) = self.links.get_mut(&link) {
             entry.since = now;
-            entry.state = State::Ready(Box::new(theirs.clone()));
+            entry.state = LinkState::Ready(Box::new(theirs.clone()));
         }
         self.unready.remove(&link);
         self.dials.ready(&theirs.node);
@@ -306,7 +309,7 @@ impl Links {
         let (Some(old), Some(new)) = (self.links.get(&older), self.links.get(&newer)) else {
             return true;
         };
-        let State::Ready(hello) = &old.state else {
+        let LinkState::Ready(hello) = &old.state else {
             return true;
         };
         if old.is_dialled() == new.is_dialled() || now.since(old.since) > CROSSED_DIAL_WINDOW {
@@ -324,7 +327,7 @@ impl Links {
         now: Instant,
         link: LinkId,
         refusal: Refusal,
-        names: &impl Names,
+        names: &impl KnownNames,
     ) {
         let origin = self.links[&link].origin.clone();
         self.close(now, link);
@@ -362,7 +365,7 @@ impl Links {
     }
 
     /// The rival was said to be there: somebody else who answers, or who cannot prove the name, shows that it is not.
-    fn judge_rivals_place(&mut self, link: LinkId, theirs: &Hello, sound: bool) {
+    fn check_rivals_place(&mut self, link: LinkId, theirs: &Hello, sound: bool) {
         let Origin::Dialled(address) = &self.links[&link].origin else {
             return;
         };
@@ -383,7 +386,7 @@ impl Links {
         now: Instant,
         from: &NodeName,
         generation: Generation,
-        names: &impl Names,
+        names: &impl KnownNames,
     ) -> bool {
         let plausible = names.is_plausible(now, generation);
         if !plausible {
@@ -424,7 +427,7 @@ impl Links {
     }
 }
 
-enum Verdict {
+enum Admission {
     Welcome,
     /// A higher generation of that name is known.
     Behind,
@@ -436,5 +439,5 @@ enum Verdict {
 fn linked_same_process(links: &BTreeMap<LinkId, Link>, ready: Option<&LinkId>, nonce: u64) -> bool {
     ready
         .and_then(|link| links.get(link))
-        .is_some_and(|link| matches!(&link.state, State::Ready(hello) if hello.nonce == nonce))
+        .is_some_and(|link| matches!(&link.state, LinkState::Ready(hello) if hello.nonce == nonce))
 }

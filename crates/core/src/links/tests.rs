@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 
 use super::*;
 use crate::id::ClusterName;
-use crate::message::{Lane, MAGIC, Offers, PROTOCOL_MAJOR, PROTOCOL_MINOR, Refusal};
+use crate::message::{LaneKind, MAGIC, Offers, PROTOCOL_MAJOR, PROTOCOL_MINOR, Refusal};
 
 mod refusals;
 
@@ -16,7 +16,7 @@ struct Known {
     left: BTreeSet<NodeId>,
 }
 
-impl Names for Known {
+impl KnownNames for Known {
     fn up(&self, name: &NodeName) -> Option<NodeId> {
         self.up.get(name).cloned()
     }
@@ -64,7 +64,7 @@ fn hello(node: NodeId, nonce: u64, at: usize) -> Hello {
         magic: MAGIC,
         major: PROTOCOL_MAJOR,
         minor: PROTOCOL_MINOR,
-        lane: Lane::Control,
+        lane: LaneKind::Control,
         cluster: ClusterName::try_new("test").unwrap(),
         node,
         nonce,
@@ -397,7 +397,7 @@ fn a_certificate_of_another_node_is_refused() {
     );
     let credentials = Credentials::Certificate {
         cluster: ClusterName::try_new("test").unwrap(),
-        nodes: crate::hello::NodeNames::Exact(vec![NodeName::try_new("c").unwrap()]),
+        nodes: crate::admission::NodeNames::Exact(vec![NodeName::try_new("c").unwrap()]),
     };
     links.handle_connected(Instant::ZERO, LinkId(1), Origin::Accepted, credentials);
     let frame = ControlMessage::Hello(hello(node("b", 1), 2, 1)).encode();

@@ -1,11 +1,11 @@
-//! Timing of membership, and the switches of its rules.
+//! Timing of membership, and what is counted of it.
 
 use std::num::{NonZeroU8, NonZeroUsize};
 use std::time::Duration;
 
+use crate::rules::{Rule, RuleSet};
+use crate::settings::Settings;
 use foca::PeriodicParams;
-
-use crate::config::Settings;
 
 /// Shortest and longest time between two probes.
 const PROBE_RANGE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
@@ -75,12 +75,12 @@ impl MembershipConfig {
         FAN_OUT.get()
     }
 
-    pub(super) fn engine(&self, rules: &Rules) -> foca::Config {
+    pub(super) fn engine(&self, rules: RuleSet) -> foca::Config {
         foca::Config {
             probe_period: self.probe,
             probe_rtt: self.probe_rtt,
             num_indirect_probes: FAN_OUT,
-            max_transmissions: if rules.wide_spread {
+            max_transmissions: if rules.holds(Rule::WideSpread) {
                 MAX_TRANSMISSIONS
             } else {
                 NonZeroU8::MIN
@@ -88,72 +88,23 @@ impl MembershipConfig {
             suspect_to_down_after: self.suspicion,
             remove_down_after: Some(self.permdown_period),
             max_packet_size: MAX_PACKET_BYTES,
-            notify_down_members: rules.notify_down,
+            notify_down_members: rules.holds(Rule::NotifyDown),
             periodic_announce: Some(PeriodicParams {
                 frequency: ANNOUNCE_INTERVAL,
                 num_members: NonZeroUsize::MIN,
             }),
-            periodic_announce_to_down_members: rules.announce_to_down.then_some(PeriodicParams {
-                frequency: ANNOUNCE_TO_DOWN_INTERVAL,
-                num_members: ANNOUNCE_TO_DOWN_COUNT,
-            }),
+            periodic_announce_to_down_members: rules.holds(Rule::AnnounceToDown).then_some(
+                PeriodicParams {
+                    frequency: ANNOUNCE_TO_DOWN_INTERVAL,
+                    num_members: ANNOUNCE_TO_DOWN_COUNT,
+                },
+            ),
             periodic_gossip: Some(PeriodicParams {
                 frequency: self.gossip,
                 num_members: FAN_OUT,
             }),
         }
     }
-}
-
-/// The rules around the membership engine, all kept unless a simulator switches one off to see that it matters.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rules {
-    /// A suspect is declared down only if it still is one, at the same incarnation.
-    pub suspect_guard: bool,
-    /// An update is passed on 16 times.
-    pub wide_spread: bool,
-    /// A member that was declared down and talks is told so, and comes back.
-    pub notify_down: bool,
-    /// Who is down here and up for a peer is told by way of that peer.
-    pub verdict_is_told: bool,
-    /// Who passes such a verdict on and hears nothing of it from the accused suspects it, too.
-    pub verdict_is_evidence: bool,
-    /// Nobody is introduced by a suspicion.
-    pub suspects_are_known: bool,
-    /// A suspect that talks is told that it is one.
-    pub suspects_are_told: bool,
-    /// Two of the dead are tried every second.
-    pub announce_to_down: bool,
-    /// The dead are dialled again, the most recent first.
-    pub redial_dead: bool,
-    /// A generation is above all that were ever heard of for its name.
-    pub generation_above_known: bool,
-    /// A newcomer asks random members for all they know, five times in its first seconds.
-    pub join_announces: bool,
-    /// After coming back, the engine's timers are started at once.
-    pub rearm_after_rejoin: bool,
-    /// Whoever hears of nobody is the one that is cut off.
-    pub isolation: bool,
-    /// A life that has left never comes back.
-    pub left_is_final: bool,
-    /// Another generation of a name is another life: the old one is down.
-    pub rename_is_death: bool,
-    /// Refused connections are evidence.
-    pub link_evidence: bool,
-    /// A node that is linked is known at once.
-    pub link_introduces: bool,
-    /// A later life of a name is believed of the node itself, or of two who say so.
-    pub own_word: bool,
-    /// A generation far ahead of this node's clock is refused.
-    pub plausible_generations: bool,
-    /// One accuser alone takes nobody down who answers here.
-    pub two_accusers: bool,
-    /// This node takes a new generation at most once a second, and ever more rarely.
-    pub paced_renewals: bool,
-    /// Only a living node of the same name ends this one, not what others say of it.
-    pub refusals_are_hearsay: bool,
-    /// Other lives of this node's own name are kept from the engine, and a higher one is reported.
-    pub name_conflict: bool,
 }
 
 /// How often rules of membership made a difference, for tests that want to know what they exercised.
@@ -172,9 +123,9 @@ pub struct MembershipCounts {
     pub conflicts: u64,
     /// Engines whose timers were started again after the node came back.
     pub rearmed: u64,
-    /// Verdicts that were told by way of somebody.
+    /// Death notices that were told by way of somebody.
     pub verdicts: u64,
-    /// Nodes that were suspected because they did not answer a verdict.
+    /// Nodes that were suspected because they did not answer a death notice.
     pub unanswered: u64,
     /// News that a node is down, of one accuser alone.
     pub accusations: u64,
@@ -188,34 +139,4 @@ pub struct MembershipCounts {
     pub implausible: u64,
     /// Later lives that somebody made up, and that the node itself contradicted.
     pub uncovered: u64,
-}
-
-impl Default for Rules {
-    fn default() -> Self {
-        Rules {
-            suspect_guard: true,
-            wide_spread: true,
-            notify_down: true,
-            verdict_is_told: true,
-            verdict_is_evidence: true,
-            suspects_are_known: true,
-            suspects_are_told: true,
-            announce_to_down: true,
-            redial_dead: true,
-            generation_above_known: true,
-            join_announces: true,
-            rearm_after_rejoin: true,
-            isolation: true,
-            left_is_final: true,
-            rename_is_death: true,
-            link_evidence: true,
-            link_introduces: true,
-            own_word: true,
-            plausible_generations: true,
-            two_accusers: true,
-            paced_renewals: true,
-            refusals_are_hearsay: true,
-            name_conflict: true,
-        }
-    }
 }

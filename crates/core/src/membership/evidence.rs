@@ -1,31 +1,10 @@
-//! Refused connections as evidence of death, and the word of those who hold a living link, which outweighs them.
-//!
-//! Rule: a refusal is no evidence against a node that somebody still holds a living link to. An address that refuses may
-//! be wrong, or out of reach from here alone: whoever is refused asks others, and who holds a link vouches for the node.
-//!
-//! Rule: only the link that broke here makes a refusal weigh enough to bury. That a node was never reached here says more
-//! about its address, or about late gossip, than about the node: it is suspected, which the living refute.
-//!
-//! Rule: with nobody else to ask, the node that is refused twice and does not come by itself is gone. A living process
-//! learns at the same moment that its link broke, and dials at once.
+//! What speaks for and against each node, of what connections say; see [`refusals`](super::refusals).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use foca::{Member, State};
-
-use super::identity::key;
-use super::{EVIDENCE_COUNT, Membership};
 use crate::id::{NodeId, NodeName};
-use crate::message::ControlMessage;
 use crate::time::Instant;
-
-/// How long a node that is refused waits for the other to come by itself, where there is nobody else to ask: several times
-/// what a living process on the same network takes to find its link broken, and to dial.
-const ALONE_WAIT: Duration = Duration::from_millis(50);
-
-/// The same in round trips, for networks where these are long: a dial with its encryption takes three.
-const ALONE_ROUND_TRIPS: u32 = 5;
 
 /// What a refused dial says of the node that was expected there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,34 +17,35 @@ pub struct RefusedDial {
 
 /// What speaks against each node, and for it.
 #[derive(Default)]
-pub(super) struct Evidence(BTreeMap<NodeId, Case>);
+pub(super) struct Evidence(BTreeMap<NodeId, NodeEvidence>);
 
+/// Of one life of a node.
 #[derive(Default)]
-struct Case {
-    own: Option<Own>,
+pub(super) struct NodeEvidence {
+    pub(super) own: Option<OwnEvidence>,
     /// Who reported that its link broke and that it was refused, and when.
-    reports: BTreeMap<NodeName, Instant>,
+    pub(super) reports: BTreeMap<NodeName, Instant>,
     /// Who holds a link, and when it said so.
-    vouchers: BTreeMap<NodeName, Instant>,
+    pub(super) vouchers: BTreeMap<NodeName, Instant>,
     /// To whom this node vouched: they hear where that is over.
-    promised: BTreeSet<NodeId>,
+    pub(super) promised: BTreeSet<NodeId>,
 }
 
-/// This node's own evidence, until it is judged.
-struct Own {
+/// This node's own evidence, until it is checked.
+pub(super) struct OwnEvidence {
     /// The link to it broke.
-    lost: bool,
-    refusals: u32,
-    /// When it is judged, whoever has answered by then.
-    judge_at: Instant,
-    /// From when it is judged where nobody else is left to ask; none once that time has come.
-    alone_at: Option<Instant>,
+    pub(super) lost: bool,
+    pub(super) refusals: u32,
+    /// When it is checked, whoever has answered by then.
+    pub(super) check_at: Instant,
+    /// From when it is checked where nobody else is left to ask; none once that time has come.
+    pub(super) alone_at: Option<Instant>,
     /// Who was asked and has not answered yet.
-    asked: BTreeSet<NodeName>,
+    pub(super) asked: BTreeSet<NodeName>,
 }
 
-impl Case {
-    fn is_vouched_for(&self, now: Instant, fresh: Duration) -> bool {
+impl NodeEvidence {
+    pub(super) fn is_vouched_for(&self, now: Instant, fresh: Duration) -> bool {
         self.vouchers.values().any(|at| now.since(*at) <= fresh)
     }
 }
@@ -79,18 +59,27 @@ impl Evidence {
     pub(super) fn clear(&mut self, node: &NodeId) {
         if let Some(case) = self.0.get_mut(node) {
             let promised = std::mem::take(&mut case.promised);
-            *case = Case {
+            *case = NodeEvidence {
                 promised,
-                ..Case::default()
+                ..NodeEvidence::default()
             };
         }
+    }
+
+    /// All of whom something was said.
+    pub(super) fn nodes(&self) -> Vec<NodeId> {
+        self.0.keys().cloned().collect()
+    }
+
+    pub(super) fn get(&self, node: &NodeId) -> Option<&NodeEvidence> {
+        self.0.get(node)
     }
 
     /// The nodes whose time is up, each with whether a link to it broke; the evidence is spent.
     pub(super) fn due(&mut self, now: Instant, fresh: Duration) -> Vec<(NodeId, bool)> {
         let mut due = Vec::new();
         for (node, case) in &mut self.0 {
-            let Some(own) = case.own.take_if(|own| own.judge_at <= now) else {
+            let Some(own) = case.own.take_if(|own| own.check_at <= now) else {
                 continue;
             };
             if !case.is_vouched_for(now, fresh) {
@@ -114,8 +103,8 @@ impl Evidence {
 
     pub(super) fn postpone(&mut self, now: Instant, later: Instant) {
         for own in self.0.values_mut().filter_map(|case| case.own.as_mut()) {
-            if own.judge_at <= now {
-                own.judge_at = later;
+            if own.check_at <= now {
+                own.check_at = later;
             }
             if let Some(at) = own.alone_at.as_mut().filter(|at| **at <= now) {
                 *at = later;
@@ -125,7 +114,7 @@ impl Evidence {
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let own = self.0.values().filter_map(|case| case.own.as_ref());
-        own.map(|own| own.alone_at.map_or(own.judge_at, |at| at.min(own.judge_at)))
+        own.map(|own| own.alone_at.map_or(own.check_at, |at| at.min(own.check_at)))
             .min()
     }
 
@@ -139,7 +128,7 @@ impl Evidence {
         });
     }
 
-    fn case(&mut self, node: &NodeId) -> &mut Case {
+    pub(super) fn case(&mut self, node: &NodeId) -> &mut NodeEvidence {
         self.0.entry(node.clone()).or_default()
     }
 
@@ -148,221 +137,7 @@ impl Evidence {
         self.own(node).is_some_and(|own| own.lost)
     }
 
-    fn own(&self, node: &NodeId) -> Option<&Own> {
+    pub(super) fn own(&self, node: &NodeId) -> Option<&OwnEvidence> {
         self.0.get(node)?.own.as_ref()
-    }
-}
-
-impl Membership {
-    /// A dial of a node that should be there was refused: evidence of this node's own.
-    pub fn dial_refused(&mut self, now: Instant, peer: &NodeId, refusal: RefusedDial) {
-        if self.stopped
-            || !self.rules.link_evidence
-            || !self.is_up_in_this_life(peer)
-            || self.is_linked(peer)
-        {
-            return;
-        }
-        let fresh = self.config.down_period;
-        let case = self.evidence.case(peer);
-        if let Some(own) = &mut case.own {
-            own.refusals += 1;
-            return self.judge_evidence(now, peer);
-        }
-        if case.is_vouched_for(now, fresh) {
-            return;
-        }
-        // Whom others vouched for before is not suspected again for an address that goes on refusing.
-        let lost = refusal.lost && case.vouchers.is_empty();
-        let promised = std::mem::take(&mut case.promised);
-        let mut told = self.random_up(EVIDENCE_COUNT, Some(&peer.name));
-        let asked = told.iter().map(|member| member.node.name.clone()).collect();
-        let alone = ALONE_WAIT
-            .max(refusal.took * ALONE_ROUND_TRIPS)
-            .min(self.config.evidence_wait);
-        self.evidence.case(peer).own = Some(Own {
-            lost,
-            refusals: 1,
-            judge_at: now + self.config.evidence_wait,
-            alone_at: lost.then(|| now + alone),
-            asked,
-        });
-        let others = promised
-            .into_iter()
-            .filter(|node| !told.iter().any(|member| member.node == *node))
-            .filter_map(|node| self.roster.up(&node.name).filter(|up| up.node == node));
-        let others: Vec<_> = others.cloned().collect();
-        let question = if lost {
-            self.suspect(now, peer);
-            told.extend(others);
-            ControlMessage::Refused { node: peer.clone() }
-        } else {
-            ControlMessage::AskLink { node: peer.clone() }
-        };
-        for member in told {
-            self.transmits
-                .push_back((member.node, member.address, question.clone()));
-        }
-        self.judge_evidence(now, peer);
-    }
-
-    /// A peer reports that its link to a node broke, and that it was refused there.
-    pub fn handle_refused(&mut self, now: Instant, from: &NodeId, node: &NodeId) {
-        if !self.may_speak_of(from, node) {
-            return;
-        }
-        self.heard(now);
-        if self.is_up_in_this_life(node) {
-            let case = self.evidence.case(node);
-            case.reports.insert(from.name.clone(), now);
-            case.vouchers.remove(&from.name);
-            if let Some(own) = &mut case.own {
-                own.asked.remove(&from.name);
-            }
-        }
-        self.answer(from, node);
-        self.judge_evidence(now, node);
-    }
-
-    /// A peer that was refused by a node which it had never met wants to know whether this one holds a link to it. Where the
-    /// link from here broke, and this node is refused, too, that confirms it.
-    pub fn handle_link_question(&mut self, now: Instant, from: &NodeId, node: &NodeId) {
-        if !self.may_speak_of(from, node) {
-            return;
-        }
-        self.heard(now);
-        if self.is_up_in_this_life(node) {
-            let case = self.evidence.case(node);
-            case.reports.insert(from.name.clone(), now);
-        }
-        self.answer(from, node);
-        self.judge_evidence(now, node);
-    }
-
-    /// A peer that was asked says whether it holds a living link to a node.
-    pub fn handle_link_answer(&mut self, now: Instant, from: &NodeId, node: &NodeId, linked: bool) {
-        if !self.may_speak_of(from, node) || !self.is_up_in_this_life(node) {
-            return;
-        }
-        self.heard(now);
-        let case = self.evidence.case(node);
-        if linked {
-            case.vouchers.insert(from.name.clone(), now);
-            case.own = None;
-            return;
-        }
-        if let Some(own) = &mut case.own {
-            own.asked.remove(&from.name);
-        }
-        self.judge_evidence(now, node);
-    }
-
-    /// The ready link to a peer is gone.
-    pub fn link_down(&mut self, peer: &NodeId) {
-        if self.linked.get(&peer.name) == Some(peer) {
-            self.linked.remove(&peer.name);
-        }
-    }
-
-    pub(super) fn is_linked(&self, node: &NodeId) -> bool {
-        self.linked.get(&node.name) == Some(node)
-    }
-
-    fn may_speak_of(&self, from: &NodeId, node: &NodeId) -> bool {
-        !self.stopped
-            && self.rules.link_evidence
-            && from.name != node.name
-            && node.name != self.me.node.name
-            && self.is_up_in_this_life(from)
-    }
-
-    /// Rule: a living link is one to a node that is up here and not suspected.
-    fn answer(&mut self, to: &NodeId, node: &NodeId) {
-        let Some(asker) = self.roster.up(&to.name).cloned() else {
-            return;
-        };
-        let linked = self.is_linked(node)
-            && self
-                .engine_member(key(&node.name))
-                .is_some_and(|member| member.id().node == *node && member.state() == State::Alive);
-        if linked {
-            self.evidence.case(node).promised.insert(to.clone());
-        }
-        let answer = ControlMessage::Link {
-            node: node.clone(),
-            linked,
-        };
-        self.transmits
-            .push_back((asker.node, asker.address, answer));
-    }
-
-    pub(super) fn suspect(&mut self, now: Instant, node: &NodeId) {
-        if let Some(member) = self.engine_member(key(&node.name)) {
-            let suspect = Member::new(member.id().clone(), member.incarnation(), State::Suspect);
-            self.apply(now, suspect);
-        }
-    }
-
-    /// Rule: refused here, reported refused by another member, and nobody who was asked holds a link: down at once.
-    fn judge_evidence(&mut self, now: Instant, node: &NodeId) {
-        if self.is_refuted_by_nobody(now, node) {
-            self.declare_dead(now, node);
-            // Whoever was asked about others, and is dead, need not be waited for.
-            let others: Vec<NodeId> = self.evidence.0.keys().cloned().collect();
-            for other in others {
-                self.judge_evidence(now, &other);
-            }
-        }
-    }
-
-    fn is_refuted_by_nobody(&self, now: Instant, node: &NodeId) -> bool {
-        let fresh = self.config.down_period;
-        let Some(case) = self.evidence.0.get(node) else {
-            return false;
-        };
-        let Some(own) = case.own.as_ref().filter(|own| own.lost) else {
-            return false;
-        };
-        // Who is gone, or refuses this node as well, cannot answer.
-        let is_gone = |name: &NodeName| {
-            let life = self.roster.up(name).map(|member| &member.node);
-            life.is_none_or(|life| self.evidence.own(life).is_some())
-        };
-        if case.is_vouched_for(now, fresh) || !own.asked.iter().all(is_gone) {
-            return false;
-        }
-        if case.reports.values().any(|at| now.since(*at) <= fresh) {
-            return true;
-        }
-        let waited = own.refusals > 1 && own.alone_at.is_none();
-        let suspect = |member: Member<_>| member.state() == State::Suspect;
-        waited
-            && !self.is_anybody_else_up(node)
-            && self.engine_member(key(&node.name)).is_some_and(suspect)
-    }
-
-    /// Somebody who did not refuse this node as well.
-    fn is_anybody_else_up(&self, but: &NodeId) -> bool {
-        self.roster
-            .iter_up()
-            .any(|member| member.node != *but && self.evidence.own(&member.node).is_none())
-    }
-
-    /// What nobody has contradicted in time.
-    pub(super) fn judge_due_evidence(&mut self, now: Instant) {
-        for node in self.evidence.due_alone(now) {
-            self.judge_evidence(now, &node);
-        }
-        for (node, lost) in self.evidence.due(now, self.config.down_period) {
-            let state = self
-                .engine_member(key(&node.name))
-                .map(|known| known.state());
-            match state {
-                // Rule: its link broke, it is refused here alone, and is still suspect after the wait.
-                Some(State::Suspect) if lost => self.declare_dead(now, &node),
-                Some(State::Alive) if !lost => self.suspect(now, &node),
-                _ => {}
-            }
-        }
     }
 }

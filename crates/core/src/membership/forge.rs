@@ -4,8 +4,8 @@ use bytes::Bytes;
 use foca::{Header, Incarnation, Member, Message, State};
 
 use super::identity::{Identity, Packet};
-use crate::id::NodeId;
-use crate::message::{Address, ControlMessage};
+use crate::id::{Address, NodeId};
+use crate::message::ControlMessage;
 
 /// Who somebody is to the engine.
 #[derive(Clone, Debug)]
@@ -13,14 +13,14 @@ pub struct Forged {
     /// The life.
     pub node: NodeId,
     /// How often that life came back.
-    pub bump: u32,
+    pub rejoins: u32,
     /// Where it is said to be reached.
     pub address: Address,
 }
 
 /// What is said of somebody.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Claim {
+pub enum ForgedClaim {
     /// It lives.
     Alive,
     /// Somebody did not reach it.
@@ -31,7 +31,7 @@ pub enum Claim {
 
 /// What a forged packet is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Purpose {
+pub enum PacketPurpose {
     /// It brings news.
     Gossip,
     /// It tells the receiver that it is taken for dead.
@@ -40,7 +40,7 @@ pub enum Purpose {
 
 impl From<&Forged> for Identity {
     fn from(forged: &Forged) -> Identity {
-        Identity::new(forged.node.clone(), forged.bump, forged.address.clone())
+        Identity::new(forged.node.clone(), forged.rejoins, forged.address.clone())
     }
 }
 
@@ -48,14 +48,14 @@ impl From<&Forged> for Identity {
 pub fn forge_packet(
     source: &Forged,
     target: &Forged,
-    purpose: Purpose,
-    news: &[(Forged, u16, Claim)],
+    purpose: PacketPurpose,
+    news: &[(Forged, u16, ForgedClaim)],
 ) -> Option<ControlMessage> {
     let updates = news.iter().map(|(about, incarnation, claim)| {
         let state = match claim {
-            Claim::Alive => State::Alive,
-            Claim::Suspect => State::Suspect,
-            Claim::Down => State::Down,
+            ForgedClaim::Alive => State::Alive,
+            ForgedClaim::Suspect => State::Suspect,
+            ForgedClaim::Down => State::Down,
         };
         Member::new(Identity::from(about), *incarnation, state)
     });
@@ -65,8 +65,8 @@ pub fn forge_packet(
             src_incarnation: Incarnation::default(),
             dst: target.into(),
             message: match purpose {
-                Purpose::Gossip => Message::Gossip,
-                Purpose::TurnUndead => Message::TurnUndead,
+                PacketPurpose::Gossip => Message::Gossip,
+                PacketPurpose::TurnUndead => Message::TurnUndead,
             },
         },
         updates: updates.collect(),

@@ -31,9 +31,9 @@ const MAX_CLAIMED: usize = 1_024;
 
 /// What a name's own node has said of itself.
 #[derive(Clone, Copy, Debug)]
-struct Word {
+struct OwnClaim {
     generation: Generation,
-    bump: u32,
+    rejoins: u32,
     at: Instant,
 }
 
@@ -49,7 +49,7 @@ struct Claims {
 pub(super) struct Generations {
     /// What time it was by this node's clock, or by what others agree on, in microseconds since the Unix epoch, and when.
     clock: (u64, Instant),
-    words: BTreeMap<NodeName, Word>,
+    words: BTreeMap<NodeName, OwnClaim>,
     claims: BTreeMap<NodeName, Claims>,
     /// Who has taken a later generation than this node would now, the highest few.
     ahead: BTreeMap<NodeName, u64>,
@@ -145,13 +145,13 @@ impl Generations {
         times.is_power_of_two().then_some(*times)
     }
 
-    /// The node itself says that this is its life; `bump` is how often it came back.
-    pub(super) fn heard_itself(&mut self, now: Instant, node: &NodeId, bump: u32) {
+    /// The node itself says that this is its life; `rejoins` is how often it came back.
+    pub(super) fn heard_itself(&mut self, now: Instant, node: &NodeId, rejoins: u32) {
         let generation = node.generation;
         self.witness(now, node);
         if let Some(word) = self.words.get_mut(&node.name) {
-            if (word.generation, word.bump) < (generation, bump) {
-                (word.generation, word.bump) = (generation, bump);
+            if (word.generation, word.rejoins) < (generation, rejoins) {
+                (word.generation, word.rejoins) = (generation, rejoins);
             }
             word.at = now;
             return;
@@ -162,9 +162,9 @@ impl Generations {
                 self.words.remove(&name);
             }
         }
-        let word = Word {
+        let word = OwnClaim {
             generation,
-            bump,
+            rejoins,
             at: now,
         };
         self.words.insert(node.name.clone(), word);
@@ -179,13 +179,13 @@ impl Generations {
     pub(super) fn returns_of(&self, node: &NodeId) -> u32 {
         let word = self.words.get(&node.name);
         word.filter(|word| word.generation == node.generation)
-            .map_or(0, |word| word.bump)
+            .map_or(0, |word| word.rejoins)
     }
 
     /// True where that identity is later than all that the node itself has said.
-    pub(super) fn is_hearsay(&self, identity: &Identity) -> bool {
+    pub(super) fn is_unconfirmed(&self, identity: &Identity) -> bool {
         self.words.get(&identity.node.name).is_none_or(|word| {
-            (word.generation, word.bump) < (identity.node.generation, identity.bump)
+            (word.generation, word.rejoins) < (identity.node.generation, identity.rejoins)
         })
     }
 
@@ -211,12 +211,14 @@ impl Generations {
                 claims.tellers.remove(&teller);
             }
         }
-        let (generation, bump) = (identity.node.generation, identity.bump);
-        claims.tellers.insert(from.clone(), (generation, bump, now));
+        let (generation, rejoins) = (identity.node.generation, identity.rejoins);
+        claims
+            .tellers
+            .insert(from.clone(), (generation, rejoins, now));
         let agree = claims
             .tellers
             .values()
-            .filter(|(other, returns, _)| *other == generation && *returns >= bump);
+            .filter(|(other, returns, _)| *other == generation && *returns >= rejoins);
         agree.count() >= needed
     }
 

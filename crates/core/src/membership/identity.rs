@@ -5,55 +5,54 @@ use foca::{Codec, Header, Member, PostcardCodec};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_128;
 
-use crate::id::{NodeId, NodeName};
-use crate::message::Address;
+use crate::id::{Address, NodeId, NodeName};
 
 /// What the engine takes for a member's address: a hash of its name.
-pub(super) type Key = u128;
+pub(super) type MemberKey = u128;
 
-pub(super) fn key(name: &NodeName) -> Key {
+pub(super) fn key(name: &NodeName) -> MemberKey {
     xxh3_128(name.as_str().as_bytes())
 }
 
 /// One life of a node, and how often that life had to come back after it was declared down.
 ///
-/// Rule: the higher (generation, bump) wins. The address is not part of what is compared.
+/// Rule: the higher (generation, rejoins) wins. The address is not part of what is compared.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(from = "Wire", into = "Wire")]
 pub(super) struct Identity {
     pub(super) node: NodeId,
-    pub(super) bump: u32,
+    pub(super) rejoins: u32,
     pub(super) address: Address,
-    key: Key,
+    key: MemberKey,
 }
 
 #[derive(Serialize, Deserialize)]
 struct Wire(NodeId, u32, Address);
 
 impl From<Wire> for Identity {
-    fn from(Wire(node, bump, address): Wire) -> Self {
-        Identity::new(node, bump, address)
+    fn from(Wire(node, rejoins, address): Wire) -> Self {
+        Identity::new(node, rejoins, address)
     }
 }
 
 impl From<Identity> for Wire {
     fn from(identity: Identity) -> Self {
-        Wire(identity.node, identity.bump, identity.address)
+        Wire(identity.node, identity.rejoins, identity.address)
     }
 }
 
 impl Identity {
-    pub(super) fn new(node: NodeId, bump: u32, address: Address) -> Self {
+    pub(super) fn new(node: NodeId, rejoins: u32, address: Address) -> Self {
         let key = key(&node.name);
         Identity {
             node,
-            bump,
+            rejoins,
             address,
             key,
         }
     }
 
-    pub(super) fn key(&self) -> Key {
+    pub(super) fn key(&self) -> MemberKey {
         self.key
     }
 }
@@ -62,28 +61,28 @@ impl PartialEq for Identity {
     fn eq(&self, other: &Self) -> bool {
         self.key == other.key
             && self.node.generation == other.node.generation
-            && self.bump == other.bump
+            && self.rejoins == other.rejoins
     }
 }
 
 impl Eq for Identity {}
 
 impl foca::Identity for Identity {
-    type Addr = Key;
+    type Addr = MemberKey;
 
     fn renew(&self) -> Option<Self> {
         Some(Identity {
-            bump: self.bump.checked_add(1)?,
+            rejoins: self.rejoins.checked_add(1)?,
             ..self.clone()
         })
     }
 
-    fn addr(&self) -> Key {
+    fn addr(&self) -> MemberKey {
         self.key
     }
 
     fn win_addr_conflict(&self, adversary: &Self) -> bool {
-        (self.node.generation, self.bump) > (adversary.node.generation, adversary.bump)
+        (self.node.generation, self.rejoins) > (adversary.node.generation, adversary.rejoins)
     }
 }
 
@@ -124,7 +123,7 @@ pub fn describe_packet(packet: &[u8]) -> Option<String> {
     use std::fmt::Write;
     let who = |identity: &Identity| {
         let NodeId { name, generation } = &identity.node;
-        format!("{name}@{}+{}", generation.number, identity.bump)
+        format!("{name}@{}+{}", generation.number, identity.rejoins)
     };
     let packet = Packet::decode(packet)?;
     let message = format!("{:?}", packet.header.message);

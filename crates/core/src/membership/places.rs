@@ -9,17 +9,17 @@ use std::collections::HashMap;
 
 use foca::Member;
 
-use super::identity::{Identity, Key};
+use super::identity::{Identity, MemberKey};
 
 /// See the module.
 #[derive(Default)]
-pub(super) struct Places(RefCell<HashMap<Key, usize>>);
+pub(super) struct Places(RefCell<HashMap<MemberKey, usize>>);
 
 impl Places {
     /// The member with that key; `members` gives all of them, in the order of the moment.
     pub(super) fn find<'a, I>(
         &self,
-        key: Key,
+        key: MemberKey,
         members: impl Fn() -> I,
     ) -> Option<&'a Member<Identity>>
     where
@@ -47,8 +47,8 @@ mod tests {
     use foca::{Incarnation, State};
 
     use super::*;
+    use crate::id::Address;
     use crate::id::{Generation, NodeId, NodeName};
-    use crate::message::Address;
 
     fn member(number: usize) -> Member<Identity> {
         let name =

@@ -6,6 +6,7 @@ use foca::{Header, Incarnation, Member, Message, State, Timer};
 use super::Membership;
 use super::identity::{Identity, Packet};
 use crate::message::ControlMessage;
+use crate::rules::Rule;
 use crate::time::Instant;
 
 impl Membership {
@@ -19,7 +20,7 @@ impl Membership {
         else {
             return true;
         };
-        !self.rules.suspect_guard
+        !self.rules.holds(Rule::SuspectGuard)
             || self.engine_member(member_id.key()).is_some_and(|member| {
                 member.id() == member_id
                     && member.incarnation() == *incarnation
@@ -30,7 +31,7 @@ impl Membership {
     /// Rule: nobody is introduced by a suspicion. It may be the last thing that is said of a node that has long been dead;
     /// whoever lives refutes it, and is known by that.
     pub(super) fn is_stranger(&self, identity: &Identity) -> bool {
-        self.rules.suspects_are_known
+        self.rules.holds(Rule::SuspectsAreKnown)
             && self
                 .engine_member(identity.key())
                 .is_none_or(|member| member.state() == State::Down)
@@ -39,7 +40,7 @@ impl Membership {
     /// Rule: a suspect that talks is told. The engine passes a suspicion on a few times and then keeps quiet: a suspect that
     /// heard none of these stays one, and the next probe that fails declares it down without another word.
     pub(super) fn tell_suspect(&mut self, now: Instant, source: Identity) {
-        if !self.rules.suspects_are_told {
+        if !self.rules.holds(Rule::SuspectsAreTold) {
             return;
         }
         let suspicion = self
@@ -49,15 +50,10 @@ impl Membership {
             return;
         };
         let node = &source.node;
-        let interval = self.config.probe_rtt;
-        if self
-            .told
-            .get(node)
-            .is_some_and(|at| now.since(*at) < interval)
-        {
+        if self.told_suspects.has(now, node) {
             return;
         }
-        self.told.insert(node.clone(), now);
+        self.told_suspects.note(now, node.clone());
         self.counts.told += 1;
         let packet = Packet {
             header: Header {
@@ -78,10 +74,5 @@ impl Membership {
             self.transmits
                 .push_back((source.node, source.address, message));
         }
-    }
-
-    pub(super) fn sweep_told(&mut self, now: Instant) {
-        let interval = self.config.probe_rtt;
-        self.told.retain(|_, at| now.since(*at) < interval);
     }
 }

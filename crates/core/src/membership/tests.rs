@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use foca::Incarnation;
+use foca::PostcardCodec;
 
-use super::generations::MAX_SKEW;
+use super::generations::{Generations, MAX_SKEW};
+use super::lives::CONFLICT_INTERVAL;
 use super::*;
-use crate::config::Settings;
-use crate::message::{Challenge, Verdict};
+use crate::message::{Challenge, DeathNotice};
+use crate::rules::{Rule, RuleSet};
+use crate::settings::Settings;
 
 mod evidence;
 mod liars;
@@ -49,7 +51,7 @@ struct World {
     loss_percent: u32,
     /// Pairs that do not reach each other, the lower index first.
     cut: BTreeSet<(usize, usize)>,
-    rules: Rules,
+    rules: RuleSet,
     /// Whether a node dials whom it learns of, as the real one does.
     mesh: bool,
     /// How many messages were sent.
@@ -76,7 +78,7 @@ fn pair(a: usize, b: usize) -> (usize, usize) {
 }
 
 impl World {
-    fn new(nodes: usize, seed: u64, rules: Rules) -> World {
+    fn new(nodes: usize, seed: u64, rules: RuleSet) -> World {
         let mut world = World {
             now: Instant::from_micros(1_000_000),
             nodes: Vec::new(),
@@ -97,7 +99,7 @@ impl World {
     }
 
     /// Nodes that all know each other.
-    fn joined(nodes: usize, seed: u64, rules: Rules) -> World {
+    fn joined(nodes: usize, seed: u64, rules: RuleSet) -> World {
         let mut world = World::new(nodes, seed, rules);
         world.join_through_the_first();
         world.run(10 * SECOND);
@@ -123,7 +125,7 @@ impl World {
             self.now,
             self.rng.random(),
         );
-        membership.set_rules(self.rules.clone());
+        membership.set_rules(self.rules);
         Node {
             membership,
             id,
@@ -216,8 +218,8 @@ impl World {
             ControlMessage::Goodbye { node } => {
                 membership.handle_goodbye(now, from, &node);
             }
-            ControlMessage::TakenForDead(verdict) => {
-                membership.handle_verdict(now, from, verdict);
+            ControlMessage::DeathNotice(notice) => {
+                membership.handle_death_notice(now, from, notice);
             }
             // What the links do with it.
             ControlMessage::Challenge(Challenge { rival, .. }) => {
@@ -471,7 +473,7 @@ fn timing_follows_from_the_down_period() {
 
 #[test]
 fn three_nodes_find_each_other_through_one_seed_within_a_second() {
-    let mut world = World::new(3, 1, Rules::default());
+    let mut world = World::new(3, 1, RuleSet::default());
     world.join_through_the_first();
     let took = world.time_to_all_up(SECOND);
     assert!(took.is_some());
@@ -480,7 +482,7 @@ fn three_nodes_find_each_other_through_one_seed_within_a_second() {
 #[test]
 fn the_same_seed_gives_the_same_history() {
     let history = || {
-        let mut world = World::new(8, 42, Rules::default());
+        let mut world = World::new(8, 42, RuleSet::default());
         world.loss_percent = 5;
         world.join_through_the_first();
         world.run(5 * SECOND);
@@ -495,7 +497,7 @@ fn the_same_seed_gives_the_same_history() {
 #[test]
 fn the_silent_death_of_a_host_is_known_everywhere_within_twice_the_down_period() {
     for seed in 0..10 {
-        let mut world = World::joined(10, seed, Rules::default());
+        let mut world = World::joined(10, seed, RuleSet::default());
         world.silence(4);
         let took = world.time_to_down(4, 2 * DOWN);
         assert!(took.is_some(), "seed {seed}");
@@ -506,7 +508,7 @@ fn the_silent_death_of_a_host_is_known_everywhere_within_twice_the_down_period()
 #[test]
 fn losing_5_percent_for_two_minutes_takes_nobody_down() {
     for seed in 0..3 {
-        let mut world = World::joined(10, seed, Rules::default());
+        let mut world = World::joined(10, seed, RuleSet::default());
         world.loss_percent = 5;
         world.run(120 * SECOND);
         assert_eq!(world.downs(), 0, "seed {seed}");
@@ -515,16 +517,16 @@ fn losing_5_percent_for_two_minutes_takes_nobody_down() {
 }
 
 /// How often a node had to come back although it was well.
-fn rejoins(rules: Rules) -> u64 {
+fn rejoins(rules: RuleSet) -> u64 {
     let mut rejoins = 0;
     for seed in 0..3 {
-        let mut world = World::joined(10, seed, rules.clone());
+        let mut world = World::joined(10, seed, rules);
         world.loss_percent = 15;
         world.run(120 * SECOND);
         rejoins += world
             .nodes
             .iter()
-            .map(|node| u64::from(node.membership.me.bump))
+            .map(|node| u64::from(node.membership.me.rejoins))
             .sum::<u64>();
     }
     rejoins
@@ -532,18 +534,15 @@ fn rejoins(rules: Rules) -> u64 {
 
 #[test]
 fn a_suspicion_that_was_refuted_has_no_consequence() {
-    let with = rejoins(Rules::default());
-    let without = rejoins(Rules {
-        suspect_guard: false,
-        ..Rules::default()
-    });
+    let with = rejoins(RuleSet::default());
+    let without = rejoins(RuleSet::without(&[Rule::SuspectGuard]));
     assert!(
         with * 4 < without,
         "{with} with the rule, {without} without"
     );
 }
 
-fn after_a_partition(rules: Rules, limit: Duration) -> Option<Duration> {
+fn after_a_partition(rules: RuleSet, limit: Duration) -> Option<Duration> {
     let mut world = World::joined(10, 7, rules);
     let (near, far): (Vec<usize>, Vec<usize>) = ((0..5).collect(), (5..10).collect());
     world.partition(&near, &far);
@@ -564,28 +563,22 @@ fn after_a_partition(rules: Rules, limit: Duration) -> Option<Duration> {
 #[test]
 fn a_partition_of_ten_seconds_heals_and_everyone_sees_everyone() {
     let limit = 10 * SECOND;
-    assert!(after_a_partition(Rules::default(), limit).is_some());
+    assert!(after_a_partition(RuleSet::default(), limit).is_some());
     for rules in [
-        Rules {
-            announce_to_down: false,
-            ..Rules::default()
-        },
-        Rules {
-            notify_down: false,
-            ..Rules::default()
-        },
+        RuleSet::without(&[Rule::AnnounceToDown]),
+        RuleSet::without(&[Rule::NotifyDown]),
     ] {
-        assert_eq!(after_a_partition(rules.clone(), limit), None, "{rules:?}");
+        assert_eq!(after_a_partition(rules, limit), None, "{rules:?}");
     }
 }
 
 /// A node took another for dead while nobody heard it say so, and the two have no way to each other.
-fn sees_the_other_again(rules: Rules) -> bool {
+fn sees_the_other_again(rules: RuleSet) -> bool {
     let mut world = World::joined(3, 3, rules);
     let (peer, accused) = (world.nodes[2].id.clone(), world.nodes[1].id.clone());
     world.partition(&[0], &[1, 2]);
     let now = world.now;
-    world.nodes[0].membership.bury(now, &accused);
+    world.nodes[0].membership.mark_down(now, &accused);
     // Short of what makes a node take itself for cut off; long enough for the news to have been told to nobody.
     world.run(SECOND * 3 / 2);
     world.cut.remove(&pair(0, 2));
@@ -594,7 +587,7 @@ fn sees_the_other_again(rules: Rules) -> bool {
     world.nodes[2].events.clear();
     let now = world.now;
     let membership = &mut world.nodes[0].membership;
-    membership.heard_alive(now, &peer, &accused);
+    membership.on_peer_claims_alive(now, &peer, &accused);
     world.pump(0);
     world.run(SECOND);
     assert_eq!(world.events_of(2), [], "nobody else minds");
@@ -603,22 +596,21 @@ fn sees_the_other_again(rules: Rules) -> bool {
 
 #[test]
 fn a_node_that_one_other_takes_for_dead_learns_it_by_way_of_a_third() {
-    assert!(sees_the_other_again(Rules::default()));
-    assert!(!sees_the_other_again(Rules {
-        verdict_is_told: false,
-        ..Rules::default()
-    }));
+    assert!(sees_the_other_again(RuleSet::default()));
+    assert!(!sees_the_other_again(RuleSet::without(&[
+        Rule::VerdictIsTold
+    ])));
 }
 
 /// A node was out of reach while another one died without a word, and while that was the news.
-fn learns_of_a_death_that_it_missed(rules: Rules) -> bool {
+fn learns_of_a_death_that_it_missed(rules: RuleSet) -> bool {
     let mut world = World::joined(48, 5, rules);
     let (late, dead) = (world.nodes[1].id.clone(), world.nodes[2].id.clone());
     world.silence(2);
     world.cut = (0..48).map(|other| pair(1, other)).collect();
     for index in (0..48).filter(|index| ![1, 2].contains(index)) {
         let now = world.now;
-        world.nodes[index].membership.bury(now, &dead);
+        world.nodes[index].membership.mark_down(now, &dead);
         world.pump(index);
     }
     // Short of what makes a node take itself for cut off; long enough for nobody to talk of it any more.
@@ -627,7 +619,9 @@ fn learns_of_a_death_that_it_missed(rules: Rules) -> bool {
     world.run(SECOND / 5);
     assert!(world.sees_up(1, 2) && world.sees_up(1, 0));
     let now = world.now;
-    world.nodes[0].membership.heard_alive(now, &late, &dead);
+    world.nodes[0]
+        .membership
+        .on_peer_claims_alive(now, &late, &dead);
     world.pump(0);
     world.run(2 * SECOND);
     !world.sees_up(1, 2)
@@ -635,11 +629,10 @@ fn learns_of_a_death_that_it_missed(rules: Rules) -> bool {
 
 #[test]
 fn a_node_that_missed_the_news_of_a_death_learns_it_from_who_hears_it_list_the_dead() {
-    assert!(learns_of_a_death_that_it_missed(Rules::default()));
-    assert!(!learns_of_a_death_that_it_missed(Rules {
-        verdict_is_evidence: false,
-        ..Rules::default()
-    }));
+    assert!(learns_of_a_death_that_it_missed(RuleSet::default()));
+    assert!(!learns_of_a_death_that_it_missed(RuleSet::without(&[
+        Rule::VerdictIsEvidence
+    ])));
 }
 
 /// A packet of one node's to another that passes something on.
@@ -657,13 +650,13 @@ fn gossip(world: &World, from: usize, to: usize, updates: Vec<Member<Identity>>)
 }
 
 /// A newcomer was told of a dead node by somebody who missed the news, and has nothing of that node's that it could list.
-fn learns_that_whom_it_passes_on_is_dead(rules: Rules) -> bool {
+fn learns_that_whom_it_passes_on_is_dead(rules: RuleSet) -> bool {
     let mut world = World::joined(48, 9, rules);
     let dead = world.nodes[2].id.clone();
     world.silence(2);
     for index in (0..48).filter(|index| *index != 2) {
         let now = world.now;
-        world.nodes[index].membership.bury(now, &dead);
+        world.nodes[index].membership.mark_down(now, &dead);
         world.pump(index);
     }
     world.run(10 * SECOND);
@@ -682,16 +675,15 @@ fn learns_that_whom_it_passes_on_is_dead(rules: Rules) -> bool {
 
 #[test]
 fn a_newcomer_that_passes_on_that_a_dead_node_lives_is_contradicted() {
-    assert!(learns_that_whom_it_passes_on_is_dead(Rules::default()));
-    assert!(!learns_that_whom_it_passes_on_is_dead(Rules {
-        verdict_is_told: false,
-        ..Rules::default()
-    }));
+    assert!(learns_that_whom_it_passes_on_is_dead(RuleSet::default()));
+    assert!(!learns_that_whom_it_passes_on_is_dead(RuleSet::without(&[
+        Rule::VerdictIsTold
+    ])));
 }
 
 #[test]
 fn a_node_that_was_cut_off_takes_no_earlier_life_for_the_living() {
-    let mut world = World::joined(10, 10, Rules::default());
+    let mut world = World::joined(10, 10, RuleSet::default());
     world.restart(1, 2);
     world.link(0, 1);
     world.run(SECOND);
@@ -707,19 +699,19 @@ fn a_node_that_was_cut_off_takes_no_earlier_life_for_the_living() {
     membership.link_up(world.now, &sender, &address(2));
     membership.handle_packet(world.now, &sender, &packet);
     assert_eq!(membership.is_up(&name(1)), None);
-    let verdict = ControlMessage::TakenForDead(Verdict {
+    let notice = ControlMessage::DeathNotice(DeathNotice {
         node: life(1, 1),
         rival: Some((life(1, 2).generation, address(1))),
     });
     assert!(
         std::iter::from_fn(|| membership.poll_transmit())
-            .any(|(to, _, message)| to == sender && message == verdict),
+            .any(|(to, _, message)| to == sender && message == notice),
         "whoever says so is told"
     );
 }
 
 /// What a node makes of a suspicion of somebody that it has never heard of.
-fn is_introduced_by_a_suspicion(rules: Rules) -> bool {
+fn is_introduced_by_a_suspicion(rules: RuleSet) -> bool {
     let mut world = World::new(4, 6, rules);
     world.silence(3);
     world.link(0, 1);
@@ -740,15 +732,14 @@ fn is_introduced_by_a_suspicion(rules: Rules) -> bool {
 
 #[test]
 fn nobody_is_introduced_by_a_suspicion() {
-    assert!(!is_introduced_by_a_suspicion(Rules::default()));
-    assert!(is_introduced_by_a_suspicion(Rules {
-        suspects_are_known: false,
-        ..Rules::default()
-    }));
+    assert!(!is_introduced_by_a_suspicion(RuleSet::default()));
+    assert!(is_introduced_by_a_suspicion(RuleSet::without(&[
+        Rule::SuspectsAreKnown
+    ])));
 }
 
 /// What a node makes of a suspicion that the suspect was not told of when it arose.
-fn is_refuted_in_the_end(rules: Rules) -> bool {
+fn is_refuted_in_the_end(rules: RuleSet) -> bool {
     let mut world = World::joined(3, 7, rules);
     let now = world.now;
     let membership = &mut world.nodes[0].membership;
@@ -764,16 +755,15 @@ fn is_refuted_in_the_end(rules: Rules) -> bool {
 
 #[test]
 fn a_suspect_that_talks_refutes_a_suspicion_that_nobody_talks_of() {
-    assert!(is_refuted_in_the_end(Rules::default()));
-    assert!(!is_refuted_in_the_end(Rules {
-        suspects_are_told: false,
-        ..Rules::default()
-    }));
+    assert!(is_refuted_in_the_end(RuleSet::default()));
+    assert!(!is_refuted_in_the_end(RuleSet::without(&[
+        Rule::SuspectsAreTold
+    ])));
 }
 
 #[test]
 fn the_generation_of_the_dead_is_known_for_as_long_as_they_are() {
-    let mut world = World::joined(2, 8, Rules::default());
+    let mut world = World::joined(2, 8, RuleSet::default());
     world.silence(1);
     let permdown = Settings::default().permdown_period();
     world.run(permdown - 5 * SECOND);
@@ -789,7 +779,7 @@ fn the_generation_of_the_dead_is_known_for_as_long_as_they_are() {
 
 #[test]
 fn a_node_whose_clock_went_back_learns_of_its_earlier_life_by_way_of_a_third() {
-    let mut world = World::joined(3, 4, Rules::default());
+    let mut world = World::joined(3, 4, RuleSet::default());
     world.partition(&[0], &[1, 2]);
     world.silence(1);
     world.run(10 * SECOND);
@@ -799,13 +789,13 @@ fn a_node_whose_clock_went_back_learns_of_its_earlier_life_by_way_of_a_third() {
     world.link(1, 2);
     world.cut.remove(&pair(0, 2));
     world.run(10 * SECOND);
-    world.nodes[0].membership.bury(world.now, &life(1, 1));
+    world.nodes[0].membership.mark_down(world.now, &life(1, 1));
     let (peer, newer) = (world.nodes[2].id.clone(), world.nodes[1].id.clone());
     let earlier = Identity::new(life(1, 1), 0, address(1));
     let now = world.now;
     let membership = &mut world.nodes[0].membership;
     membership.apply(now, Member::new(earlier, 0, State::Down));
-    membership.heard_alive(now, &peer, &newer);
+    membership.on_peer_claims_alive(now, &peer, &newer);
     world.nodes[1].events.clear();
     world.pump(0);
     world.run(SECOND);
@@ -818,7 +808,7 @@ fn a_node_whose_clock_went_back_learns_of_its_earlier_life_by_way_of_a_third() {
 #[test]
 fn an_isolated_node_takes_itself_for_cut_off_and_comes_back() {
     for seed in 0..5 {
-        let mut world = World::joined(10, seed, Rules::default());
+        let mut world = World::joined(10, seed, RuleSet::default());
         let others: Vec<usize> = (1..10).collect();
         world.partition(&[0], &others);
         world.run(30 * SECOND);
@@ -838,10 +828,10 @@ fn an_isolated_node_takes_itself_for_cut_off_and_comes_back() {
 
 #[test]
 fn without_the_isolation_rule_a_short_cut_spreads_stale_accusations() {
-    let false_downs = |rules: Rules| -> usize {
+    let false_downs = |rules: RuleSet| -> usize {
         let mut false_downs = 0;
         for tenths in 20..30 {
-            let mut world = World::joined(20, 11, rules.clone());
+            let mut world = World::joined(20, 11, rules);
             let others: Vec<usize> = (1..20).collect();
             world.partition(&[0], &others);
             world.run(SECOND * tenths / 10);
@@ -858,20 +848,16 @@ fn without_the_isolation_rule_a_short_cut_spreads_stale_accusations() {
         }
         false_downs
     };
-    let with = false_downs(Rules::default());
+    let with = false_downs(RuleSet::default());
     // What one says alone is not believed of those who answer: the other rule that covers for this one.
-    let without = false_downs(Rules {
-        isolation: false,
-        two_accusers: false,
-        ..Rules::default()
-    });
+    let without = false_downs(RuleSet::without(&[Rule::Isolation, Rule::TwoAccusers]));
     assert_eq!(with, 0, "{without} without the rule");
     assert!(without > 0);
 }
 
 #[test]
 fn a_node_that_left_never_comes_back_whatever_is_said_of_it() {
-    let mut world = World::joined(5, 12, Rules::default());
+    let mut world = World::joined(5, 12, RuleSet::default());
     let gone = world.nodes[3].id.clone();
     world.nodes[3].membership.leave(world.now);
     world.pump(3);
@@ -893,8 +879,8 @@ fn a_node_that_left_never_comes_back_whatever_is_said_of_it() {
             .members()
             .any(|member| { member.node == gone && member.state == MemberState::Left })
     );
-    let resurrects = |world: &mut World, bump: u32| {
-        let relayed = Member::alive(Identity::new(gone.clone(), bump, address(3)));
+    let resurrects = |world: &mut World, rejoins: u32| {
+        let relayed = Member::alive(Identity::new(gone.clone(), rejoins, address(3)));
         world.nodes[1].membership.apply(world.now, relayed);
         world.pump(1);
         world.nodes[0].events.clear();
@@ -905,18 +891,21 @@ fn a_node_that_left_never_comes_back_whatever_is_said_of_it() {
             .any(|event| matches!(event, MemberEvent::Up { node, .. } if *node == gone))
     };
     // What node 1 was tricked into believing, it spreads; the rule holds at every node for itself.
-    world.nodes[1].membership.left.clear();
+    world.nodes[1].membership.lives.forget_departed();
     assert!(!resurrects(&mut world, 9));
     for index in 0..5 {
-        world.nodes[index].membership.rules.left_is_final = false;
-        world.nodes[index].membership.rules.own_word = false;
+        world.nodes[index]
+            .membership
+            .rules
+            .turn_off(Rule::LeftIsFinal);
+        world.nodes[index].membership.rules.turn_off(Rule::OwnWord);
     }
     assert!(resurrects(&mut world, 10), "the rule has no effect");
 }
 
 #[test]
 fn only_a_node_itself_says_goodbye() {
-    let mut world = World::joined(3, 13, Rules::default());
+    let mut world = World::joined(3, 13, RuleSet::default());
     let (liar, victim) = (world.nodes[1].id.clone(), world.nodes[2].id.clone());
     world.nodes[0]
         .membership
@@ -928,7 +917,7 @@ fn only_a_node_itself_says_goodbye() {
 
 #[test]
 fn a_life_that_left_may_be_followed_by_another() {
-    let mut world = World::joined(3, 14, Rules::default());
+    let mut world = World::joined(3, 14, RuleSet::default());
     world.nodes[2].membership.leave(world.now);
     world.pump(2);
     world.run(SECOND);
@@ -937,7 +926,7 @@ fn a_life_that_left_may_be_followed_by_another() {
     assert!(world.time_to_all_up(SECOND).is_some());
 }
 
-fn events_of_a_restart(rules: Rules) -> (World, Vec<MemberEvent>) {
+fn events_of_a_restart(rules: RuleSet) -> (World, Vec<MemberEvent>) {
     let mut world = World::joined(3, 15, rules);
     world.restart(2, 2);
     world.link(0, 2);
@@ -949,21 +938,18 @@ fn events_of_a_restart(rules: Rules) -> (World, Vec<MemberEvent>) {
 
 #[test]
 fn a_restart_with_a_higher_generation_is_the_death_of_the_old_life_and_the_birth_of_the_new() {
-    let (world, events) = events_of_a_restart(Rules::default());
+    let (world, events) = events_of_a_restart(RuleSet::default());
     assert_eq!(events, [down(&life(2, 1)), up(&life(2, 2), 2)]);
     assert_eq!(world.events_of(0), events);
 
-    let (_, events) = events_of_a_restart(Rules {
-        rename_is_death: false,
-        ..Rules::default()
-    });
+    let (_, events) = events_of_a_restart(RuleSet::without(&[Rule::RenameIsDeath]));
     assert_eq!(events, []);
 }
 
 #[test]
 fn a_pause_of_a_second_takes_nobody_down() {
     for seed in 0..10 {
-        let mut world = World::joined(10, seed, Rules::default());
+        let mut world = World::joined(10, seed, RuleSet::default());
         world.pause(6);
         world.run(SECOND);
         world.resume(6);
@@ -974,7 +960,7 @@ fn a_pause_of_a_second_takes_nobody_down() {
 
 #[test]
 fn after_a_long_pause_a_node_that_hears_others_is_not_isolated() {
-    let mut world = World::joined(10, 16, Rules::default());
+    let mut world = World::joined(10, 16, RuleSet::default());
     world.pause(6);
     world.run(10 * SECOND);
     world.resume(6);
@@ -984,7 +970,7 @@ fn after_a_long_pause_a_node_that_hears_others_is_not_isolated() {
 
 #[test]
 fn a_death_is_passed_on_often_enough_to_reach_everyone() {
-    let spread = |rules: Rules| -> Duration {
+    let spread = |rules: RuleSet| -> Duration {
         let mut world = World::joined(40, 24, rules);
         world.run(10 * SECOND);
         world.silence(4);
@@ -994,11 +980,8 @@ fn a_death_is_passed_on_often_enough_to_reach_everyone() {
         assert_eq!(world.now.since(first).is_zero(), took.is_zero());
         world.now.since(first)
     };
-    let with = spread(Rules::default());
-    let without = spread(Rules {
-        wide_spread: false,
-        ..Rules::default()
-    });
+    let with = spread(RuleSet::default());
+    let without = spread(RuleSet::without(&[Rule::WideSpread]));
     assert!(with < SECOND, "{with:?}");
     assert!(
         with * 3 < without,
@@ -1008,10 +991,10 @@ fn a_death_is_passed_on_often_enough_to_reach_everyone() {
 
 #[test]
 fn a_newcomer_whose_first_question_is_lost_asks_again() {
-    let join = |rules: Rules| -> Duration {
+    let join = |rules: RuleSet| -> Duration {
         let mut slowest = Duration::ZERO;
         for seed in 0..2 {
-            let mut world = World::joined(25, seed, rules.clone());
+            let mut world = World::joined(25, seed, rules);
             world.mesh = false;
             let newcomer = world.fresh(25, 1);
             world.nodes.push(newcomer);
@@ -1022,11 +1005,8 @@ fn a_newcomer_whose_first_question_is_lost_asks_again() {
         }
         slowest
     };
-    let with = join(Rules::default());
-    let without = join(Rules {
-        join_announces: false,
-        ..Rules::default()
-    });
+    let with = join(RuleSet::default());
+    let without = join(RuleSet::without(&[Rule::JoinAnnounces]));
     assert!(
         with < 300 * MILLISECOND && with * 3 < without,
         "{with:?} with the rule, {without:?} without"
@@ -1035,7 +1015,7 @@ fn a_newcomer_whose_first_question_is_lost_asks_again() {
 
 #[test]
 fn a_node_that_came_back_probes_although_nobody_answers() {
-    let probes = |rules: Rules| {
+    let probes = |rules: RuleSet| {
         let mut world = World::joined(3, 25, rules);
         let accusation = Packet {
             header: foca::Header {
@@ -1053,39 +1033,35 @@ fn a_node_that_came_back_probes_although_nobody_answers() {
         let now = world.now;
         let membership = &mut world.nodes[0].membership;
         membership.handle_packet(now, &sender, &Bytes::from(bytes));
-        assert_eq!(membership.me.bump, 1);
+        assert_eq!(membership.me.rejoins, 1);
         while membership.poll_transmit().is_some() {}
         membership.handle_timeout(now + SECOND / 2);
         std::iter::from_fn(|| membership.poll_transmit()).count()
     };
-    assert!(probes(Rules::default()) > 0);
-    let without = probes(Rules {
-        rearm_after_rejoin: false,
-        join_announces: false,
-        ..Rules::default()
-    });
+    assert!(probes(RuleSet::default()) > 0);
+    let without = probes(RuleSet::without(&[
+        Rule::RearmAfterRejoin,
+        Rule::JoinAnnounces,
+    ]));
     assert_eq!(without, 0);
 }
 
 #[test]
 fn a_linked_node_is_known_at_once() {
-    let knows_at_once = |rules: Rules| {
+    let knows_at_once = |rules: RuleSet| {
         let mut world = World::new(2, 17, rules);
         world.link(0, 1);
         world.sees_up(0, 1)
     };
-    assert!(knows_at_once(Rules::default()));
-    assert!(!knows_at_once(Rules {
-        link_introduces: false,
-        ..Rules::default()
-    }));
+    assert!(knows_at_once(RuleSet::default()));
+    assert!(!knows_at_once(RuleSet::without(&[Rule::LinkIntroduces])));
 }
 
 #[test]
 fn a_node_that_was_taken_for_dead_comes_back_in_the_same_life_once_linked() {
-    let mut world = World::joined(5, 18, Rules::default());
+    let mut world = World::joined(5, 18, RuleSet::default());
     let alive = world.nodes[2].id.clone();
-    world.nodes[0].membership.bury(world.now, &alive);
+    world.nodes[0].membership.mark_down(world.now, &alive);
     world.run(5 * SECOND);
     world.assert_all_up("after the error");
     assert_eq!(world.events_of(0), [down(&alive), up(&alive, 2)]);
@@ -1111,7 +1087,7 @@ fn a_higher_generation_of_the_own_name_is_reported_once_and_kept_from_the_engine
             .handle_packet(world.now, &sender, &bytes);
         std::iter::from_fn(|| world.nodes[0].membership.poll_event()).collect::<Vec<_>>()
     };
-    let mut world = World::joined(3, 19, Rules::default());
+    let mut world = World::joined(3, 19, RuleSet::default());
     let events = hear_of_it(&mut world);
     assert_eq!(events[0], conflict);
     assert!(matches!(&events[1..], [MemberEvent::Up { node, .. }] if node.name == name(7)));
@@ -1130,14 +1106,7 @@ fn a_higher_generation_of_the_own_name_is_reported_once_and_kept_from_the_engine
     world.now += CONFLICT_INTERVAL;
     assert!(hear_of_it(&mut world).contains(&conflict));
 
-    let mut world = World::joined(
-        3,
-        19,
-        Rules {
-            name_conflict: false,
-            ..Rules::default()
-        },
-    );
+    let mut world = World::joined(3, 19, RuleSet::without(&[Rule::NameConflict]));
     assert!(!hear_of_it(&mut world).contains(&conflict));
     assert!(
         world.nodes[0]
@@ -1149,7 +1118,7 @@ fn a_higher_generation_of_the_own_name_is_reported_once_and_kept_from_the_engine
 
 #[test]
 fn a_new_generation_keeps_the_others_and_is_known_to_them() {
-    let mut world = World::joined(5, 20, Rules::default());
+    let mut world = World::joined(5, 20, RuleSet::default());
     let (old, new) = (world.nodes[0].id.clone(), life(0, 5));
     world.nodes[0].id = new.clone();
     world.nodes[0]
@@ -1165,11 +1134,11 @@ fn a_new_generation_keeps_the_others_and_is_known_to_them() {
 
 #[test]
 fn the_dead_are_dialled_most_recent_first_and_each_in_its_turn() {
-    let mut world = World::joined(10, 21, Rules::default());
+    let mut world = World::joined(10, 21, RuleSet::default());
     for index in 1..9 {
         let node = world.nodes[index].id.clone();
         world.now += MILLISECOND;
-        world.nodes[0].membership.bury(world.now, &node);
+        world.nodes[0].membership.mark_down(world.now, &node);
     }
     let now = world.now;
     let mut dialled = || -> Vec<NodeName> {
@@ -1183,11 +1152,11 @@ fn the_dead_are_dialled_most_recent_first_and_each_in_its_turn() {
 
 #[test]
 fn what_is_dead_for_long_is_forgotten() {
-    let mut world = World::joined(4, 22, Rules::default());
+    let mut world = World::joined(4, 22, RuleSet::default());
     for node in &mut world.nodes {
         node.membership.config.permdown_period = 20 * SECOND;
-        let config = node.membership.config.engine(&Rules::default());
-        node.membership.engine.set_config(config).unwrap();
+        let config = node.membership.config.engine(RuleSet::default());
+        node.membership.engine.swim.set_config(config).unwrap();
     }
     world.silence(3);
     world.run(10 * SECOND);
@@ -1203,7 +1172,7 @@ fn what_is_dead_for_long_is_forgotten() {
 
 #[test]
 fn garbled_and_forged_packets_change_nothing() {
-    let mut world = World::joined(3, 23, Rules::default());
+    let mut world = World::joined(3, 23, RuleSet::default());
     let sender = world.nodes[1].id.clone();
     for bytes in [&b""[..], &b"\x00"[..], &[0xff; 300][..], &[0; 70_000][..]] {
         let packet = Bytes::copy_from_slice(bytes);
@@ -1231,7 +1200,7 @@ fn garbled_and_forged_packets_change_nothing() {
 #[test]
 fn whatever_happens_the_living_agree_in_the_end() {
     for seed in 0..20 {
-        let mut world = World::joined(8, seed, Rules::default());
+        let mut world = World::joined(8, seed, RuleSet::default());
         let mut chance = StdRng::seed_from_u64(seed);
         let mut generation = 1;
         for _ in 0..25 {
@@ -1312,14 +1281,14 @@ fn whatever_happens_the_living_agree_in_the_end() {
 
 #[test]
 fn a_node_whose_name_had_a_higher_generation_does_not_renew_without_end() {
-    let mut world = World::joined(3, 26, Rules::default());
+    let mut world = World::joined(3, 26, RuleSet::default());
     for other in [1, 2] {
         let ghost = Member::down(Identity::new(life(0, 9), 0, address(0)));
         world.nodes[other].membership.apply(world.now, ghost);
     }
     let sent = world.sent;
     world.run(SECOND);
-    let bumps = world.nodes[0].membership.me.bump;
+    let bumps = world.nodes[0].membership.me.rejoins;
     assert!(bumps <= 20, "{bumps} renewals in a second");
     assert!(world.sent - sent < 1000, "{} messages", world.sent - sent);
 
@@ -1333,7 +1302,7 @@ fn a_node_whose_name_had_a_higher_generation_does_not_renew_without_end() {
 
 #[test]
 fn the_names_of_the_dead_are_capped() {
-    let mut world = World::joined(2, 27, Rules::default());
+    let mut world = World::joined(2, 27, RuleSet::default());
     let dead: Vec<Member<Identity>> = (0..MAX_KNOWN_NODES + 50)
         .map(|number| {
             let name = NodeName::try_new(format!("pod-{number}")).unwrap();
@@ -1346,9 +1315,6 @@ fn the_names_of_the_dead_are_capped() {
     membership.drive(now, |engine, runtime| {
         engine.apply_many(dead.into_iter(), false, runtime)
     });
-    assert_eq!(
-        membership.engine.iter_membership_state().len(),
-        MAX_KNOWN_NODES
-    );
+    assert_eq!(membership.engine.members().len(), MAX_KNOWN_NODES);
     assert!(world.sees_up(0, 1));
 }

@@ -46,17 +46,17 @@ fn appended<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::frame::Frame;
+    use crate::id::Address;
     use crate::id::{ClusterName, Generation, NodeId, NodeName};
-    use crate::message::{
-        Address, ControlMessage, Frame, Hello, Lane, MAGIC, PROTOCOL_MAJOR, kind,
-    };
+    use crate::message::{ControlMessage, Hello, LaneKind, MAGIC, PROTOCOL_MAJOR, kind};
 
     fn hello(offers: Offers) -> Hello {
         Hello {
             magic: MAGIC,
             major: PROTOCOL_MAJOR,
             minor: 1,
-            lane: Lane::Data,
+            lane: LaneKind::Data,
             cluster: ClusterName::try_new("c").unwrap(),
             node: NodeId {
                 name: NodeName::try_new("a").unwrap(),

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use super::hub::Hub;
+use super::keyed::{Keyed, Wanted};
 use super::message::{Answer, Claim, MAX_SAYINGS, MAX_STANDINGS, Place, Said, Standing, Which};
 use super::slots::SlotSet;
-use super::{Hub, Keyed, Wanted};
 use crate::id::NodeId;
+use crate::rules::Rule;
 use crate::time::Instant;
 
 impl Keyed {
@@ -56,7 +58,7 @@ impl Keyed {
         let said = said.into_iter().take(MAX_SAYINGS);
         let said = said.map(|(said, slots)| (slots.into_iter().collect::<SlotSet>(), said));
         let standings = self.instances.iter().take(MAX_STANDINGS);
-        let members = if hub.rules.closure && claim.members != hub.members_hash() {
+        let members = if hub.rules.holds(Rule::Closure) && claim.members != hub.members_hash() {
             hub.members()
         } else {
             Vec::new()
@@ -120,7 +122,7 @@ impl Keyed {
             // R5: only whoever outranks the holder gets it. A stale view would move it for nothing, and back.
             let is_outranked = !standing.online
                 || self.ranks.outranks(slot, claimant, standing)
-                || !hub.rules.ranks;
+                || !hub.rules.holds(Rule::Ranks);
             let has_copy = instance.held.contains(slot)
                 || instance.claims.get(&slot).is_some_and(|claim| claim.copy);
             if let Some(frozen) = instance.frozen.get(&slot) {
@@ -171,7 +173,7 @@ impl Keyed {
                 }
             }
         }
-        if any || !hub.rules.pointers {
+        if any || !hub.rules.holds(Rule::Pointers) {
             return said;
         }
         // R7: whoever holds it may be unknown to the claimant, or have had nothing when it was asked.

@@ -2,135 +2,23 @@
 //! or when its states were adopted (R1 to R4, R9, R12, R13).
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use smallvec::{SmallVec, smallvec};
 
+use super::claiming::{Asked, Claiming, Group, Heard, Open, REPEAT, WAIT, doubled};
+use super::event::TokenEvent;
+use super::hub::Hub;
+use super::keyed::{Instance, Keyed, OFFER};
 use super::message::{Answer, Claim, Place, Said, Which};
 use super::slots::SlotSet;
-use super::{Hub, Instance, Keyed, TokenEvent};
-use crate::id::{NodeId, NodeName};
+use crate::id::NodeId;
+use crate::rules::Rule;
 use crate::time::Instant;
 
-/// R13: a question that was not answered is asked again after this long, doubled each time
-const REPEAT: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(1));
-/// and one that was answered by "wait" after this long.
-const WAIT: (Duration, Duration) = (Duration::from_millis(4), Duration::from_millis(50));
-/// Who said that the slot is coming is reminded after this long: it may have found a better claimant, who went away.
-const REMIND: Duration = Duration::from_millis(50);
 /// Runs of one named question; more are asked in several.
 const RUNS_OF_A_QUESTION: usize = 16_384;
 /// Slots of a claim beyond which they are never named to everybody.
 const NAMED_TO_ALL: usize = 4_096;
-
-/// A slot that is claimed.
-#[derive(Clone, Debug)]
-pub(crate) struct Claiming {
-    pub(crate) round: u64,
-    /// R12: its states are here and in doubt; they are not served.
-    pub(crate) copy: bool,
-    /// R2: everybody is asked, not the expected holder alone.
-    all: bool,
-    /// Who owes an answer for this slot in particular. With `all`, the group says who else does.
-    open: SmallVec<[Open; 1]>,
-    /// Who said that it will send the slot.
-    pub(crate) coming: Option<Place>,
-    /// Pieces have come.
-    pub(crate) begun: bool,
-    /// R1: the claim has ended, and the copy waits until this node has looked for the others.
-    suspended: bool,
-}
-
-/// Somebody who is asked for a slot.
-#[derive(Clone, Debug)]
-struct Open {
-    peer: NodeId,
-    /// R3: 0 before it was asked.
-    question: u64,
-    last: Heard,
-    next: Instant,
-    tries: u32,
-    heard: Instant,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Heard {
-    Nothing,
-    Wait,
-    Coming,
-}
-
-/// The claims of one round, as far as they ask everybody.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Group {
-    opened: bool,
-    claims: usize,
-    asked: BTreeMap<NodeName, Asked>,
-    /// The slots are named: not all of them are what the claimant is first for.
-    named: bool,
-}
-
-#[derive(Clone, Debug)]
-struct Asked {
-    node: NodeId,
-    question: u64,
-    done: bool,
-    named: bool,
-    /// It answered that its view is another one.
-    waits: bool,
-    next: Instant,
-    tries: u32,
-    heard: Instant,
-    /// R4: who is only heard of is not waited for longer than membership takes to find it.
-    until: Option<Instant>,
-}
-
-impl Open {
-    fn new(peer: NodeId, now: Instant) -> Self {
-        Open {
-            peer,
-            question: 0,
-            last: Heard::Nothing,
-            next: now,
-            tries: 0,
-            heard: now,
-        }
-    }
-
-    /// One that has just said this.
-    fn that_said(peer: NodeId, last: Heard, now: Instant) -> Self {
-        let mut open = Open::new(peer, now);
-        open.hear(last, now);
-        open
-    }
-
-    fn hear(&mut self, said: Heard, now: Instant) {
-        self.heard = now;
-        if self.last != said {
-            self.last = said;
-            self.tries = 0;
-        }
-        self.next = now + self.pause();
-    }
-
-    fn pause(&self) -> Duration {
-        match self.last {
-            Heard::Nothing => doubled(REPEAT, self.tries.saturating_sub(1)),
-            Heard::Wait => doubled(WAIT, self.tries),
-            Heard::Coming => REMIND,
-        }
-    }
-}
-
-fn doubled((first, most): (Duration, Duration), times: u32) -> Duration {
-    (first * (1 << times.min(10))).min(most)
-}
-
-impl Claiming {
-    fn is_settled(&self) -> bool {
-        self.all && self.open.is_empty() && !self.suspended
-    }
-}
 
 impl Instance {
     /// Takes the claim of a slot out.
@@ -149,7 +37,7 @@ impl Instance {
 impl Keyed {
     /// Claims what this node's instances are first for, and ends the claims of what they are not.
     pub(crate) fn review(&mut self, hub: &mut Hub, now: Instant) {
-        let ready = hub.ready || !hub.rules.synced;
+        let ready = hub.ready || !hub.rules.holds(Rule::Synced);
         for at in 0..self.instances.len() {
             self.refresh_firsts(hub, at);
             let instance = &self.instances[at];
@@ -164,7 +52,7 @@ impl Keyed {
                 let wanted: Vec<u32> = wanted.collect();
                 let suspended = instance.claims.iter().filter(|(_, claim)| claim.suspended);
                 let suspended: Vec<u32> = suspended.map(|(slot, _)| *slot).collect();
-                if hub.rules.claims {
+                if hub.rules.holds(Rule::Claims) {
                     self.start_claims(hub, now, at, &wanted, false);
                     self.start_claims(hub, now, at, &suspended, true);
                 } else {
@@ -178,10 +66,10 @@ impl Keyed {
     /// As [`review`](Self::review), where nothing has changed but what one instance has of one slot: what is given or adopted
     /// comes slot by slot, and to look at all of them each time would take as many looks as there are slots, squared.
     pub(crate) fn review_slot(&mut self, hub: &mut Hub, now: Instant, at: usize, slot: u32) {
-        if !self.knows_firsts(at) || !hub.rules.claims {
+        if !self.knows_firsts(at) || !hub.rules.holds(Rule::Claims) {
             return self.review(hub, now);
         }
-        let ready = hub.ready || !hub.rules.synced;
+        let ready = hub.ready || !hub.rules.holds(Rule::Synced);
         let instance = &self.instances[at];
         if ready && instance.first.contains(slot) && !instance.has(&slot) {
             self.start_claims(hub, now, at, &[slot], false);
@@ -194,7 +82,7 @@ impl Keyed {
             let extra = instance.extras.entry(slot).or_default();
             if extra.not_first.is_none() {
                 extra.not_first = Some(now);
-                hub.schedule(now + super::OFFER);
+                hub.schedule(now + OFFER);
             }
         } else if let Some(extra) = instance.extras.get_mut(&slot) {
             extra.not_first = None;
@@ -221,7 +109,7 @@ impl Keyed {
             extra.keep_not_first = true;
             if extra.not_first.is_none() {
                 extra.not_first = Some(now);
-                hub.schedule(now + super::OFFER);
+                hub.schedule(now + OFFER);
             }
         }
         for extra in instance.extras.values_mut() {
@@ -290,7 +178,7 @@ impl Keyed {
             // R2: the expected holder is asked first; it mostly holds, so that nobody else need be asked at all. Asked together
             // with the others it could give the slot to one that has said before that it is free, leave without an answer, and
             // be asked no more: the slot would be begun anew while it lives.
-            let expected = Some(()).filter(|()| hub.rules.expected_first && !copy);
+            let expected = Some(()).filter(|()| hub.rules.holds(Rule::ExpectedFirst) && !copy);
             let expected = expected.and_then(|()| ranks.expected(*slot, &instance.standing.id));
             let expected = expected.and_then(|standing| hub.node_of(&standing.id.node));
             opens |= expected.is_none();
@@ -357,7 +245,8 @@ impl Keyed {
                     hub.schedule(open.next);
                     continue;
                 }
-                if open.tries > 0 && open.last == Heard::Nothing && !hub.rules.repeats {
+                if open.tries > 0 && open.last == Heard::Nothing && !hub.rules.holds(Rule::Repeats)
+                {
                     continue;
                 }
                 // R3: who is asked again because of what it said, or of what was said of it, gets a new number.
@@ -393,7 +282,7 @@ impl Keyed {
                     hub.schedule(asked.next);
                     continue;
                 }
-                if asked.tries > 0 && !asked.waits && !hub.rules.repeats {
+                if asked.tries > 0 && !asked.waits && !hub.rules.holds(Rule::Repeats) {
                     continue;
                 }
                 hub.counts.repeated += u64::from(asked.tries > 0 && !asked.waits);
@@ -437,7 +326,7 @@ impl Keyed {
         let Some(at) = self.at(&answer.claimant) else {
             return;
         };
-        if hub.rules.closure {
+        if hub.rules.holds(Rule::Closure) {
             self.meet(hub, now, at, &answer.members);
         }
         self.hear_of_slots(hub, now, at, from, answer);
@@ -489,7 +378,7 @@ impl Keyed {
         from: &NodeId,
         answer: &Answer,
     ) {
-        let numbered = hub.rules.questions;
+        let numbered = hub.rules.holds(Rule::Questions);
         let instance = &mut self.instances[at];
         let mut gates = SlotSet::new();
         let mut opens = false;
@@ -548,7 +437,7 @@ impl Keyed {
         from: &NodeId,
         answer: &Answer,
     ) {
-        let numbered = hub.rules.questions;
+        let numbered = hub.rules.holds(Rule::Questions);
         let instance = &mut self.instances[at];
         let Some(group) = instance.groups.get_mut(&answer.round) else {
             return;
@@ -637,7 +526,7 @@ impl Keyed {
     ///
     /// R1: not before this node is synced: whoever could hold might not have been asked.
     pub(crate) fn conclude(&mut self, hub: &mut Hub, now: Instant, at: usize) {
-        if !hub.ready && hub.rules.synced {
+        if !hub.ready && hub.rules.holds(Rule::Synced) {
             return;
         }
         let instance = &mut self.instances[at];
@@ -702,7 +591,7 @@ impl Keyed {
                 .chain(copies.into_iter().map(|(slot, _)| *slot))
                 .collect();
             let bare: Vec<u32> = bare.into_iter().map(|(slot, _)| *slot).collect();
-            if hub.ready || !hub.rules.synced {
+            if hub.ready || !hub.rules.holds(Rule::Synced) {
                 self.start_claims(hub, now, at, &held, true);
                 self.start_claims(hub, now, at, &bare, false);
             }
@@ -756,7 +645,7 @@ impl Keyed {
             // R3, second half: what it held may have gone to one that has said before that it is free, or has come since, and
             // it took the word of that with it. Who goes unanswered starts the questions of its round anew.
             let unanswered = owed == Some(true) || rounds.contains(round);
-            if group.opened && unanswered && hub.rules.asks_anew {
+            if group.opened && unanswered && hub.rules.holds(Rule::AsksAnew) {
                 group.opened = false;
                 group.asked.clear();
                 rounds.push(*round);
@@ -777,12 +666,13 @@ impl Keyed {
         let mut rounds = Vec::new();
         for (slot, claim) in &mut instance.claims {
             claim.open.retain(|open| {
-                let is_silent = now.since(open.heard) >= patience && hub.rules.patience;
+                let is_silent =
+                    now.since(open.heard) >= patience && hub.rules.holds(Rule::Patience);
                 if is_silent {
                     silent.entry(open.peer.clone()).or_default().insert(*slot);
                     claim.all = true;
                     rounds.push(claim.round);
-                } else if hub.rules.patience {
+                } else if hub.rules.holds(Rule::Patience) {
                     hub.schedule(open.heard + patience);
                 }
                 !is_silent
@@ -796,7 +686,8 @@ impl Keyed {
                 let unfound = asked
                     .until
                     .is_some_and(|until| until <= now && hub.node_of(&asked.node.name).is_none());
-                let is_silent = now.since(asked.heard) >= patience && hub.rules.patience;
+                let is_silent =
+                    now.since(asked.heard) >= patience && hub.rules.holds(Rule::Patience);
                 if is_silent {
                     let slots = instance
                         .claims
@@ -833,7 +724,8 @@ impl Claiming {
     fn follow(&mut self, hub: &Hub, now: Instant, to: &Place) {
         // R9: another life of this node's own name is dead, whether or not anybody has said so here: nobody would ever say
         // it, and the claim would wait for ever.
-        let own_life = to.node.name == hub.me.name && to.node != hub.me && hub.rules.own_lives;
+        let own_life =
+            to.node.name == hub.me.name && to.node != hub.me && hub.rules.holds(Rule::OwnLives);
         if !own_life && !hub.gone.contains(&to.node) {
             self.ask(&to.node, now);
         }

@@ -8,9 +8,9 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 
 use super::slots::SlotSet;
 use crate::entry::ServiceInfo;
+use crate::frame::DecodeError;
 use crate::id::{InstanceName, NodeId, Reference, ServiceId, ServiceType};
 use crate::limits::{MAX_CONTROL_FRAME_BYTES, MAX_KNOWN_NODES, WEIGHT_RANGE};
-use crate::message::DecodeError;
 
 /// Longest piece of the states of a slot, in bytes: a control frame's length, so that a probe on the same wire waits for no
 /// more than that.

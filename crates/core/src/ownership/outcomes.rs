@@ -6,25 +6,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::config::POINTER_LIVES;
 use super::message::{Outcome, Piece};
-use super::{Hub, POINTER_LIVES};
 use crate::id::{NodeId, NodeName};
 use crate::time::Instant;
 
-/// Most outcomes that are remembered of one sender. A sender has at most its window of transfers on their way; only those that
-/// ended while an earlier one is open add to them.
-const MAX_REMEMBERED: usize = 16_384;
-
 /// What is remembered of one sending process.
 #[derive(Clone, Debug)]
-struct Sender {
+pub(super) struct Sender {
     /// The process: its numbers are its own. Who is taken for dead and comes back is the same one.
-    nonce: u64,
+    pub(super) nonce: u64,
     /// Nothing below this is sent any more.
-    since: u64,
-    known: BTreeMap<u64, Outcome>,
+    pub(super) since: u64,
+    pub(super) known: BTreeMap<u64, Outcome>,
     /// When its life ended, as far as is known here.
-    ended: Option<Instant>,
+    pub(super) ended: Option<Instant>,
 }
 
 /// What is remembered of a transfer.
@@ -73,7 +69,7 @@ impl Outcomes {
     }
 
     /// A node's life has ended.
-    fn bury(&mut self, now: Instant, name: &NodeName) {
+    pub(super) fn mark_ended(&mut self, now: Instant, name: &NodeName) {
         if let Some(sender) = self.senders.get_mut(name) {
             sender.ended = Some(now);
         }
@@ -90,7 +86,7 @@ impl Outcomes {
         ended.min().map(|ended| ended + POINTER_LIVES)
     }
 
-    fn sender(&mut self, piece: &Piece) -> &mut Sender {
+    pub(super) fn sender(&mut self, piece: &Piece) -> &mut Sender {
         let nonce = piece.from.nonce;
         let new = || Sender {
             nonce,
@@ -107,41 +103,5 @@ impl Outcomes {
         }
         sender.ended = None;
         sender
-    }
-}
-
-impl Hub {
-    /// What is remembered of a piece's transfer, whose sender speaks for itself. What it will not send again is forgotten.
-    pub(crate) fn recall(&mut self, from: &NodeId, piece: &Piece) -> Remembered {
-        let sender = self.outcomes.sender(piece);
-        let since = piece.since.min(piece.transfer);
-        if since > sender.since {
-            sender.since = since;
-            sender.known = sender.known.split_off(&since);
-            self.partials
-                .retain(|(node, transfer), _| node != from || *transfer >= since);
-        }
-        let sender = self.outcomes.sender(piece);
-        match sender.known.get(&piece.transfer) {
-            Some(outcome) => Remembered::Ended(*outcome),
-            None if piece.transfer < sender.since => Remembered::Stale,
-            None => Remembered::Open,
-        }
-    }
-
-    /// That transfer has ended.
-    pub(crate) fn remember(&mut self, piece: &Piece, outcome: Outcome) {
-        let known = &mut self.outcomes.sender(piece).known;
-        if known.len() >= MAX_REMEMBERED {
-            known.pop_first();
-        }
-        known.insert(piece.transfer, outcome);
-    }
-
-    /// The outcomes of a sender whose life has ended are remembered for a while: it may have been taken for dead, and send
-    /// again what was adopted.
-    pub(crate) fn keep_outcomes(&mut self, now: Instant, node: &NodeId) {
-        self.outcomes.bury(now, &node.name);
-        self.schedule(now + POINTER_LIVES);
     }
 }

@@ -22,14 +22,14 @@ pub(crate) struct Ranks {
     /// A slot here is so many of placement's, as a power of two.
     shift: u32,
     /// What the view lists, and what was said later than it.
-    ranked: BTreeMap<ServiceId, Ranked>,
+    ranked: BTreeMap<ServiceId, RankedInstance>,
     /// Instances that the view has listed and does not any more: a late word of theirs brings none of them back.
     removed: BTreeSet<ServiceId>,
     hash: u64,
 }
 
 #[derive(Clone, Debug)]
-struct Ranked {
+struct RankedInstance {
     standing: Standing,
     hash: u64,
     /// In the view, or only said.
@@ -38,10 +38,10 @@ struct Ranked {
     said_at: Instant,
 }
 
-impl Ranked {
+impl RankedInstance {
     fn new(standing: Standing, listed: bool, said_at: Instant) -> Self {
         let hash = name_hash(&standing.name);
-        Ranked {
+        RankedInstance {
             standing,
             hash,
             listed,
@@ -59,7 +59,7 @@ impl Ranked {
 }
 
 /// Less where `a` comes before `b`. Of two of one name the smaller node's comes first, as in a view.
-fn order(salt: u64, a: &Ranked, b: &Ranked) -> Ordering {
+fn order(salt: u64, a: &RankedInstance, b: &RankedInstance) -> Ordering {
     prefer(a.bid(salt), b.bid(salt)).then_with(|| a.standing.id.cmp(&b.standing.id))
 }
 
@@ -75,8 +75,8 @@ impl Ranks {
     /// Whether `a` comes before `b` for that slot.
     pub(crate) fn outranks(&self, slot: u32, a: &Standing, b: &Standing) -> bool {
         let (a, b) = (
-            Ranked::new(a.clone(), false, Instant::ZERO),
-            Ranked::new(b.clone(), false, Instant::ZERO),
+            RankedInstance::new(a.clone(), false, Instant::ZERO),
+            RankedInstance::new(b.clone(), false, Instant::ZERO),
         );
         order(self.salt_of(slot), &a, &b).is_lt()
     }
@@ -94,11 +94,11 @@ impl Ranks {
                 .remove(info.id())
                 .filter(|known| known.standing.reference > info.reference());
             let ranked = match later {
-                Some(known) => Ranked {
+                Some(known) => RankedInstance {
                     listed: true,
                     ..known
                 },
-                None => Ranked::new(Standing::of(info), true, Instant::ZERO),
+                None => RankedInstance::new(Standing::of(info), true, Instant::ZERO),
             };
             self.removed.remove(info.id());
             self.ranked.insert(info.id().clone(), ranked);
@@ -129,7 +129,7 @@ impl Ranks {
             return false;
         }
         let listed = known.is_some_and(|known| known.listed);
-        let ranked = Ranked::new(standing.clone(), listed, now);
+        let ranked = RankedInstance::new(standing.clone(), listed, now);
         self.ranked.insert(standing.id.clone(), ranked);
         self.rehash();
         true
@@ -195,7 +195,7 @@ impl Ranks {
         self.best(slot, |ranked| ranked.standing.id != *me)
     }
 
-    fn best(&self, slot: u32, counts: impl Fn(&Ranked) -> bool) -> Option<&Standing> {
+    fn best(&self, slot: u32, counts: impl Fn(&RankedInstance) -> bool) -> Option<&Standing> {
         let salt = self.salt_of(slot);
         let all = self.ranked.values().filter(|ranked| counts(ranked));
         let best = all.min_by(|a, b| order(salt, a, b));

@@ -4,64 +4,25 @@ use std::collections::BTreeMap;
 
 use bytes::{Bytes, BytesMut};
 
+use super::config::POINTER_LIVES;
+use super::event::{Adoption, TokenEvent};
+use super::frozen::{Frozen, PREPARES, Partial};
+use super::hub::Hub;
+use super::keyed::{Keyed, Unsettled};
 use super::message::{
     Ack, MAX_PIECES, Outcome, Piece, Place, Settled, TokenMessage, join_states, split_states,
 };
 use super::outcomes::{Outcomes, Remembered};
 use super::slots::SlotSet;
-use super::{Adoption, Hub, Keyed, OwnershipConfig, TokenEvent, Unsettled};
 use crate::id::{NodeId, ServiceId, ServiceType};
+use crate::rules::Rule;
 use crate::time::Instant;
 
 /// R13: pieces that were not acknowledged, and an `adopted` that was not settled, are sent again after this long.
 pub(crate) const RESEND: std::time::Duration = std::time::Duration::from_millis(500);
 
-/// R8: a slot whose states are not there after this long is not counted as on its way until they are. What is given waits for
-/// the message that is being handled, and a few slow keys would hold up all others.
-const PREPARES: std::time::Duration = std::time::Duration::from_millis(50);
-
 /// Slots with states that could not be given are asked for again after this long: somebody may have made them smaller.
 const KEPT_BACK: std::time::Duration = std::time::Duration::from_secs(1);
-
-/// A slot whose states are on their way.
-#[derive(Clone, Debug)]
-pub(crate) struct Frozen {
-    pub(crate) to: Place,
-    pub(crate) round: u64,
-    pub(crate) transfer: u64,
-    /// None until the user has given the states.
-    pub(crate) pieces: Option<Vec<Bytes>>,
-    pub(crate) sent: usize,
-    acked: Vec<bool>,
-    pub(crate) touched: Instant,
-    pub(crate) heard: Instant,
-}
-
-impl Frozen {
-    /// Pieces on their way, in parts of a full one; what is being prepared counts, for a while.
-    pub(crate) fn in_flight(&self, config: &OwnershipConfig, now: Instant) -> u32 {
-        match &self.pieces {
-            None if now.since(self.touched) < PREPARES => config.preparing(),
-            None => 0,
-            Some(pieces) => {
-                let sent = pieces[..self.sent].iter().zip(&self.acked);
-                let open = sent.filter(|(_, acked)| !**acked);
-                open.map(|(piece, _)| config.parts(piece.len())).sum()
-            }
-        }
-    }
-}
-
-/// What has come of a slot so far.
-#[derive(Clone, Debug)]
-pub(crate) struct Partial {
-    service_type: ServiceType,
-    pub(crate) to: ServiceId,
-    pub(crate) slot: u32,
-    pieces: Vec<Option<Bytes>>,
-    /// Of those that are here.
-    bytes: usize,
-}
 
 impl Keyed {
     /// Begins to give what is wanted, and goes on with what is on its way, as far as the window allows.
@@ -71,7 +32,7 @@ impl Keyed {
         now: Instant,
         in_flight: &mut BTreeMap<NodeId, u32>,
     ) {
-        let window = if hub.rules.window {
+        let window = if hub.rules.holds(Rule::Window) {
             hub.config.window
         } else {
             u32::MAX
@@ -109,7 +70,7 @@ impl Keyed {
                 };
                 // R8: what was adopted is not passed on before the giver knows. It would take the slot back at the death of
                 // its receiver, while the next one holds it.
-                if hub.rules.settles && !extra.unsettled.is_empty() {
+                if hub.rules.holds(Rule::Settles) && !extra.unsettled.is_empty() {
                     continue;
                 }
                 if extra
@@ -160,7 +121,7 @@ impl Keyed {
         slot: u32,
         in_flight: &mut BTreeMap<NodeId, u32>,
     ) {
-        let window = if hub.rules.window {
+        let window = if hub.rules.holds(Rule::Window) {
             hub.config.window
         } else {
             u32::MAX
@@ -286,8 +247,10 @@ impl Keyed {
         // R6: states are adopted by a claim of the round that they were sent for alone; where the slot is held, they are
         // another copy, to be merged (R11). Whoever was disabled meanwhile would hold without wanting to.
         let is_wanted = match &claim {
-            Some(claim) => claim.round == piece.round || !hub.rules.rounds,
-            None => holds || (!hub.rules.rounds && !instance.frozen.contains_key(&slot)),
+            Some(claim) => claim.round == piece.round || !hub.rules.holds(Rule::Rounds),
+            None => {
+                holds || (!hub.rules.holds(Rule::Rounds) && !instance.frozen.contains_key(&slot))
+            }
         };
         if !is_wanted {
             hub.partials.remove(&(from.clone(), piece.transfer));
@@ -437,7 +400,7 @@ impl Keyed {
                 hub.outcomes.end(&to.node, ack.transfer);
                 let id = instance.standing.id.clone();
                 self.pointers.insert(ack.slot, (to.clone(), now));
-                hub.schedule(now + super::POINTER_LIVES);
+                hub.schedule(now + POINTER_LIVES);
                 hub.events.push_back(TokenEvent::Released {
                     service_type: self.service_type.clone(),
                     instance: id.clone(),
@@ -459,7 +422,7 @@ impl Keyed {
         };
         hub.outcomes.end(&frozen.to.node, frozen.transfer);
         let id = instance.standing.id.clone();
-        if !hub.rules.keeps {
+        if !hub.rules.holds(Rule::Keeps) {
             hub.events.push_back(TokenEvent::Lost {
                 service_type: self.service_type.clone(),
                 instance: id,
@@ -504,14 +467,14 @@ impl Keyed {
             if frozen.pieces.is_none() {
                 continue;
             }
-            if now.since(frozen.heard) >= patience && hub.rules.patience {
+            if now.since(frozen.heard) >= patience && hub.rules.holds(Rule::Patience) {
                 silent.push((*slot, frozen.to.node.clone()));
                 continue;
             }
-            if hub.rules.patience {
+            if hub.rules.holds(Rule::Patience) {
                 hub.schedule(frozen.heard + patience);
             }
-            if now.since(frozen.touched) >= RESEND && hub.rules.repeats {
+            if now.since(frozen.touched) >= RESEND && hub.rules.holds(Rule::Repeats) {
                 frozen.touched = now;
                 for number in 0..frozen.sent {
                     if frozen.acked[number] {
@@ -530,17 +493,17 @@ impl Keyed {
                     }
                 }
             }
-            if hub.rules.repeats {
+            if hub.rules.holds(Rule::Repeats) {
                 hub.schedule(frozen.touched + RESEND);
             }
         }
         for (slot, extra) in &mut instance.extras {
             // A giver that is up and mute keeps nobody from passing the slot on for longer than patience lasts.
-            extra
-                .unsettled
-                .retain(|unsettled| now.since(unsettled.since) < patience || !hub.rules.patience);
+            extra.unsettled.retain(|unsettled| {
+                now.since(unsettled.since) < patience || !hub.rules.holds(Rule::Patience)
+            });
             for unsettled in &mut extra.unsettled {
-                if now.since(unsettled.at) >= RESEND && hub.rules.repeats {
+                if now.since(unsettled.at) >= RESEND && hub.rules.holds(Rule::Repeats) {
                     unsettled.at = now;
                     let ack = Ack {
                         service_type: self.service_type.clone(),
@@ -554,7 +517,7 @@ impl Keyed {
                     hub.counts.repeated += 1;
                     hub.send(&unsettled.giver.node, TokenMessage::Ack(ack));
                 }
-                if hub.rules.repeats {
+                if hub.rules.holds(Rule::Repeats) {
                     hub.schedule(unsettled.at + RESEND);
                 }
             }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{MAX_OWNERS, Routing};
+use super::routing::{MAX_OWNERS, Routing};
 use crate::time::Instant;
 
 /// Over how long calls are counted.

@@ -21,14 +21,14 @@ fn routing() -> impl Strategy<Value = Routing> {
 
 const NOW: Instant = Instant::from_micros(1_000_000);
 
-fn candidate() -> impl Strategy<Value = Candidate> {
+fn candidate() -> impl Strategy<Value = OwnerCandidate> {
     let hint = proptest::option::of((any::<u8>(), 0_u64..100_000));
     let standing = prop_oneof![
-        3 => Just(Standing::Open),
-        1 => Just(Standing::Refused),
-        1 => Just(Standing::Out)
+        3 => Just(OwnerStanding::Open),
+        1 => Just(OwnerStanding::Refused),
+        1 => Just(OwnerStanding::Out)
     ];
-    (hint, standing, any::<bool>()).prop_map(|(hint, standing, near)| Candidate {
+    (hint, standing, any::<bool>()).prop_map(|(hint, standing, near)| OwnerCandidate {
         hint: hint.map_or(Hint::NONE, |(depth, age)| {
             Hint::told(depth, NOW - Duration::from_micros(age))
         }),
@@ -37,7 +37,7 @@ fn candidate() -> impl Strategy<Value = Candidate> {
     })
 }
 
-fn candidates() -> impl Strategy<Value = Vec<Candidate>> {
+fn candidates() -> impl Strategy<Value = Vec<OwnerCandidate>> {
     proptest::collection::vec(candidate(), 0..20)
 }
 
@@ -51,14 +51,14 @@ fn ask() -> impl Strategy<Value = Ask> {
 }
 
 /// A call that goes on until somebody takes it; those in `full` refuse while they may. Returns whom it was sent to.
-fn walk(routing: Routing, candidates: &[Candidate], full: &[bool], ask: Ask) -> Vec<usize> {
+fn walk(routing: Routing, candidates: &[OwnerCandidate], full: &[bool], ask: Ask) -> Vec<usize> {
     let (mut candidates, mut ask, mut sent) = (candidates.to_vec(), ask, Vec::new());
     loop {
         let choice = next(routing, &candidates, ask).unwrap();
         sent.push(choice.at);
         match choice.refuse_at {
             Some(depth) if full[choice.at] => {
-                candidates[choice.at].standing = Standing::Refused;
+                candidates[choice.at].standing = OwnerStanding::Refused;
                 candidates[choice.at].hint = Hint::told(depth.get(), ask.now);
                 ask.refusals += 1;
             }
@@ -83,7 +83,7 @@ proptest! {
         draw in any::<u64>(),
     ) {
         let hint = if told { Hint::told(0, NOW) } else { Hint::NONE };
-        let candidates = vec![Candidate { hint, ..Candidate::default() }; routing.owners()];
+        let candidates = vec![OwnerCandidate { hint, ..OwnerCandidate::default() }; routing.owners()];
         let ask = Ask { refusals: 0, most_refusals, now: NOW, draw };
         let choice = next(routing, &candidates, ask).unwrap();
         prop_assert_eq!(choice.at, 0);
@@ -110,9 +110,9 @@ proptest! {
         prop_assume!(routing != Routing::Owner);
         let looked_at = &candidates[..candidates.len().min(MAX_OWNERS)];
         if let Some(choice) = next(routing, &candidates, ask)
-            && candidates[choice.at].standing == Standing::Out
+            && candidates[choice.at].standing == OwnerStanding::Out
         {
-            prop_assert!(looked_at.iter().all(|other| other.standing == Standing::Out));
+            prop_assert!(looked_at.iter().all(|other| other.standing == OwnerStanding::Out));
         }
     }
 
@@ -127,8 +127,8 @@ proptest! {
         let ask = Ask { refusals: 0, ..ask };
         let candidates: Vec<_> = candidates
             .into_iter()
-            .map(|candidate| Candidate { standing: match candidate.standing {
-                Standing::Refused => Standing::Open,
+            .map(|candidate| OwnerCandidate { standing: match candidate.standing {
+                OwnerStanding::Refused => OwnerStanding::Open,
                 other => other,
             }, ..candidate })
             .collect();
@@ -150,7 +150,7 @@ proptest! {
         full in proptest::collection::vec(any::<bool>(), 4),
     ) {
         let routing = Routing::Bounded { owners: 4, depth, stay: None };
-        let candidates = [Candidate::default(); 4];
+        let candidates = [OwnerCandidate::default(); 4];
         let ask = Ask { most_refusals: MAX_REFUSALS, now: NOW, ..Ask::default() };
         let sent = walk(routing, &candidates, &full, ask);
         let expected: Vec<usize> = (0..sent.len()).collect();
@@ -164,8 +164,8 @@ proptest! {
         let routing = Routing::Bounded { owners: 2, depth: 8, stay };
         let hint = |depth: u8, age| Hint::told(depth, NOW - Duration::from_micros(age));
         let candidates = [
-            Candidate { hint: hint(owner, age), ..Candidate::default() },
-            Candidate { hint: other.map_or(Hint::NONE, |other| hint(other, 0)), ..Candidate::default() },
+            OwnerCandidate { hint: hint(owner, age), ..OwnerCandidate::default() },
+            OwnerCandidate { hint: other.map_or(Hint::NONE, |other| hint(other, 0)), ..OwnerCandidate::default() },
         ];
         let ask = Ask { most_refusals: MAX_REFUSALS, now: NOW, ..Ask::default() };
         let choice = next(routing, &candidates, ask).unwrap();
@@ -184,7 +184,7 @@ proptest! {
     ) {
         let routing = Routing::Bounded { owners, depth: 8, stay: None };
         let candidates: Vec<_> =
-            near.iter().map(|near| Candidate { near: *near, ..Candidate::default() }).collect();
+            near.iter().map(|near| OwnerCandidate { near: *near, ..OwnerCandidate::default() }).collect();
         let ask = Ask { most_refusals: MAX_REFUSALS, now: NOW, draw, ..Ask::default() };
         let choice = next(routing, &candidates, ask).unwrap();
         let expected = if near.len() > owners.into() {
@@ -209,12 +209,12 @@ proptest! {
 
 #[test]
 fn the_last_is_the_least_loaded_that_was_told() {
-    let told = |depth| Candidate {
+    let told = |depth| OwnerCandidate {
         hint: Hint::told(depth, NOW),
-        ..Candidate::default()
+        ..OwnerCandidate::default()
     };
-    let refused = |depth| Candidate {
-        standing: Standing::Refused,
+    let refused = |depth| OwnerCandidate {
+        standing: OwnerStanding::Refused,
         ..told(depth)
     };
     let ask = Ask {
@@ -223,7 +223,7 @@ fn the_last_is_the_least_loaded_that_was_told() {
         now: NOW,
         draw: 0,
     };
-    let last = |candidates: &[Candidate]| next(Routing::bounded(), candidates, ask);
+    let last = |candidates: &[OwnerCandidate]| next(Routing::bounded(), candidates, ask);
     let forced = |at| {
         Some(Choice {
             at,
@@ -237,7 +237,7 @@ fn the_last_is_the_least_loaded_that_was_told() {
     assert_eq!(last(&[refused(9), refused(8), told(7), told(5)]), forced(3));
     // Of whom nothing is known, nothing bad is supposed.
     assert_eq!(
-        last(&[refused(9), refused(8), told(1), Candidate::default()]),
+        last(&[refused(9), refused(8), told(1), OwnerCandidate::default()]),
         forced(3)
     );
 }
@@ -253,7 +253,7 @@ fn the_calls_of_a_hot_key_are_spread_over_all_of_its_owners() {
                 now: NOW,
                 draw,
             };
-            let candidates = [Candidate::default(); 16];
+            let candidates = [OwnerCandidate::default(); 16];
             taken[next(Routing::bounded(), &candidates, ask).unwrap().at] += 1;
         }
         assert_eq!(taken, [100; 16]);
@@ -262,11 +262,11 @@ fn the_calls_of_a_hot_key_are_spread_over_all_of_its_owners() {
 
 #[test]
 fn without_a_budget_a_call_goes_by_what_was_told() {
-    let full = Candidate {
+    let full = OwnerCandidate {
         hint: Hint::told(8, NOW),
-        ..Candidate::default()
+        ..OwnerCandidate::default()
     };
-    let candidates = [full, Candidate::default(), Candidate::default()];
+    let candidates = [full, OwnerCandidate::default(), OwnerCandidate::default()];
     let ask = Ask {
         now: NOW,
         ..Ask::default()
@@ -282,21 +282,21 @@ fn who_is_alone_refuses_nothing() {
         now: NOW,
         ..Ask::default()
     };
-    let choice = next(Routing::bounded(), &[Candidate::default()], ask).unwrap();
+    let choice = next(Routing::bounded(), &[OwnerCandidate::default()], ask).unwrap();
     assert_eq!(choice.refuse_at, None);
 }
 
 #[test]
 fn a_hedge_goes_to_the_next_owner_that_is_not_full_and_to_nobody_where_there_is_none() {
-    let has_it = Candidate {
-        standing: Standing::Out,
-        ..Candidate::default()
+    let has_it = OwnerCandidate {
+        standing: OwnerStanding::Out,
+        ..OwnerCandidate::default()
     };
-    let full = Candidate {
+    let full = OwnerCandidate {
         hint: Hint::told(8, NOW),
-        ..Candidate::default()
+        ..OwnerCandidate::default()
     };
-    let candidates = [has_it, full, Candidate::default()];
+    let candidates = [has_it, full, OwnerCandidate::default()];
     assert_eq!(hedge(Routing::bounded(), &candidates, NOW), Some(2));
     assert_eq!(hedge(Routing::Owner, &candidates, NOW), Some(1));
     assert_eq!(hedge(Routing::bounded(), &candidates[..2], NOW), None);
@@ -305,25 +305,38 @@ fn a_hedge_goes_to_the_next_owner_that_is_not_full_and_to_nobody_where_there_is_
 
 #[test]
 fn owners_are_crowded_where_all_that_told_of_late_told_of_twice_the_depth_and_others_have_room() {
-    let told = |depth, standing| Candidate {
+    let told = |depth, standing| OwnerCandidate {
         hint: Hint::told(depth, NOW),
         standing,
         near: false,
     };
-    let unknown = Candidate::default();
-    let (full, crowded) = (told(15, Standing::Refused), told(16, Standing::Refused));
-    let is = |candidates: &[Candidate]| is_crowded(Routing::bounded(), candidates, 3, NOW);
-    let room = told(7, Standing::Open);
+    let unknown = OwnerCandidate::default();
+    let (full, crowded) = (
+        told(15, OwnerStanding::Refused),
+        told(16, OwnerStanding::Refused),
+    );
+    let is = |candidates: &[OwnerCandidate]| is_crowded(Routing::bounded(), candidates, 3, NOW);
+    let room = told(7, OwnerStanding::Open);
     assert!(is(&[crowded, crowded, unknown, room]));
-    assert!(is(&[crowded, told(200, Standing::Open), unknown, room]));
+    assert!(is(&[
+        crowded,
+        told(200, OwnerStanding::Open),
+        unknown,
+        room
+    ]));
     // One alone may be slow; one that has room is enough; and whoever cannot be reached is not asked.
     assert!(!is(&[crowded, unknown, unknown, room]));
     assert!(!is(&[crowded, full, crowded, room]));
-    assert!(!is(&[crowded, told(16, Standing::Out), unknown, room]));
+    assert!(!is(&[crowded, told(16, OwnerStanding::Out), unknown, room]));
     // Nobody beyond them has room, or can be reached, or is there.
     assert!(!is(&[crowded, crowded, crowded, full]));
     assert!(!is(&[crowded, crowded, crowded, unknown]));
-    assert!(!is(&[crowded, crowded, crowded, told(0, Standing::Out)]));
+    assert!(!is(&[
+        crowded,
+        crowded,
+        crowded,
+        told(0, OwnerStanding::Out)
+    ]));
     assert!(!is(&[crowded, crowded, crowded]));
     assert!(!is(&[]));
     let all = [crowded, crowded, room];

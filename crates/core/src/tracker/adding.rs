@@ -6,13 +6,14 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::own::{self, AddError};
-use super::{Tracker, content_hash};
-use crate::entries::estimated_bytes;
+use super::entries::estimated_bytes;
+use super::error::AddError;
+use super::log::content_hash;
+use super::names::InstanceNames;
+use super::own::Own;
 use crate::entry::{EntryChange, NewEntry, ServiceInfo};
 use crate::id::{InstanceName, NodeId};
-use crate::limits::{MAX_BYTES_PER_NODE, MAX_SERVICES_PER_NODE};
-use crate::time::Instant;
+use crate::limits::MAX_BYTES_PER_NODE;
 
 /// A batch of services on its way into the registry; dropped, it leaves its instance names reserved.
 #[derive(Debug)]
@@ -60,26 +61,29 @@ impl Adding {
     }
 
     /// What is not registered is not held by its name either.
-    fn give_up(self, tracker: &mut Tracker) {
+    fn give_up(self, names: &mut InstanceNames) {
         for waiting in self.waiting {
             match waiting {
                 Waiting::New(entry, name) => {
-                    tracker
-                        .names
-                        .release_name(entry.sequence, &entry.service_type, &name);
+                    names.release_name(entry.sequence, &entry.service_type, &name);
                 }
-                Waiting::Again(info) => tracker.names.release(&info),
+                Waiting::Again(info) => names.release(&info),
             }
         }
         for (info, _) in self.staged {
-            tracker.names.release(&info);
+            names.release(&info);
         }
     }
 }
 
-impl Tracker {
+impl Own {
     /// Goes on with a batch, and looks at no more than `most` of its entries.
-    pub fn continue_add(&mut self, now: Instant, mut adding: Adding, most: usize) -> Added {
+    pub(super) fn continue_add(
+        &mut self,
+        mut adding: Adding,
+        most: usize,
+        changes: &mut Vec<EntryChange>,
+    ) -> Added {
         let mut left = most.max(1);
         while left > 0
             && let Some(entry) = adding.unnamed.pop_front()
@@ -88,7 +92,7 @@ impl Tracker {
             match self.names.reserve_one_of(&entry, adding.unnamed.len()) {
                 Ok(name) => adding.waiting.push_back(Waiting::New(entry, name)),
                 Err(error) => {
-                    adding.give_up(self);
+                    adding.give_up(&mut self.names);
                     return Added::All(Err(error));
                 }
             }
@@ -96,7 +100,7 @@ impl Tracker {
         if !adding.unnamed.is_empty() {
             return Added::NotYet(adding);
         }
-        let here = Some((self.me.clone(), self.log.version()));
+        let here = Some((self.log.owner().clone(), self.log.version()));
         if adding.after != here {
             adding.after = here;
             adding.bytes = 0;
@@ -111,14 +115,11 @@ impl Tracker {
             left -= 1;
             let version = self.log.version() + 1 + adding.staged.len() as u64;
             let info = match waiting {
-                Waiting::New(entry, name) => {
-                    own::new_info(&self.me, self.nonce, version, name, entry)
-                }
+                Waiting::New(entry, name) => self.new_info(version, name, entry),
                 Waiting::Again(info) => {
                     let mut record = info.to_record();
                     record.version = version;
-                    let life = self.me.generation;
-                    ServiceInfo::from_record(&self.me.name, life, self.nonce, record)
+                    self.info(record)
                 }
             };
             let info = self.log.shared(info);
@@ -126,7 +127,7 @@ impl Tracker {
             adding.bytes += estimated_bytes(&info);
             adding.staged.push((info, hash));
             if self.log.bytes() + adding.bytes > MAX_BYTES_PER_NODE {
-                adding.give_up(self);
+                adding.give_up(&mut self.names);
                 return Added::All(Err(AddError::NodeTooLarge));
             }
         }
@@ -136,26 +137,15 @@ impl Tracker {
             return Added::NotYet(adding);
         }
         let mut added = Vec::with_capacity(adding.staged.len());
-        self.changes.reserve(adding.staged.len());
+        changes.reserve(adding.staged.len());
         for (info, hash) in adding.staged {
             self.log.append_new(&info, hash);
-            self.changes.push(EntryChange {
+            changes.push(EntryChange {
                 before: None,
                 after: Some(Arc::clone(&info)),
             });
             added.push(info);
         }
-        self.own_change(now);
         Added::All(Ok(added))
-    }
-}
-
-impl own::Names {
-    /// A name for one of a batch of which so many more are to come.
-    fn reserve_one_of(&mut self, entry: &NewEntry, more: usize) -> Result<InstanceName, AddError> {
-        if self.len() + 1 + more > MAX_SERVICES_PER_NODE {
-            return Err(AddError::NodeFull);
-        }
-        self.reserve_one(entry)
     }
 }

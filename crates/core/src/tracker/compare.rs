@@ -4,16 +4,20 @@ use std::collections::BTreeMap;
 
 use rand::RngExt;
 
-use super::{Tracker, VECTOR_ROWS};
+use super::Tracker;
 use crate::id::NodeId;
 use crate::limits::MAX_KNOWN_NODES;
-use crate::message::{ControlMessage, Digest, OwnerVersion, Vector};
+use crate::message::{ControlMessage, Digest, OwnerVersion, VersionVector};
+use crate::rules::Rule;
 use crate::time::Instant;
+
+/// Rows of one [`VersionVector`]: at most half a control frame with the longest names.
+const VECTOR_ROWS: usize = 1_024;
 
 impl Tracker {
     /// Nothing is known to be missing, but the owner has not said so, or it says less than others do: it is asked for its
     /// versions.
-    pub(super) fn ask_for_word(&mut self, node: &NodeId) {
+    pub(super) fn ask_owner(&mut self, node: &NodeId) {
         let waits = self.owners.get(node).is_some_and(|owner| {
             let silent = !owner.confirmed && !owner.is_behind() && !self.fetches.contains_key(node);
             owner.up && (silent || owner.contradicted_since.is_some())
@@ -33,7 +37,7 @@ impl Tracker {
         }
     }
 
-    pub(super) fn handle_vector(&mut self, now: Instant, from: &NodeId, vector: Vector) {
+    pub(super) fn handle_vector(&mut self, now: Instant, from: &NodeId, vector: VersionVector) {
         self.heard_of_owners.get_or_insert(now);
         let mut ahead = Vec::new();
         for row in vector.owners.into_iter().take(MAX_KNOWN_NODES) {
@@ -43,11 +47,14 @@ impl Tracker {
             if row.owner == *from {
                 self.handle_own_word(now, row);
             } else {
-                ahead.extend(self.handle_hearsay(now, from, row));
+                ahead.extend(self.handle_relayed(now, from, row));
             }
         }
         if !ahead.is_empty() {
-            self.send_to(from, ControlMessage::Vector(Vector { owners: ahead }));
+            self.send_to(
+                from,
+                ControlMessage::Vector(VersionVector { owners: ahead }),
+            );
         }
     }
 
@@ -73,11 +80,11 @@ impl Tracker {
             _ => {}
         }
         let node = row.owner;
-        self.judge(now, &node);
+        self.advance(now, &node);
     }
 
     pub(super) fn compare_with_somebody(&mut self) {
-        if self.peers.is_empty() || !self.rules.digests {
+        if self.peers.is_empty() || !self.rules.holds(Rule::Digests) {
             return;
         }
         let at = self.rng.random_range(0..self.peers.len());
@@ -102,7 +109,7 @@ impl Tracker {
             .filter(|(_, owner)| owner.visible)
             .map(|(node, owner)| (node, owner.replica.owner_version()))
             .collect();
-        sorted.insert(&self.me, self.log.owner_version());
+        sorted.insert(&self.me, self.own.log.owner_version());
         for (node, row) in sorted {
             rows.extend_from_slice(node.name.as_str().as_bytes());
             rows.push(0xff);
@@ -121,11 +128,11 @@ impl Tracker {
     /// This node's versions of all owners that are up, its own first.
     pub(super) fn send_versions(&mut self, now: Instant, to: &NodeId) {
         // What has not been sent yet follows in deltas: the peer is told of the version that it can have.
-        if self.sent < self.log.version() {
+        if self.own.is_ahead() {
             self.flush(now);
         }
-        let own = self.log.owner_version_at(self.sent);
-        let mut rows = vec![own.unwrap_or_else(|| self.log.owner_version())];
+        let own = self.own.log.owner_version_at(self.own.sent);
+        let mut rows = vec![own.unwrap_or_else(|| self.own.log.owner_version())];
         rows.extend(
             self.owners
                 .values()
@@ -135,7 +142,7 @@ impl Tracker {
         for chunk in rows.chunks(VECTOR_ROWS) {
             self.send_to(
                 to,
-                ControlMessage::Vector(Vector {
+                ControlMessage::Vector(VersionVector {
                     owners: chunk.to_vec(),
                 }),
             );

@@ -3,39 +3,19 @@
 //! Rule: *the peer's own word*. An owner that goes away in good order takes nothing new only after every peer that is up has
 //! said that it knows. Without it a peer still sends calls where they are no longer taken.
 
-use std::collections::BTreeMap;
-
 use super::Tracker;
 use crate::id::{NodeId, NodeName};
 use crate::message::ControlMessage;
 use crate::time::Instant;
 
-/// What this node has asked of its peers, and they of it.
-#[derive(Debug, Default)]
-pub(super) struct Confirmations {
-    /// The version of this node's own entries that the peers are to confirm.
-    wanted: Option<u64>,
-    /// The highest version that each peer said it has.
-    confirmed: BTreeMap<NodeId, u64>,
-    /// The version of an owner that it waits to hear of from this node.
-    awaited: BTreeMap<NodeId, u64>,
-}
-
-impl Confirmations {
-    /// True where nobody waits for this node's word.
-    pub(super) fn owes_nothing(&self) -> bool {
-        self.awaited.is_empty()
-    }
-}
-
 impl Tracker {
     /// Asks every peer to say when it has the present version of this node's entries, and returns that version.
     /// What has not been sent of it goes out first.
     pub fn ask_who_has_it(&mut self, now: Instant) -> u64 {
-        if self.sent < self.log.version() {
+        if self.own.is_ahead() {
             self.flush(now);
         }
-        let version = self.log.version();
+        let version = self.own.log.version();
         self.confirmations.wanted = Some(version);
         let peers: Vec<NodeId> = self.peers.keys().cloned().collect();
         for peer in peers {
@@ -87,7 +67,7 @@ impl Tracker {
     pub(super) fn ask_anew(&mut self) {
         self.confirmations.confirmed.clear();
         if self.confirmations.wanted.is_some() {
-            self.confirmations.wanted = Some(self.log.version());
+            self.confirmations.wanted = Some(self.own.log.version());
         }
     }
 

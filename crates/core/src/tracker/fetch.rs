@@ -1,14 +1,15 @@
 //! The asking side of requests: one an owner at a time, the owner first, the asker sets the pace.
 
-use std::sync::Arc;
 use std::time::Duration;
 
+use super::entries::{check_size, estimated_bytes};
+use super::incoming::{Fetch, Incoming};
+use super::owner::Owner;
+use super::replica::Rejected;
 use super::{Recipients, Tracker};
-use crate::entries::{check_size, estimated_bytes};
-use crate::entry::ServiceInfo;
 use crate::id::NodeId;
-use crate::message::{ControlMessage, OwnerVersion, Request, Resume, SnapshotChunk};
-use crate::replica::Rejected;
+use crate::message::{ControlMessage, Request, Resume, SnapshotChunk};
+use crate::rules::Rule;
 use crate::time::{Instant, earliest};
 
 /// Requests under way at once: with [`WINDOW`] chunks each, what a newcomer is sent stays bounded.
@@ -25,74 +26,6 @@ const MAX_DOUBLINGS: u32 = 4;
 
 /// Most chunks of one snapshot.
 const MAX_CHUNKS: u32 = 65_536;
-
-/// Requests that may be made of one owner's entries at once, and how many follow in each `broadcast_period`, which is how
-/// often a difference is looked for.
-const BURST: u32 = 16;
-
-/// Rule: nothing is fetched in a loop. Requests for what is missing of one owner go by a rate, whatever peers say: without
-/// it, one that says again and again that there is more has it fetched as often as answers take. A request whose answer
-/// brought something does not count, nor do those before a new link: an owner that changes faster than its link carries is
-/// asked after every gap.
-#[derive(Debug)]
-pub(super) struct Tokens {
-    left: u32,
-    at: Instant,
-}
-
-impl Tokens {
-    pub(super) fn new(now: Instant) -> Self {
-        Tokens {
-            left: BURST,
-            at: now,
-        }
-    }
-
-    /// The last one was well spent.
-    fn give_back(&mut self) {
-        self.left = (self.left + 1).min(BURST);
-    }
-
-    /// Takes one, where one is left.
-    fn take(&mut self, now: Instant, period: Duration) -> bool {
-        let periods = now.since(self.at).as_micros() / period.as_micros().max(1);
-        if periods > 0 {
-            let more = u32::try_from(periods).unwrap_or(BURST);
-            self.left = self.left.saturating_add(more).min(BURST);
-            self.at += period * more;
-            if self.left == BURST {
-                self.at = now;
-            }
-        }
-        let taken = self.left > 0;
-        self.left -= u32::from(taken);
-        taken
-    }
-}
-
-/// A request under way.
-#[derive(Debug)]
-pub(super) struct Fetch {
-    from: NodeId,
-    deadline: Instant,
-    /// What is waited for each part of the answer.
-    patience: Duration,
-    incoming: Option<Incoming>,
-}
-
-/// A snapshot of which not all chunks are here.
-#[derive(Debug)]
-pub(super) struct Incoming {
-    pub(super) of: OwnerVersion,
-    nonce: u64,
-    next: u32,
-    count: u32,
-    entries: Vec<Arc<ServiceInfo>>,
-    /// Sum of the hashes of `entries`.
-    content: u64,
-    /// Estimated bytes of `entries`.
-    bytes: usize,
-}
 
 impl Tracker {
     /// Rule: the owner is asked first, another peer only where there is no direct link; what may still be on its way
@@ -129,13 +62,13 @@ impl Tracker {
         };
         if self.fetches.contains_key(node)
             || self.fetches.len() >= MAX_FETCHES
-            || (self.rules.paced_fetches && !owner.tokens.take(now, period))
+            || (self.rules.holds(Rule::PacedFetches) && !owner.tokens.take(now, period))
         {
             return;
         }
         self.counts.requests += 1;
         if from == *node {
-            owner.hearsay.mark_asked();
+            owner.relayed_versions.mark_asked();
         }
         let request = Request {
             owner: node.clone(),
@@ -159,7 +92,7 @@ impl Tracker {
     /// one is asked for, where this one brought anything: an owner that says it has more, and sends nothing, would otherwise
     /// be asked as fast as it answers.
     pub(super) fn answered(&mut self, now: Instant, node: &NodeId, brought_more: bool) {
-        let behind = self.owners.get(node).is_some_and(super::Owner::is_behind);
+        let behind = self.owners.get(node).is_some_and(Owner::is_behind);
         let Some(fetch) = self.fetches.get_mut(node) else {
             return;
         };
@@ -223,7 +156,8 @@ impl Tracker {
                     bytes: 0,
                 })
             }
-            // Rule: a snapshot is one immutable (generation, version, hash).
+            // Rule: a snapshot is one immutable (generation, version, hash). Without it a copy is put together of two versions,
+            // and has what no version had.
             Some(incoming)
                 if incoming.of == chunk.of
                     && incoming.next == chunk.index
@@ -305,11 +239,11 @@ impl Tracker {
         // by way of others is no older than what they can have had.
         let have = owner.replica.version();
         let goes_back = have.is_some_and(|have| incoming.of.version < have);
-        let replaces = direct && owner.relayed && self.rules.owners_word;
+        let replaces = direct && owner.relayed && self.rules.holds(Rule::OwnersWord);
         if goes_back && !replaces {
             owner.late_answers = 0;
             owner.overdue |= direct;
-            return self.judge(now, &node);
+            return self.advance(now, &node);
         }
         if have == Some(incoming.of.version) && !direct {
             return;
@@ -334,7 +268,8 @@ impl Tracker {
                     owner.target = owner.target.max(Some(version));
                 }
                 // A relayed snapshot will do where the owner itself has said over its link how far it is.
-                owner.confirmed |= (direct || !linked || owner.word) && owner.is_complete();
+                owner.confirmed |=
+                    (direct || !linked || owner.owner_confirmed) && owner.is_complete();
                 if direct {
                     // Whatever followed is on the same link, and what was dropped meanwhile has to be asked for.
                     owner.overdue = true;
@@ -356,7 +291,7 @@ impl Tracker {
                 }
             }
         }
-        self.judge(now, &node);
+        self.advance(now, &node);
     }
 
     pub(super) fn give_up_fetch(&mut self, node: &NodeId) {
@@ -378,7 +313,7 @@ impl Tracker {
             .collect();
         for node in nodes {
             self.give_up_fetch(&node);
-            self.judge(now, &node);
+            self.advance(now, &node);
         }
     }
 
@@ -397,7 +332,7 @@ impl Tracker {
             if let Some(owner) = self.owners.get_mut(&node) {
                 owner.late_answers = (owner.late_answers + 1).min(MAX_DOUBLINGS);
             }
-            self.judge(now, &node);
+            self.advance(now, &node);
         }
     }
 

@@ -1,344 +1,224 @@
-//! This node's own entries: what may be added, and under which instance name.
+//! This node's own entries, and how much of them has been sent.
+//!
+//! Each change is in the log at once, and goes out a moment later with those that follow it: [`Own::changed`] says when,
+//! [`Own::flush`] what. Whoever reads is told by the changes that each method appends.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
 
-use crate::entry::{EntryError, NewEntry, Record, ServiceInfo};
-use crate::id::{InstanceName, NodeId, NodeName, ServiceType};
-use crate::limits::{
-    MAX_BYTES_PER_NODE, MAX_INSTANCES_PER_TYPE, MAX_NAME_BYTES, MAX_SERVICES_PER_NODE,
-    MAX_TYPES_PER_NODE,
-};
+use super::entries::estimated_bytes;
+use super::error::{AddError, UpdateError};
+use super::log::{Log, MAX_DELTA_BYTES};
+use super::names::InstanceNames;
+use crate::entry::{EntryChange, EntryUpdate, NewEntry, Record, ServiceInfo, ServiceState};
+use crate::id::{InstanceName, NodeId};
+use crate::limits::MAX_BYTES_PER_NODE;
+use crate::message::Delta;
+use crate::time::Instant;
 
-/// Why services cannot be added. None of the batch was.
-#[derive(Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum AddError {
-    /// The service, or another one of this name, has been added already.
-    #[error(
-        "this node has a service of the type {service_type} and the name {name} already: remove that one, or choose \
-         another name"
-    )]
-    NameTaken {
-        /// The type.
-        service_type: ServiceType,
-        /// The instance name.
-        name: InstanceName,
-    },
-    /// The service has been added already.
-    #[error("the service with the number {sequence} has been added already")]
-    SequenceTaken {
-        /// Its number within the process.
-        sequence: u64,
-    },
-    /// The type has as many instances as it may.
-    #[error(
-        "the type {service_type} would have more than {MAX_INSTANCES_PER_TYPE} instances (MAX_INSTANCES_PER_TYPE)"
-    )]
-    TypeFull {
-        /// The type.
-        service_type: ServiceType,
-    },
-    /// The node has as many services as it may.
-    #[error(
-        "this node would have more than {MAX_SERVICES_PER_NODE} services (MAX_SERVICES_PER_NODE)"
-    )]
-    NodeFull,
-    /// The node has services of as many types as it may.
-    #[error(
-        "this node would have services of more than {MAX_TYPES_PER_NODE} types (MAX_TYPES_PER_NODE)"
-    )]
-    TooManyTypes,
-    /// The services of the node, with their metadata, are as large as they may be together.
-    #[error(
-        "the services of this node would have more than {MAX_BYTES_PER_NODE} bytes together (MAX_BYTES_PER_NODE): give them \
-         less metadata"
-    )]
-    NodeTooLarge,
+/// Changes are collected for this long before they go out.
+pub(super) const COALESCE: Duration = Duration::from_millis(1);
+
+/// Deltas that go out at once, of 256 KiB each; more follow after [`COALESCE`]. What is sent in one turn stays bounded, and
+/// a peer that cannot take it all is found congested before everything is queued for it.
+const MAX_FLUSHED_DELTAS: usize = 4;
+
+/// See the module.
+pub(super) struct Own {
+    pub(super) nonce: u64,
+    pub(super) log: Log,
+    pub(super) names: InstanceNames,
+    /// The version that all uncongested peers have been sent.
+    pub(super) sent: u64,
+    pub(super) flush_at: Option<Instant>,
+    /// This node goes away: nothing of it owns keys any more, whatever is added.
+    draining: bool,
 }
 
-crate::debug_as_display!(AddError);
-
-/// Why a service cannot be changed. Nothing of it was.
-#[derive(Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum UpdateError {
-    /// This node has no such service (any more).
-    #[error("this node has no service with the number {sequence}: it was removed, or never added")]
-    Unknown {
-        /// Its number within the process.
-        sequence: u64,
-    },
-    /// The services of the node, with their metadata, are as large as they may be together.
-    #[error(
-        "the services of this node would have more than {MAX_BYTES_PER_NODE} bytes together (MAX_BYTES_PER_NODE): give them \
-         less metadata"
-    )]
-    NodeTooLarge,
-    /// What is to change does not fit with what is there.
-    #[error(transparent)]
-    Entry(#[from] EntryError),
-}
-
-crate::debug_as_display!(UpdateError);
-
-/// The instance names of this node's services, by type.
-#[derive(Debug)]
-pub(super) struct Names {
-    node: NodeName,
-    by_type: HashMap<ServiceType, TypeNames>,
-    sequences: Sequences,
-}
-
-#[derive(Debug, Default)]
-struct TypeNames {
-    taken: HashSet<InstanceName>,
-    /// Ordinals below `next` that were given up.
-    free: BTreeSet<u64>,
-    next: u64,
-}
-
-/// A set of numbers that mostly follow each other: a bit each.
-#[derive(Debug, Default)]
-struct Sequences {
-    words: BTreeMap<u64, u64>,
-    len: usize,
-}
-
-impl Sequences {
-    fn split(sequence: u64) -> (u64, u64) {
-        (sequence / 64, 1 << (sequence % 64))
+impl Own {
+    pub(super) fn new(me: &NodeId, nonce: u64, kept: usize) -> Self {
+        Own {
+            nonce,
+            log: Log::new(me.clone(), nonce, kept),
+            names: InstanceNames::new(me.name.clone()),
+            sent: 0,
+            flush_at: None,
+            draining: false,
+        }
     }
 
-    fn len(&self) -> usize {
-        self.len
+    /// True where something has changed that was not sent.
+    pub(super) fn is_ahead(&self) -> bool {
+        self.sent < self.log.version()
     }
 
-    fn contains(&self, sequence: u64) -> bool {
-        let (word, bit) = Self::split(sequence);
-        self.words.get(&word).is_some_and(|bits| bits & bit != 0)
+    /// What was written is to go out soon.
+    pub(super) fn changed(&mut self, now: Instant) {
+        if self.flush_at.is_none() && self.is_ahead() {
+            self.flush_at = Some(now + COALESCE);
+        }
     }
 
-    fn insert(&mut self, sequence: u64) {
-        let (word, bit) = Self::split(sequence);
-        let bits = self.words.entry(word).or_default();
-        self.len += usize::from(*bits & bit == 0);
-        *bits |= bit;
+    /// What changed since the last time, as much as one turn may take; none where more changed than is kept. It counts as
+    /// sent.
+    pub(super) fn flush(&mut self, now: Instant) -> Option<Vec<Delta>> {
+        let deltas = self
+            .log
+            .since(self.sent, MAX_FLUSHED_DELTAS, MAX_DELTA_BYTES);
+        let last = deltas.as_ref().and_then(|deltas| deltas.last());
+        self.sent = last.map_or(self.log.version(), |last| last.to);
+        self.flush_at = self.is_ahead().then(|| now + COALESCE);
+        deltas
     }
 
-    fn remove(&mut self, sequence: u64) {
-        let (word, bit) = Self::split(sequence);
-        if let Some(bits) = self.words.get_mut(&word)
-            && *bits & bit != 0
-        {
-            *bits &= !bit;
-            self.len -= 1;
-            if *bits == 0 {
-                self.words.remove(&word);
+    /// Registers services, all or none.
+    pub(super) fn add(
+        &mut self,
+        entries: Vec<NewEntry>,
+        changes: &mut Vec<EntryChange>,
+    ) -> Result<Vec<Arc<ServiceInfo>>, AddError> {
+        let names = self.names.reserve(&entries)?;
+        let mut bytes = self.log.bytes();
+        let mut infos = Vec::with_capacity(entries.len());
+        for (mut entry, name) in entries.into_iter().zip(names) {
+            entry.state = self.allowed(entry.state);
+            let info = self.new_info(0, name, entry);
+            bytes += estimated_bytes(&info);
+            infos.push(info);
+        }
+        if bytes > MAX_BYTES_PER_NODE {
+            for info in &infos {
+                self.names.release(info);
             }
+            return Err(AddError::NodeTooLarge);
         }
-    }
-}
-
-impl Names {
-    pub(super) fn new(node: NodeName) -> Self {
-        Names {
-            node,
-            by_type: HashMap::new(),
-            sequences: Sequences::default(),
-        }
-    }
-
-    /// Names for all of them, or an error and nothing reserved.
-    pub(super) fn reserve(&mut self, entries: &[NewEntry]) -> Result<Vec<InstanceName>, AddError> {
-        if self.sequences.len() + entries.len() > MAX_SERVICES_PER_NODE {
-            return Err(AddError::NodeFull);
-        }
-        let mut names = Vec::with_capacity(entries.len());
-        for entry in entries {
-            match self.reserve_one(entry) {
-                Ok(name) => names.push(name),
-                Err(error) => {
-                    for (entry, name) in entries.iter().zip(names) {
-                        self.release_name(entry.sequence, &entry.service_type, &name);
-                    }
-                    return Err(error);
-                }
-            }
-        }
-        Ok(names)
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.sequences.len()
-    }
-
-    pub(super) fn reserve_one(&mut self, entry: &NewEntry) -> Result<InstanceName, AddError> {
-        if self.sequences.contains(entry.sequence) {
-            return Err(AddError::SequenceTaken {
-                sequence: entry.sequence,
+        let added = infos.into_iter().map(|info| {
+            let after = self.write(info.to_record());
+            changes.push(EntryChange {
+                before: None,
+                after: Some(Arc::clone(&after)),
             });
-        }
-        if self.by_type.len() >= MAX_TYPES_PER_NODE
-            && !self.by_type.contains_key(&entry.service_type)
-        {
-            return Err(AddError::TooManyTypes);
-        }
-        let names = self.by_type.entry(entry.service_type.clone()).or_default();
-        if names.taken.len() >= MAX_INSTANCES_PER_TYPE {
-            return Err(AddError::TypeFull {
-                service_type: entry.service_type.clone(),
-            });
-        }
-        let name = match &entry.name {
-            Some(name) if names.taken.contains(name) => {
-                return Err(AddError::NameTaken {
-                    service_type: entry.service_type.clone(),
-                    name: name.clone(),
-                });
-            }
-            Some(name) => name.clone(),
-            None => names.by_ordinal(&self.node),
-        };
-        names.taken.insert(name.clone());
-        self.sequences.insert(entry.sequence);
-        Ok(name)
+            after
+        });
+        Ok(added.collect())
     }
 
-    pub(super) fn release(&mut self, info: &ServiceInfo) {
-        self.release_name(info.id().sequence, info.service_type(), info.name());
-    }
-
-    pub(super) fn release_name(
+    /// Merges an update into the entry as it is now; one that says nothing changes nothing.
+    pub(super) fn update(
         &mut self,
         sequence: u64,
-        service_type: &ServiceType,
-        name: &InstanceName,
-    ) {
-        self.sequences.remove(sequence);
-        let Some(names) = self.by_type.get_mut(service_type) else {
-            return;
-        };
-        names.taken.remove(name);
-        if let Some(ordinal) = ordinal(&self.node, name)
-            && ordinal < names.next
-        {
-            names.free.insert(ordinal);
+        update: EntryUpdate,
+        changes: &mut Vec<EntryChange>,
+    ) -> Result<Arc<ServiceInfo>, UpdateError> {
+        let before = self
+            .log
+            .get(sequence)
+            .cloned()
+            .ok_or(UpdateError::Unknown { sequence })?;
+        if update == EntryUpdate::default() {
+            return Ok(before);
         }
-        if names.taken.is_empty() {
-            self.by_type.remove(service_type);
-        }
-    }
-}
-
-impl TypeNames {
-    /// The smallest ordinal that is free, so that a restarted service takes its old name, and its keys, again.
-    fn by_ordinal(&mut self, node: &NodeName) -> InstanceName {
-        loop {
-            let ordinal = self.free.pop_first().unwrap_or_else(|| {
-                self.next += 1;
-                self.next - 1
-            });
-            let name = default_name(node, ordinal);
-            // The user may have given that name to another one.
-            if !self.taken.contains(&name) {
-                return name;
+        let mut update = update;
+        update.state = update.state.map(|state| self.allowed(state));
+        let record = update.merge(&before)?;
+        // Far from the bound, this is not looked at: an entry has at most a few kilobytes.
+        if self.log.bytes() > MAX_BYTES_PER_NODE / 8 * 7 {
+            let after = self.info(record.clone());
+            let (more, less) = (estimated_bytes(&after), estimated_bytes(&before));
+            if more > less && self.log.bytes() + more - less > MAX_BYTES_PER_NODE {
+                return Err(UpdateError::NodeTooLarge);
             }
         }
+        let after = self.write(record);
+        changes.push(EntryChange {
+            before: Some(before),
+            after: Some(Arc::clone(&after)),
+        });
+        Ok(after)
     }
-}
 
-/// `<node>/<ordinal>`; the node's name is cut where both would be too long.
-fn default_name(node: &NodeName, ordinal: u64) -> InstanceName {
-    let suffix = format!("/{ordinal}");
-    let mut end = node.as_str().len().min(MAX_NAME_BYTES - suffix.len());
-    while !node.as_str().is_char_boundary(end) {
-        end -= 1;
+    /// From now on what is added or enabled drains.
+    pub(super) fn set_draining(&mut self) {
+        self.draining = true;
     }
-    InstanceName::try_new(format!("{}{suffix}", &node.as_str()[..end]))
-        .expect("a node's name and a number within the limit make a name")
-}
 
-fn ordinal(node: &NodeName, name: &InstanceName) -> Option<u64> {
-    let (_, ordinal) = name.as_str().rsplit_once('/')?;
-    let ordinal = ordinal.parse().ok()?;
-    (default_name(node, ordinal) == *name).then_some(ordinal)
-}
+    /// The numbers of those that are online.
+    pub(super) fn online(&self) -> Vec<u64> {
+        self.log
+            .entries()
+            .filter(|info| info.state() == ServiceState::Online)
+            .map(|info| info.id().sequence)
+            .collect()
+    }
 
-pub(super) fn new_info(
-    me: &NodeId,
-    nonce: u64,
-    version: u64,
-    name: InstanceName,
-    entry: NewEntry,
-) -> ServiceInfo {
-    let record = Record {
-        sequence: entry.sequence,
-        version,
-        previous: None,
-        service_type: entry.service_type,
-        name,
-        state: entry.state,
-        weight: entry.weight,
-        protocol_version: entry.protocol_version,
-        metadata: Some(Box::new(entry.metadata)),
-    };
-    ServiceInfo::from_record(&me.name, me.generation, nonce, record)
-}
+    pub(super) fn remove(
+        &mut self,
+        sequence: u64,
+        changes: &mut Vec<EntryChange>,
+    ) -> Result<Arc<ServiceInfo>, UpdateError> {
+        let before = self
+            .log
+            .remove(sequence)
+            .ok_or(UpdateError::Unknown { sequence })?;
+        self.names.release(&before);
+        changes.push(EntryChange {
+            before: Some(Arc::clone(&before)),
+            after: None,
+        });
+        Ok(before)
+    }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::entry::Metadata;
-    use crate::{ServiceState, Weight};
-
-    fn entry(sequence: u64, name: Option<&str>) -> NewEntry {
-        NewEntry {
-            sequence,
-            service_type: ServiceType::try_new("uploader").unwrap(),
-            name: name.map(|name| InstanceName::try_new(name).unwrap()),
-            state: ServiceState::Online,
-            weight: Weight::default(),
-            protocol_version: Some(1),
-            metadata: Metadata::default(),
+    /// Publishes every entry anew under a new generation.
+    pub(super) fn renew(&mut self, me: NodeId, changes: &mut Vec<EntryChange>) {
+        for (before, after) in self.log.renew(me) {
+            changes.push(EntryChange {
+                before: Some(before),
+                after: Some(after),
+            });
         }
+        // Every link says Hello again, and starts with the versions.
+        self.sent = self.log.version();
     }
 
-    fn names() -> Names {
-        Names::new(NodeName::try_new("a").unwrap())
+    pub(super) fn new_info(
+        &self,
+        version: u64,
+        name: InstanceName,
+        entry: NewEntry,
+    ) -> ServiceInfo {
+        self.info(Record {
+            sequence: entry.sequence,
+            version,
+            previous: None,
+            service_type: entry.service_type,
+            name,
+            state: entry.state,
+            weight: entry.weight,
+            protocol_version: entry.protocol_version,
+            metadata: Some(Box::new(entry.metadata)),
+        })
     }
 
-    #[test]
-    fn the_smallest_free_ordinal_is_taken() {
-        let mut names = names();
-        let given = names
-            .reserve(&[entry(1, None), entry(2, None), entry(3, None)])
-            .unwrap();
-        let given: Vec<_> = given.iter().map(InstanceName::as_str).collect();
-        assert_eq!(given, ["a/0", "a/1", "a/2"]);
-        let service_type = ServiceType::try_new("uploader").unwrap();
-        names.release_name(2, &service_type, &InstanceName::try_new("a/1").unwrap());
-        assert_eq!(names.reserve(&[entry(4, None)]).unwrap()[0].as_str(), "a/1");
-        assert_eq!(names.reserve(&[entry(5, None)]).unwrap()[0].as_str(), "a/3");
+    /// What a record of this node says.
+    pub(super) fn info(&self, record: Record) -> ServiceInfo {
+        let me = self.log.owner();
+        ServiceInfo::from_record(&me.name, me.generation, self.nonce, record)
     }
 
-    #[test]
-    fn a_name_given_by_hand_is_not_given_again() {
-        let mut names = names();
-        names.reserve(&[entry(1, Some("a/0"))]).unwrap();
-        assert_eq!(names.reserve(&[entry(2, None)]).unwrap()[0].as_str(), "a/1");
+    /// Writes a record as the next version.
+    fn write(&mut self, mut record: Record) -> Arc<ServiceInfo> {
+        let (me, nonce) = (self.log.owner().clone(), self.nonce);
+        let (_, after) = self.log.put(record.sequence, |version| {
+            record.version = version;
+            ServiceInfo::from_record(&me.name, me.generation, nonce, record)
+        });
+        after
     }
 
-    #[test]
-    fn a_batch_with_a_name_that_is_taken_reserves_nothing() {
-        let mut names = names();
-        let error = names
-            .reserve(&[entry(1, Some("x")), entry(2, Some("x"))])
-            .unwrap_err();
-        assert!(matches!(error, AddError::NameTaken { .. }));
-        assert!(names.reserve(&[entry(1, Some("x"))]).is_ok());
-        assert!(matches!(
-            names.reserve(&[entry(1, Some("y"))]),
-            Err(AddError::SequenceTaken { sequence: 1 })
-        ));
+    fn allowed(&self, state: ServiceState) -> ServiceState {
+        match state {
+            ServiceState::Online if self.draining => ServiceState::Draining,
+            state => state,
+        }
     }
 }

@@ -3,13 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::entries::estimated_bytes;
+use super::serving::Serving;
 use super::{Recipients, Tracker};
-use crate::entries::estimated_bytes;
 use crate::entry::ServiceInfo;
 use crate::id::NodeId;
-use crate::message::{
-    ControlMessage, Delta, OwnerVersion, Request, Resume, SnapshotChunk, Unavailable,
-};
+use crate::message::{ControlMessage, Delta, Request, Resume, SnapshotChunk, Unavailable};
 use crate::time::Instant;
 
 /// Rule: at most two snapshots are served at once, those of a single chunk not counted.
@@ -26,36 +25,6 @@ const PART_BYTES: usize = 4 * CHUNK_BYTES;
 
 /// A reader that does not ask for the next chunk for this long has gone elsewhere.
 const IDLE: Duration = Duration::from_secs(3);
-
-/// A snapshot that is being read.
-#[derive(Debug)]
-pub(super) struct Serving {
-    pub(super) to: NodeId,
-    of: OwnerVersion,
-    nonce: u64,
-    entries: Vec<Arc<ServiceInfo>>,
-    /// Where each chunk ends.
-    ends: Vec<usize>,
-    asked_at: Instant,
-}
-
-impl Serving {
-    fn chunk(&self, index: u32) -> Option<SnapshotChunk> {
-        let at = usize::try_from(index).ok()?;
-        let end = *self.ends.get(at)?;
-        let start = at.checked_sub(1).map_or(0, |before| self.ends[before]);
-        Some(SnapshotChunk {
-            of: self.of.clone(),
-            nonce: self.nonce,
-            index,
-            count: u32::try_from(self.ends.len()).ok()?,
-            records: self.entries[start..end]
-                .iter()
-                .map(|info| info.to_record())
-                .collect(),
-        })
-    }
-}
 
 impl Tracker {
     pub(super) fn serve(&mut self, now: Instant, to: &NodeId, request: Request) {
@@ -86,10 +55,10 @@ impl Tracker {
     /// this peer takes; then the link breaks, and the next one begins with the same request.
     fn suffix(&self, request: &Request) -> Option<Delta> {
         let have = request.have.filter(|_| request.owner == self.me)?;
-        if self.log.bytes_since(have)? > MAX_SUFFIX_BYTES {
+        if self.own.log.bytes_since(have)? > MAX_SUFFIX_BYTES {
             return None;
         }
-        self.log.since(have, 1, PART_BYTES)?.pop()
+        self.own.log.since(have, 1, PART_BYTES)?.pop()
     }
 
     fn next_chunk(
@@ -122,8 +91,8 @@ impl Tracker {
     ) -> Option<SnapshotChunk> {
         let own = request.owner == self.me;
         let (of, nonce, entries): (_, _, Vec<Arc<ServiceInfo>>) = if own {
-            let entries = self.log.entries().cloned().collect();
-            (self.log.owner_version(), self.nonce, entries)
+            let entries = self.own.log.entries().cloned().collect();
+            (self.own.log.owner_version(), self.own.nonce, entries)
         } else {
             let owner = self
                 .owners

@@ -1,12 +1,16 @@
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use proptest::prelude::*;
 
+use super::log::content_hash;
+use super::own::COALESCE;
 use super::*;
 use crate::RawSettings;
 use crate::entry::{Metadata, ServiceState, Weight};
+use crate::frame::Frame;
 use crate::id::{Generation, InstanceName, ServiceId, ServiceType};
-use crate::message::{Frame, Operation, OwnerVersion, Request, Vector};
+use crate::message::{Operation, OwnerVersion, Request, VersionVector};
 
 mod liars;
 mod turns;
@@ -482,7 +486,7 @@ fn old_words_of_an_earlier_life_let_nobody_be_missed() {
         content: 7,
     };
     let now = net.now;
-    let vector = ControlMessage::Vector(Vector { owners: vec![row] });
+    let vector = ControlMessage::Vector(VersionVector { owners: vec![row] });
     net.at(&c).handle_message(now, &b, vector);
     assert_eq!(net.at(&c).missing(), []);
     // Nor do the words of somebody who has not heard yet that it is down.
@@ -492,7 +496,7 @@ fn old_words_of_an_earlier_life_let_nobody_be_missed() {
         version: 3,
         content: 7,
     };
-    let vector = ControlMessage::Vector(Vector { owners: vec![row] });
+    let vector = ControlMessage::Vector(VersionVector { owners: vec![row] });
     net.at(&c).handle_message(now, &b, vector);
     assert_eq!(net.at(&c).missing(), []);
 }
@@ -505,7 +509,7 @@ fn hearsay(net: &mut Net, to: &NodeId, from: &NodeId, of: &NodeId, version: u64)
         version,
         content: 0,
     };
-    let vector = Vector { owners: vec![row] };
+    let vector = VersionVector { owners: vec![row] };
     net.at(to)
         .handle_message(now, from, ControlMessage::Vector(vector));
     net.collect();

@@ -3,18 +3,20 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::Change;
 use crate::entry::ServiceInfo;
 use crate::id::InstanceName;
 
+/// A service before and after; none where it was not, or is not, there.
+pub(crate) type Change = (Option<Arc<ServiceInfo>>, Option<Arc<ServiceInfo>>);
+
 /// What says where a service has its place: its name, and between those of one name its [`standing`].
-type Listed<'a> = (&'a InstanceName, Standing<'a>);
+type Listed<'a> = (&'a InstanceName, SameNameOrder<'a>);
 
 /// See [`standing`].
-type Standing<'a> = (&'a str, u64, u64);
+type SameNameOrder<'a> = (&'a str, u64, u64);
 
 /// Rule: between two of one name, a total order that leaves the generation out says who is the standby.
-fn standing(info: &ServiceInfo) -> Standing<'_> {
+fn standing(info: &ServiceInfo) -> SameNameOrder<'_> {
     let id = info.id();
     (id.node.as_str(), id.nonce, id.sequence)
 }
@@ -31,16 +33,16 @@ pub(super) fn place_of(services: &[Arc<ServiceInfo>], info: &ServiceInfo) -> Opt
 }
 
 /// Who owns keys under a name: the first one, and those that stand by.
-pub(super) struct Takers<'a> {
+pub(super) struct Instances<'a> {
     pub(super) first: &'a Arc<ServiceInfo>,
     pub(super) standbys: usize,
 }
 
-impl<'a> Takers<'a> {
+impl<'a> Instances<'a> {
     /// None where nobody does.
     pub(super) fn find(services: &'a [Arc<ServiceInfo>], name: &InstanceName) -> Option<Self> {
         let mut online = online(services, name);
-        Some(Takers {
+        Some(Instances {
             first: online.next()?,
             standbys: online.count(),
         })

@@ -13,34 +13,23 @@
 //! The first owner of each slot has a place of its own, the next two are in a cache for those slots that several owners are
 //! asked of.
 
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
+mod budget;
 mod cells;
+mod pages;
+mod ranked;
 mod words;
 
-use cells::Width;
-pub(super) use cells::{Cells, First, Locked, Page};
+pub(crate) use budget::TableBudget;
 #[cfg(test)]
-pub(super) use cells::{LATE_LOOKUPS, PAGE_SLOTS};
-
-/// Owners that are found at once.
-pub(super) const RANKED: usize = 4;
-
-/// Owners of a slot that a table keeps, at most.
-pub(super) const KEPT: usize = 3;
-
-/// The first seats of a slot.
-pub(super) type Ranked = [u16; RANKED];
-
-/// No seat: there are fewer than [`RANKED`] names. Larger than any seat, which is below `MAX_INSTANCES_PER_TYPE`.
-pub(super) const NOBODY: u16 = u16::MAX;
-
-/// Whoever comes here is not known (any more). All behind it are the same.
-pub(super) const LOST: u16 = NOBODY - 1;
-
-/// What is known of a slot that nobody has looked up.
-const UNKNOWN: Ranked = [LOST; RANKED];
+pub(super) use cells::LATE_LOOKUPS;
+pub(super) use cells::{Cells, First, Locked, Page};
+use cells::{FIRST_EPOCH, Width};
+#[cfg(test)]
+pub(super) use pages::PAGE_SLOTS;
+pub(super) use ranked::{KEPT, LOST, NOBODY, RANKED, Ranked};
 
 /// Seats that moved and are known, at most: with more since a page was read it is cheaper to score it anew.
 const MAX_MOVED: usize = 64;
@@ -48,41 +37,12 @@ const MAX_MOVED: usize = 64;
 /// As many are not looked at again and again: the page is brought up to date, before some are not known any more.
 pub(super) const MANY_MOVED: usize = MAX_MOVED / 2;
 
-/// The epoch of a new table.
-const FIRST_EPOCH: u32 = 1;
-
 /// Epochs that a stamp can hold; then the views begin a new table.
 const MAX_EPOCH: u32 = u32::MAX >> 1;
 
 /// Lookups by an old view before it gets a table of its own: whoever reads by name, and is overtaken by a change, looks
 /// up once.
 const OLD_VIEW_LOOKUPS: u32 = 1_024;
-
-/// How many bytes the tables of a node may take; without one a slot is scored at every lookup.
-#[derive(Debug)]
-pub(crate) struct TableBudget {
-    left: AtomicUsize,
-}
-
-impl TableBudget {
-    pub(crate) fn new(bytes: usize) -> Arc<Self> {
-        Arc::new(TableBudget {
-            left: AtomicUsize::new(bytes),
-        })
-    }
-
-    fn take(&self, bytes: usize) -> bool {
-        self.left
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
-                left.checked_sub(bytes)
-            })
-            .is_ok()
-    }
-
-    fn give_back(&self, bytes: usize) {
-        self.left.fetch_add(bytes, Ordering::Relaxed);
-    }
-}
 
 /// A seat that was given up, taken, or changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -232,10 +192,6 @@ impl Table {
         let since = self.moved.iter().take_while(|moved| moved.epoch > epoch);
         Some(&self.moved[..since.count()])
     }
-}
-
-fn zeroed<T: Default>(length: usize) -> Box<[T]> {
-    std::iter::repeat_with(T::default).take(length).collect()
 }
 
 #[cfg(test)]

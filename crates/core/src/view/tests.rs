@@ -223,21 +223,21 @@ fn without_a_budget_for_tables_the_owners_are_the_same() {
 
 #[test]
 fn names_beyond_the_seats_own_nothing_until_one_is_vacant() {
-    let joins: Vec<_> = (0..seats::MAX_SEATS as u64 + 2)
+    let joins: Vec<_> = (0..candidates::MAX_CANDIDATES as u64 + 2)
         .map(|at| (None, Some(Instance::new(&format!("i{at:06}")).info(at))))
         .collect();
     let view = View::with_budget(service_type(), budget()).changed(1, &joins);
-    assert_eq!(view.services().len(), seats::MAX_SEATS + 2);
-    assert_eq!(view.online_count(), seats::MAX_SEATS);
+    assert_eq!(view.services().len(), candidates::MAX_CANDIDATES + 2);
+    assert_eq!(view.online_count(), candidates::MAX_CANDIDATES);
     let gone: Vec<_> = view.services()[..2]
         .iter()
         .map(|info| (Some(Arc::clone(info)), None))
         .collect();
     let view = view.changed(2, &gone);
-    assert_eq!(view.online_count(), seats::MAX_SEATS - 2);
+    assert_eq!(view.online_count(), candidates::MAX_CANDIDATES - 2);
     let (_, back) = &joins[0];
     let view = view.changed(3, &[(None, back.clone())]);
-    assert_eq!(view.online_count(), seats::MAX_SEATS - 1);
+    assert_eq!(view.online_count(), candidates::MAX_CANDIDATES - 1);
 }
 
 /// Most-loaded over mean for sets of random names: median, and 95th percentile.

@@ -4,9 +4,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::View;
+use super::list::Change;
 use super::table::NOBODY;
-use super::{Change, View};
 use crate::entry::{Record, ServiceInfo, ServiceState, Weight};
+use crate::error::debug_as_display;
 use crate::id::{Generation, InstanceName, NodeName, ServiceType};
 use crate::key::{SLOTS, Slot};
 
@@ -49,7 +51,7 @@ pub enum PlanError {
     },
 }
 
-crate::debug_as_display!(PlanError);
+debug_as_display!(PlanError);
 
 /// Slots that have one owner in one view and another one in another view.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -113,7 +115,7 @@ impl View {
     ///
     /// It looks at all slots, which takes some milliseconds for each instance. Lookup tables are neither used nor filled.
     pub fn shares(&self) -> Vec<(Arc<ServiceInfo>, usize)> {
-        let mut slots = vec![0_usize; self.seats.hashes().len()];
+        let mut slots = vec![0_usize; self.candidates.hashes().len()];
         for slot in (0..SLOTS).filter_map(Slot::new) {
             if let Some(count) = slots.get_mut(usize::from(self.first_seat(slot))) {
                 *count += 1;
@@ -122,7 +124,7 @@ impl View {
         let mut shares: Vec<(Arc<ServiceInfo>, usize)> = (0_u16..)
             .zip(slots)
             .filter(|(_, slots)| *slots > 0)
-            .filter_map(|(seat, slots)| Some((Arc::clone(self.seats.primary(seat)?), slots)))
+            .filter_map(|(seat, slots)| Some((Arc::clone(self.candidates.primary(seat)?), slots)))
             .collect();
         shares.sort_by(|a, b| a.0.name().cmp(b.0.name()));
         shares
@@ -140,8 +142,8 @@ impl View {
         let mut moves: Vec<KeyMove> = moves
             .into_iter()
             .map(|((from, to), slots)| KeyMove {
-                from: self.seats.primary(from).cloned(),
-                to: after.seats.primary(to).cloned(),
+                from: self.candidates.primary(from).cloned(),
+                to: after.candidates.primary(to).cloned(),
                 slots,
             })
             .filter(|moved| {
@@ -154,7 +156,7 @@ impl View {
 
     /// By the specification alone, without a table: whoever looks at all slots would push out what lookups need.
     fn first_seat(&self, slot: Slot) -> u16 {
-        match self.sole {
+        match self.only {
             Some(seat) => seat,
             None => self.score(slot).first().copied().unwrap_or(NOBODY),
         }

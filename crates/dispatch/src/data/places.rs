@@ -173,7 +173,7 @@ impl Places {
 
 #[cfg(test)]
 mod tests {
-    use keydispatch_core::message::{Address, Lane, MAGIC, Offers, PROTOCOL_MAJOR, PROTOCOL_MINOR};
+    use keydispatch_core::message::{Address, LaneKind, MAGIC, Offers, PROTOCOL_MAJOR, PROTOCOL_MINOR};
     use keydispatch_core::{ClusterName, Generation};
 
     use super::*;
@@ -183,7 +183,7 @@ mod tests {
             magic: MAGIC,
             major: PROTOCOL_MAJOR,
             minor: PROTOCOL_MINOR,
-            lane: Lane::Data,
+            lane: LaneKind::Data,
             cluster: ClusterName::try_new("c").unwrap(),
             node: NodeId {
                 name: NodeName::try_new(name).unwrap(),

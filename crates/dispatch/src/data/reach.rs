@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use keydispatch_core::NodeId;
-use keydispatch_core::hello;
-use keydispatch_core::message::{Address, ControlMessage, DataLink, Hello, Lane, Offers};
+use keydispatch_core::admission;
+use keydispatch_core::message::{Address, ControlMessage, DataLink, Hello, LaneKind, Offers};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -147,7 +147,7 @@ async fn connect(
     })?;
     let ours = runtime.hello();
     let greeting = ControlMessage::Hello(Hello {
-        lane: Lane::Data,
+        lane: LaneKind::Data,
         offers: Offers {
             data_link: Some(link),
             ..ours.offers
@@ -164,7 +164,7 @@ async fn connect(
     };
     match ControlMessage::decode(&first) {
         Ok(Some(ControlMessage::Hello(theirs))) => {
-            hello::check(&ours, &theirs, connection.credentials()).map_err(Unreached::answered)?;
+            admission::check(&ours, &theirs, connection.credentials()).map_err(Unreached::answered)?;
             if theirs.node != target.peer {
                 let why = format!("{} answers there now", theirs.node);
                 return Err(Unreached::answered(why));

@@ -7,9 +7,9 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use keydispatch_core::hello::Credentials;
+use keydispatch_core::admission::Credentials;
 use keydispatch_core::message::{
-    Address, ControlMessage, Frame, Lane as LaneName, MAGIC, Offers, PROTOCOL_MAJOR,
+    Address, ControlMessage, Frame, LaneKind, MAGIC, Offers, PROTOCOL_MAJOR,
 };
 use keydispatch_core::{
     ClusterName, Codec, EntryChange, Generation, InstanceName, Key, NodeId, NodeName, Record,
@@ -215,7 +215,7 @@ fn hello(name: &str) -> Hello {
         magic: MAGIC,
         major: PROTOCOL_MAJOR,
         minor: 1,
-        lane: LaneName::Data,
+        lane: LaneKind::Data,
         cluster: ClusterName::try_new("c").unwrap(),
         node: node(name),
         nonce: name.len() as u64,
@@ -257,7 +257,7 @@ fn listing() -> Arc<Directory> {
         metadata: None,
     };
     let info = ServiceInfo::from_record(&far.name, far.generation, 3, record);
-    let mut registry = keydispatch_core::Registry::new();
+    let mut registry = keydispatch_core::DirectoryWriter::new();
     registry.apply(vec![EntryChange {
         before: None,
         after: Some(Arc::new(info)),

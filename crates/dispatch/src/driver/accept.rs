@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use keydispatch_core::message::{ControlMessage, Hello, Lane, Refusal};
-use keydispatch_core::{Escaped, hello};
+use keydispatch_core::message::{ControlMessage, Hello, LaneKind, Refusal};
+use keydispatch_core::{Escaped, admission};
 use tokio::sync::mpsc;
 
 use super::link::Input;
@@ -83,14 +83,14 @@ async fn greet(
         None => return,
     };
     match ControlMessage::decode(&first) {
-        Ok(Some(ControlMessage::Hello(theirs))) if theirs.lane == Lane::Data => {
+        Ok(Some(ControlMessage::Hello(theirs))) if theirs.lane == LaneKind::Data => {
             let ours = ours.load();
             let greeted = answering.greet();
-            let verdict = hello::check(&ours, &theirs, connection.credentials())
+            let verdict = admission::check(&ours, &theirs, connection.credentials())
                 .and_then(|()| greeted.as_ref().map(|_| ()).ok_or(Refusal::Left));
             let answer = match &verdict {
                 Ok(()) => ControlMessage::Hello(Hello {
-                    lane: Lane::Data,
+                    lane: LaneKind::Data,
                     ..Hello::clone(&ours)
                 }),
                 Err(refusal) => {

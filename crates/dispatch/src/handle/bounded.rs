@@ -3,7 +3,7 @@
 use std::sync::{Arc, MutexGuard};
 
 use keydispatch_core::route::{
-    self, Ask, Candidate, Choice, HotKeys, MAX_OWNERS, MAX_REFUSALS, Standing,
+    self, Ask, OwnerCandidate, Choice, HotKeys, MAX_OWNERS, MAX_REFUSALS, OwnerStanding,
 };
 use keydispatch_core::{Instant as Since, Key, Routing, ServiceInfo};
 use tokio::time::Instant;
@@ -28,7 +28,7 @@ enum CarriedMessage<'a, M> {
 type Called<P> = Result<Answer<<P as Protocol>::Reply>, Failed<<P as Protocol>::Call>>;
 
 /// The instances that a call was sent to.
-type Asked = Mutex<Vec<(Tried, Standing)>>;
+type Asked = Mutex<Vec<(Tried, OwnerStanding)>>;
 
 impl<P: Protocol> ServiceHandle<P> {
     fn routing(&self) -> Routing {
@@ -83,7 +83,7 @@ impl<P: Protocol> ServiceHandle<P> {
         self.owners(key, owners.min(MAX_OWNERS))
     }
 
-    fn known(&self, owners: &[Arc<ServiceInfo>], asked: &Asked) -> Vec<Candidate> {
+    fn known(&self, owners: &[Arc<ServiceInfo>], asked: &Asked) -> Vec<OwnerCandidate> {
         let asked = asked.lock();
         let channel = &self.channel;
         let zone = self.channel.registry.zone();
@@ -95,10 +95,10 @@ impl<P: Protocol> ServiceHandle<P> {
                 let before = asked.iter().rev().find(|(other, _)| *other == tried);
                 let standing = match before {
                     Some((_, standing)) => *standing,
-                    None if channel.peers.is_out(info) => Standing::Out,
-                    None => Standing::Open,
+                    None if channel.peers.is_out(info) => OwnerStanding::Out,
+                    None => OwnerStanding::Open,
                 };
-                Candidate {
+                OwnerCandidate {
                     hint: channel.hint_of(info),
                     standing,
                     near: zone.is_some_and(|zone| info.zone() == Some(zone.as_str())),
@@ -153,7 +153,7 @@ impl<P: Protocol> ServiceHandle<P> {
                 });
             }
             let by = &owned[at];
-            self.stand(asked, by, Standing::Out);
+            self.stand(asked, by, OwnerStanding::Out);
             // Rule: while there are others to ask, a call waits for no connection.
             let (bound, to) = match (routing, refuse_at) {
                 (Routing::Owner, _) => (Bound::None, self.first_to(key)),
@@ -182,7 +182,7 @@ impl<P: Protocol> ServiceHandle<P> {
                 _ => return Err(failed.0),
             };
             if matches!(failed.0.error, CallError::Overloaded { .. }) {
-                self.stand(asked, by, Standing::Refused);
+                self.stand(asked, by, OwnerStanding::Refused);
                 // There was one; another call may have taken it meanwhile.
                 let _ = self.withdraw();
                 refusals += 1;
@@ -247,7 +247,7 @@ impl<P: Protocol> ServiceHandle<P> {
         }
     }
 
-    fn stand(&self, asked: &Asked, by: &ServiceInfo, standing: Standing) {
+    fn stand(&self, asked: &Asked, by: &ServiceInfo, standing: OwnerStanding) {
         let mut asked = asked.lock();
         asked.push((Tried::of(by), standing));
     }
@@ -311,7 +311,7 @@ impl<P: Protocol> ServiceHandle<P> {
             return None;
         }
         let by = Arc::clone(&owners[at]);
-        self.stand(asked, &by, Standing::Out);
+        self.stand(asked, &by, OwnerStanding::Out);
         let bound = match self.routing() {
             Routing::Owner => Bound::None,
             Routing::Bounded { .. } => Bound::Told,

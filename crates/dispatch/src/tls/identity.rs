@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use keydispatch_core::ClusterName;
-use keydispatch_core::hello::NodeNames;
+use keydispatch_core::admission::NodeNames;
 use rustls::client::danger::ServerCertVerifier;
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, ring};

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::time::{Duration, SystemTime};
 
-use keydispatch_core::hello::NodeNames;
+use keydispatch_core::admission::NodeNames;
 use keydispatch_core::{ClusterName, NodeName};
 use rustls::crypto::ring;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};

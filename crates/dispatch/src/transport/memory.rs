@@ -7,7 +7,7 @@ use std::sync::{Arc, MutexGuard, Weak};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use keydispatch_core::hello::Credentials;
+use keydispatch_core::admission::Credentials;
 use keydispatch_core::message::{Address, Frame};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;

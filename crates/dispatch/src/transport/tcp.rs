@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use keydispatch_core::Escaped;
-use keydispatch_core::hello::Credentials;
+use keydispatch_core::admission::Credentials;
 use keydispatch_core::message::{Address, Frame};
 use tokio::io::{AsyncRead, AsyncWrite, BufReader};
 use tokio::net::{TcpListener, TcpStream};

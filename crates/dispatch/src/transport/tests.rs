@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use keydispatch_core::ClusterName;
-use keydispatch_core::hello::{Credentials, NodeNames};
+use keydispatch_core::admission::{Credentials, NodeNames};
 use keydispatch_core::limits::MAX_CONTROL_FRAME_BYTES;
 use keydispatch_core::message::{Address, DecodeError, Frame};
 use tokio::task::JoinSet;

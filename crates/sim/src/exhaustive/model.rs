@@ -6,10 +6,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use keydispatch_core::ownership::message::TokenMessage;
-use keydispatch_core::ownership::{
-    Gate, Holding, Ownership, OwnershipConfig, TokenEvent, TokenRules,
-};
-use keydispatch_core::{InstanceName, Instant, ServiceId, ServiceInfo};
+use keydispatch_core::ownership::{Gate, Holding, Ownership, OwnershipConfig, TokenEvent};
+use keydispatch_core::{InstanceName, Instant, RuleSet, ServiceId, ServiceInfo};
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::PATIENT;
@@ -86,7 +84,7 @@ struct Trail {
 #[derive(Clone)]
 pub(super) struct State {
     scenario: Scenario,
-    rules: TokenRules,
+    rules: RuleSet,
     names: Arc<[InstanceName; NODES]>,
     now: Instant,
     nodes: [Option<Node>; NODES],
@@ -106,7 +104,7 @@ pub(super) struct State {
 
 impl State {
     /// All but the newcomer run, know each other, and are at rest.
-    pub(super) fn new(scenario: &Scenario, rules: TokenRules) -> State {
+    pub(super) fn new(scenario: &Scenario, rules: RuleSet) -> State {
         let mut state = State {
             scenario: *scenario,
             rules,

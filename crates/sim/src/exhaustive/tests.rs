@@ -1,3 +1,5 @@
+use keydispatch_core::{Rule, RuleSet};
+
 use super::*;
 
 /// Cases with few states; the command looks at all.
@@ -13,16 +15,16 @@ fn case(joiner: usize, leaver: usize, deaths: u32) -> Scenario {
 }
 
 fn without(scenario: &Scenario, rules: &[&str]) -> Found {
-    let off = rules.iter().map(|rule| WithoutToken::named(rule).unwrap());
-    let off: Vec<WithoutToken> = off.collect();
-    search(scenario, WithoutToken::rules(&off), 100_000)
+    let off = rules.iter().map(|rule| Rule::named(rule).unwrap());
+    let off: Vec<Rule> = off.collect();
+    search(scenario, RuleSet::without(&off), 100_000)
 }
 
 #[test]
 fn nothing_is_broken_by_any_order_of_a_join_and_a_leave() {
     for (joiner, leaver) in SMALL {
         let scenario = case(joiner, leaver, 0);
-        let found = search(&scenario, TokenRules::default(), 100_000);
+        let found = search(&scenario, RuleSet::default(), 100_000);
         assert_eq!(found.violation, None, "{scenario}");
         assert!(found.complete && found.ends > 0, "{scenario}: {found:?}");
     }
@@ -32,7 +34,7 @@ fn nothing_is_broken_by_any_order_of_a_join_and_a_leave() {
 fn nor_where_one_of_them_dies_at_any_moment() {
     for (joiner, leaver) in [(2, 1), (2, 2), (1, 1)] {
         let scenario = case(joiner, leaver, 1);
-        let found = search(&scenario, TokenRules::default(), 100_000);
+        let found = search(&scenario, RuleSet::default(), 100_000);
         assert_eq!(found.violation, None, "{scenario}");
         assert!(found.complete && found.ends > 0, "{scenario}: {found:?}");
     }

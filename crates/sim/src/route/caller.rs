@@ -2,14 +2,14 @@
 
 use keydispatch_core::Instant;
 use keydispatch_core::route::{
-    self, Ask, Candidate, Choice, Hint, HotKeys, Latencies, MAX_OWNERS, RetryBudget, Standing,
+    self, Ask, OwnerCandidate, Choice, Hint, HotKeys, Latencies, MAX_OWNERS, RetryBudget, OwnerStanding,
 };
 use smallvec::SmallVec;
 
 use super::plan::Ours;
 
 /// What became of the owners of one call, by their place in its order.
-pub(super) type Standings = SmallVec<[Standing; 4]>;
+pub(super) type Standings = SmallVec<[OwnerStanding; 4]>;
 
 #[derive(Debug)]
 pub(super) struct Caller {
@@ -57,8 +57,8 @@ impl Caller {
         ours: &Ours,
         owners: &[u16],
         standings: &Standings,
-    ) -> SmallVec<[Candidate; 4]> {
-        let candidate = |(at, instance): (usize, &u16)| Candidate {
+    ) -> SmallVec<[OwnerCandidate; 4]> {
+        let candidate = |(at, instance): (usize, &u16)| OwnerCandidate {
             hint: self.hints[usize::from(*instance)],
             standing: standings.get(at).copied().unwrap_or_default(),
             near: ours.near && usize::from(*instance) % 2 == self.zone,
@@ -76,7 +76,7 @@ impl Caller {
         now: Instant,
         draw: u64,
     ) -> Option<Choice> {
-        let refusals = standings.iter().filter(|s| **s == Standing::Refused);
+        let refusals = standings.iter().filter(|s| **s == OwnerStanding::Refused);
         let refusals = refusals.count() as u8;
         let (percent, per_second) = ours.budget;
         let has = refusals < ours.refusals && self.budget.has(now, self.calls, percent, per_second);

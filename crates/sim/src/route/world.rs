@@ -3,10 +3,10 @@
 use std::num::NonZeroU8;
 use std::time::Duration;
 
-use keydispatch_core::route::{Choice, MAX_OWNERS, Standing, limit_at};
+use keydispatch_core::route::{Choice, MAX_OWNERS, OwnerStanding, limit_at};
 use keydispatch_core::{
-    EntryChange, Generation, InstanceName, Instant, Key, NodeName, Record, Registry, ServiceInfo,
-    ServiceState, ServiceType, Weight,
+    DirectoryWriter, EntryChange, Generation, InstanceName, Instant, Key, NodeName, Record,
+    ServiceInfo, ServiceState, ServiceType, Weight,
 };
 use keydispatch_measure::quantile_of_sorted;
 use rand::rngs::StdRng;
@@ -462,7 +462,7 @@ impl<'a> World<'a> {
         let at = usize::from(call.sent[usize::from(sent.number)]);
         if refused {
             self.refusals += 1;
-            stand(&mut call.standings, at, Standing::Refused);
+            stand(&mut call.standings, at, OwnerStanding::Refused);
             if let Policy::Ours(ours) = self.policy
                 && !call.finished
             {
@@ -502,8 +502,8 @@ impl<'a> World<'a> {
             return;
         }
         for at in call.sent.iter().map(|at| usize::from(*at)) {
-            if call.standings.get(at) != Some(&Standing::Refused) {
-                stand(&mut call.standings, at, Standing::Out);
+            if call.standings.get(at) != Some(&OwnerStanding::Refused) {
+                stand(&mut call.standings, at, OwnerStanding::Out);
             }
         }
         let owners = owners_of(&self.owners, call);
@@ -543,9 +543,9 @@ fn owners_of<'a>(owners: &'a [Vec<SmallVec<[u16; MAX_OWNERS]>>; 2], call: &Call)
     &owners[usize::from(call.joined)][call.key as usize]
 }
 
-fn stand(standings: &mut Standings, at: usize, standing: Standing) {
+fn stand(standings: &mut Standings, at: usize, standing: OwnerStanding) {
     if standings.len() <= at {
-        standings.resize(at + 1, Standing::Open);
+        standings.resize(at + 1, OwnerStanding::Open);
     }
     standings[at] = standing;
 }
@@ -571,7 +571,7 @@ fn placement(plan: &Plan, count: usize, keys: &[Key]) -> Vec<SmallVec<[u16; MAX_
         before: None,
         after: Some(info(number, plan).into()),
     });
-    let mut registry = Registry::new();
+    let mut registry = DirectoryWriter::new();
     registry.apply(joined.collect());
     let Some(view) = registry.directory().view(TYPE) else {
         return vec![SmallVec::new(); keys.len()];

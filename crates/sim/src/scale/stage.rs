@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use keydispatch_core::{
-    Cluster, Instant, Metadata, NewEntry, NodeName, ServiceState, ServiceType, Settings, Weight,
-    Zone,
+    Cluster, Instant, Metadata, NewEntry, NodeName, RuleSet, ServiceState, ServiceType, Settings,
+    Weight, Zone,
 };
 use rand::RngExt;
 
@@ -12,7 +12,6 @@ use super::agreement;
 use crate::Error;
 use crate::network::{Host, Weather};
 use crate::profile::Profile;
-use crate::rules::Switches;
 use crate::trace::Trace;
 use crate::workload::Workload;
 use crate::world::{Constants, Cost, World};
@@ -110,7 +109,7 @@ impl Stage {
         };
         let constants = Constants {
             settings: Settings::default(),
-            rules: Switches::default(),
+            rules: RuleSet::default(),
             seeds: (0..shape.nodes.min(3)).collect(),
             queue_bytes: QUEUE_BYTES,
             max_chatter: u64::MAX,

@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use keydispatch_core::ServiceId;
 use keydispatch_core::ownership::Gate;
+use keydispatch_core::{Rule, ServiceId};
 use rand::RngExt;
 
 use super::TokenEvent;
@@ -213,7 +213,7 @@ impl World {
             }
             Reply::Overloaded => self.fail_call(number, "too many wait"),
             Reply::Moved(to) => {
-                if !tokens.rules.moved {
+                if !tokens.rules.holds(Rule::Moved) {
                     return self.fail_call(number, "it was sent on");
                 }
                 if let Some(call) = tokens.calls.get_mut(&number) {

@@ -3,8 +3,7 @@
 
 use std::time::Duration;
 
-use keydispatch_core::ownership::TokenRules;
-use keydispatch_core::{NodeName, RawSettings, Settings};
+use keydispatch_core::{NodeName, RawSettings, RuleSet, Settings};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -14,7 +13,6 @@ use super::stage::Tokens;
 use crate::checks::Violation;
 use crate::network::Weather;
 use crate::profile::Profile;
-use crate::rules::Switches;
 use crate::trace::Trace;
 use crate::workload::Workload;
 use crate::world::{Constants, Event, World};
@@ -36,7 +34,7 @@ pub struct TokenPlan {
     /// What goes wrong.
     pub profile: TokenProfile,
     /// Which rules hold.
-    pub rules: TokenRules,
+    pub rules: RuleSet,
     /// Prints what happens.
     pub trace: bool,
 }
@@ -130,7 +128,7 @@ fn build(plan: &TokenPlan, names: usize, rng: &mut StdRng) -> World {
     };
     let constants = Constants {
         settings: Settings::try_new(raw).expect("within bounds and in relation"),
-        rules: Switches::default(),
+        rules: RuleSet::default(),
         // Whoever lives is found: what becomes of clusters without seeds is another matter.
         seeds: (0..names.len()).collect(),
         queue_bytes: (4 * 1024 * 1024, 32 * 1024 * 1024),
@@ -229,7 +227,7 @@ impl TokenPlan {
         TokenPlan {
             seed,
             profile,
-            rules: TokenRules::default(),
+            rules: RuleSet::default(),
             trace: false,
         }
     }

@@ -4,10 +4,12 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use keydispatch_core::{Rule, RuleSet};
+
 use super::history::{TokenOutcome, TokenPlan, run};
 use super::profile::TokenProfile;
-use super::rules::WithoutToken;
 use crate::report::Seeds;
+use crate::rules;
 
 /// Runs many histories of ownership that moves with its states, each determined by its seed.
 #[derive(Clone, Debug, clap::Args)]
@@ -24,7 +26,7 @@ pub struct TokenArgs {
     pub profile: TokenProfile,
     /// Turns rules of the protocol off, to see who notices.
     #[arg(long, value_name = "RULE,…", value_delimiter = ',', value_parser = parse_rule)]
-    pub without: Vec<WithoutToken>,
+    pub without: Vec<Rule>,
     /// Prints what happened in a history, line by line.
     #[arg(long, requires = "seed")]
     pub trace: bool,
@@ -42,13 +44,8 @@ fn parse_profile(name: &str) -> Result<TokenProfile, String> {
     })
 }
 
-fn parse_rule(name: &str) -> Result<WithoutToken, String> {
-    WithoutToken::named(name).ok_or_else(|| {
-        format!(
-            "there is no such rule; there are {}",
-            WithoutToken::names().join(", ")
-        )
-    })
+fn parse_rule(name: &str) -> Result<Rule, String> {
+    rules::named(name, &rules::of_tokens())
 }
 
 /// The totals.
@@ -161,7 +158,7 @@ pub(crate) fn run_command(args: &TokenArgs) -> ExitCode {
     for seed in seeds.iter() {
         drop(out);
         let outcome = run(&TokenPlan {
-            rules: WithoutToken::rules(&args.without),
+            rules: RuleSet::without(&args.without),
             trace: args.trace,
             ..TokenPlan::new(seed, args.profile.clone())
         });

@@ -4,12 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use keydispatch_core::ownership::message::TokenMessage;
-use keydispatch_core::ownership::{
-    Ownership, OwnershipConfig, SlotSet, TokenEvent as Told, TokenRules,
-};
+use keydispatch_core::ownership::{Ownership, OwnershipConfig, SlotSet, TokenEvent as Told};
 use keydispatch_core::{
-    ClusterEvent, EntryUpdate, InstanceName, Instant, Metadata, NewEntry, NodeId, NodeName,
-    ServiceId, ServiceState, ServiceType, Weight,
+    ClusterEvent, EntryUpdate, InstanceName, Instant, Metadata, NewEntry, NodeId, NodeName, Rule,
+    RuleSet, ServiceId, ServiceState, ServiceType, Weight,
 };
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -39,7 +37,7 @@ pub(crate) fn service_type() -> ServiceType {
 pub(crate) struct Tokens {
     /// Apart from the world's: what is drawn here changes nothing there.
     pub(crate) rng: StdRng,
-    pub(crate) rules: TokenRules,
+    pub(crate) rules: RuleSet,
     pub(crate) profile: TokenProfile,
     pub(crate) slots: u32,
     pub(crate) patience: Duration,
@@ -103,7 +101,7 @@ enum Fact {
 }
 
 impl Tokens {
-    pub(crate) fn new(seed: u64, rules: TokenRules, profile: TokenProfile) -> Self {
+    pub(crate) fn new(seed: u64, rules: RuleSet, profile: TokenProfile) -> Self {
         let mut rng = StdRng::seed_from_u64(seed ^ 0x746f_6b65_6e73);
         Tokens {
             slots: 8 << rng.random_range(0..3),
@@ -176,7 +174,7 @@ impl World {
             registered: false,
             wakes_at: None,
         });
-        if !tokens.rules.synced {
+        if !tokens.rules.holds(Rule::Synced) {
             // Nobody waits for being synced, and registers at once.
             if let Some(machine) = tokens.machines[process].as_mut() {
                 machine.registered = true;
@@ -632,7 +630,7 @@ impl World {
         let drains = self
             .tokens
             .as_ref()
-            .is_some_and(|tokens| tokens.rules.drains);
+            .is_some_and(|tokens| tokens.rules.holds(Rule::Drains));
         let name = self.processes[process].name.clone();
         let Some(machine) = self.machine(process) else {
             return;

@@ -2,7 +2,10 @@
 //!
 //! Rules that no history misses are listed in [`UNNOTICED`], with the reason as far as it is known.
 
-use super::{TokenOutcome, TokenPlan, TokenProfile, WithoutToken, run};
+use keydispatch_core::{Rule, RuleSet};
+
+use super::{TokenOutcome, TokenPlan, TokenProfile, run};
+use crate::rules::of_tokens;
 
 /// Rules whose absence the simulator does not report, and what is supposed to cover for them.
 const UNNOTICED: &[(&str, &str)] = &[
@@ -55,12 +58,12 @@ const UNNOTICED: &[(&str, &str)] = &[
 ];
 
 fn history(seed: u64, profile: &str, without: &[&str]) -> TokenOutcome {
-    let off: Vec<WithoutToken> = without
+    let off: Vec<Rule> = without
         .iter()
-        .map(|rule| WithoutToken::named(rule).unwrap())
+        .map(|rule| Rule::named(rule).unwrap())
         .collect();
     run(&TokenPlan {
-        rules: WithoutToken::rules(&off),
+        rules: RuleSet::without(&off),
         ..TokenPlan::new(seed, TokenProfile::named(profile).unwrap())
     })
 }
@@ -100,7 +103,7 @@ const NOTICED: &[(&str, &str, std::ops::Range<u64>)] = &[
 
 #[test]
 fn every_rule_is_either_noticed_or_listed_as_unnoticed() {
-    for name in WithoutToken::names() {
+    for name in of_tokens().into_iter().map(Rule::name) {
         let listed = UNNOTICED.iter().any(|(unnoticed, _)| *unnoticed == name);
         let noticed = NOTICED.iter().any(|(noticed, _, _)| *noticed == name);
         assert!(listed != noticed, "{name}");

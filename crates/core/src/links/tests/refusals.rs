@@ -7,7 +7,7 @@ const SECOND: Duration = Duration::from_secs(1);
 fn credentials(name: &str) -> Credentials {
     Credentials::Certificate {
         cluster: ClusterName::try_new("test").unwrap(),
-        nodes: crate::hello::NodeNames::Exact(vec![NodeName::try_new(name).unwrap()]),
+        nodes: crate::admission::NodeNames::Exact(vec![NodeName::try_new(name).unwrap()]),
     }
 }
 
@@ -26,7 +26,7 @@ struct Rule {
     off: bool,
 }
 
-impl Names for Rule {
+impl KnownNames for Rule {
     fn up(&self, name: &NodeName) -> Option<NodeId> {
         self.known.up(name)
     }

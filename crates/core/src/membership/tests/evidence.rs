@@ -36,19 +36,12 @@ impl World {
 
 #[test]
 fn refused_by_two_is_down_within_50_ms() {
-    let mut world = World::joined(5, 3, Rules::default());
+    let mut world = World::joined(5, 3, RuleSet::default());
     world.kill(2);
     let took = world.time_to_down(2, DOWN).unwrap();
     assert!(took <= 50 * MILLISECOND, "{took:?}");
 
-    let mut world = World::joined(
-        5,
-        3,
-        Rules {
-            link_evidence: false,
-            ..Rules::default()
-        },
-    );
+    let mut world = World::joined(5, 3, RuleSet::without(&[Rule::LinkEvidence]));
     world.kill(2);
     let took = world.time_to_down(2, 2 * DOWN).unwrap();
     assert!(took > 500 * MILLISECOND, "{took:?}");
@@ -56,7 +49,7 @@ fn refused_by_two_is_down_within_50_ms() {
 
 #[test]
 fn refused_alone_is_down_after_400_ms_and_not_before() {
-    let mut world = World::joined(5, 4, Rules::default());
+    let mut world = World::joined(5, 4, RuleSet::default());
     let dead = world.nodes[2].id.clone();
     world.silence(2);
     for index in [1, 3, 4] {
@@ -72,7 +65,7 @@ fn refused_alone_is_down_after_400_ms_and_not_before() {
 
 #[test]
 fn refused_alone_while_it_lives_is_refuted() {
-    let mut world = World::joined(5, 5, Rules::default());
+    let mut world = World::joined(5, 5, RuleSet::default());
     let alive = world.nodes[2].id.clone();
     world.refuse(0, &alive);
     world.run(5 * SECOND);
@@ -81,7 +74,7 @@ fn refused_alone_while_it_lives_is_refuted() {
 
 #[test]
 fn a_report_of_another_is_nothing_while_the_own_link_is_fine() {
-    let mut world = World::joined(3, 5, Rules::default());
+    let mut world = World::joined(3, 5, RuleSet::default());
     let (reporter, alive) = (world.nodes[1].id.clone(), world.nodes[2].id.clone());
     world.nodes[0]
         .membership
@@ -93,7 +86,7 @@ fn a_report_of_another_is_nothing_while_the_own_link_is_fine() {
 
 #[test]
 fn of_two_nodes_one_that_refuses_twice_is_dead_within_60_ms() {
-    let mut world = World::joined(2, 6, Rules::default());
+    let mut world = World::joined(2, 6, RuleSet::default());
     let dead = world.nodes[1].id.clone();
     world.kill(1);
     world.run(30 * MILLISECOND);
@@ -105,7 +98,7 @@ fn of_two_nodes_one_that_refuses_twice_is_dead_within_60_ms() {
 
 #[test]
 fn of_two_nodes_one_that_refuses_once_has_400_ms_to_come() {
-    let mut world = World::joined(2, 6, Rules::default());
+    let mut world = World::joined(2, 6, RuleSet::default());
     world.kill(1);
     let took = world.time_to_down(1, DOWN).unwrap();
     assert!(
@@ -116,7 +109,7 @@ fn of_two_nodes_one_that_refuses_once_has_400_ms_to_come() {
 
 #[test]
 fn of_two_nodes_one_that_refuses_and_dials_by_itself_lives() {
-    let mut world = World::joined(2, 6, Rules::default());
+    let mut world = World::joined(2, 6, RuleSet::default());
     let alive = world.nodes[1].id.clone();
     world.break_links(1, &[0]);
     world.run(20 * MILLISECOND);
@@ -128,7 +121,7 @@ fn of_two_nodes_one_that_refuses_and_dials_by_itself_lives() {
 
 #[test]
 fn whose_every_other_member_refuses_has_nobody_else_to_ask() {
-    let mut world = World::joined(4, 7, Rules::default());
+    let mut world = World::joined(4, 7, RuleSet::default());
     let dead: Vec<NodeId> = (1..4).map(|index| world.nodes[index].id.clone()).collect();
     for index in 1..4 {
         world.kill(index);
@@ -146,7 +139,7 @@ fn whose_every_other_member_refuses_has_nobody_else_to_ask() {
 #[test]
 fn refused_by_two_while_a_third_holds_a_link_is_neither_down_nor_cut_off() {
     for seed in 0..20 {
-        let mut world = World::joined(4, seed, Rules::default());
+        let mut world = World::joined(4, seed, RuleSet::default());
         world.mesh = false;
         let alive = world.nodes[3].id.clone();
         world.break_links(3, &[1, 2]);
@@ -163,7 +156,7 @@ fn refused_by_two_while_a_third_holds_a_link_is_neither_down_nor_cut_off() {
 #[test]
 fn a_node_that_nobody_reaches_but_that_reaches_one_is_not_even_suspected() {
     for seed in 0..20 {
-        let mut world = World::joined(4, seed, Rules::default());
+        let mut world = World::joined(4, seed, RuleSet::default());
         world.mesh = false;
         let alive = world.nodes[3].id.clone();
         world.unlink(1, 3);
@@ -182,7 +175,7 @@ fn a_node_that_nobody_reaches_but_that_reaches_one_is_not_even_suspected() {
 
 #[test]
 fn whom_nobody_vouches_for_is_suspected_where_it_was_never_met_and_dead_in_a_second() {
-    let mut world = World::joined(4, 8, Rules::default());
+    let mut world = World::joined(4, 8, RuleSet::default());
     let dead = world.nodes[3].id.clone();
     world.silence(3);
     for index in 0..3 {
@@ -198,7 +191,7 @@ fn whom_nobody_vouches_for_is_suspected_where_it_was_never_met_and_dead_in_a_sec
 
 #[test]
 fn a_newcomer_that_is_refused_confirms_what_the_one_whose_link_broke_knows() {
-    let mut world = World::joined(3, 8, Rules::default());
+    let mut world = World::joined(3, 8, RuleSet::default());
     let dead = world.nodes[2].id.clone();
     world.silence(2);
     for index in 0..2 {
@@ -213,7 +206,7 @@ fn a_newcomer_that_is_refused_confirms_what_the_one_whose_link_broke_knows() {
 
 #[test]
 fn who_vouched_and_is_refused_later_takes_its_word_back() {
-    let mut world = World::joined(3, 9, Rules::default());
+    let mut world = World::joined(3, 9, RuleSet::default());
     let dead = world.nodes[2].id.clone();
     world.nodes[2].alive = false;
     world.nodes[0].links.remove(&2);

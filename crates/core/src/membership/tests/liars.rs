@@ -12,12 +12,6 @@ fn says(world: &mut World, from: usize, to: usize, updates: Vec<Member<Identity>
     world.pump(to);
 }
 
-fn without(turn_off: fn(&mut Rules)) -> Rules {
-    let mut rules = Rules::default();
-    turn_off(&mut rules);
-    rules
-}
-
 fn counts(world: &World, index: usize) -> MembershipCounts {
     world.nodes[index].membership.counts()
 }
@@ -32,9 +26,9 @@ fn identity(world: &World, index: usize) -> Identity {
 }
 
 /// Whether node 0 still sees node 1, after one packet about a later identity of it.
-fn survives(rules: Rules, state: State, number: u64, bump: u32) -> bool {
+fn survives(rules: RuleSet, state: State, number: u64, rejoins: u32) -> bool {
     let mut world = World::joined(4, 21, rules);
-    let later = Identity::new(life(1, number), bump, address(9));
+    let later = Identity::new(life(1, number), rejoins, address(9));
     says(&mut world, 3, 0, vec![Member::new(later, 0, state)]);
     world.run(10 * MILLISECOND);
     world.sees_up(0, 1)
@@ -42,7 +36,7 @@ fn survives(rules: Rules, state: State, number: u64, bump: u32) -> bool {
 
 #[test]
 fn one_packet_about_a_life_that_never_was_shuts_nobody_out() {
-    for (number, bump) in [
+    for (number, rejoins) in [
         (2, 0),
         (1_000_000, 9),
         (u64::MAX, u32::MAX),
@@ -51,24 +45,21 @@ fn one_packet_about_a_life_that_never_was_shuts_nobody_out() {
     ] {
         for state in [State::Alive, State::Down] {
             assert!(
-                survives(Rules::default(), state, number, bump),
-                "{state:?} of {number}+{bump}"
+                survives(RuleSet::default(), state, number, rejoins),
+                "{state:?} of {number}+{rejoins}"
             );
         }
     }
-    let off = without(|rules| rules.own_word = false);
+    let off = RuleSet::without(&[Rule::OwnWord]);
     assert!(!survives(off, State::Down, 2, 0));
-    let off = without(|rules| rules.own_word = false);
+    let off = RuleSet::without(&[Rule::OwnWord]);
     assert!(!survives(off, State::Down, 1, u32::MAX));
-    let off = without(|rules| {
-        rules.own_word = false;
-        rules.plausible_generations = false;
-    });
+    let off = RuleSet::without(&[Rule::OwnWord, Rule::PlausibleGenerations]);
     assert!(!survives(off, State::Down, u64::MAX, 0));
 }
 
 /// Whether node 1, which was dead, is seen again once it starts anew, after somebody made up a later life of it.
-fn comes_back(rules: Rules) -> bool {
+fn comes_back(rules: RuleSet) -> bool {
     let mut world = World::joined(3, 22, rules);
     world.kill(1);
     world.run(5 * SECOND);
@@ -82,13 +73,13 @@ fn comes_back(rules: Rules) -> bool {
 
 #[test]
 fn a_made_up_later_life_of_the_dead_gives_way_to_the_node_itself() {
-    assert!(comes_back(Rules::default()));
-    assert!(!comes_back(without(|rules| rules.own_word = false)));
+    assert!(comes_back(RuleSet::default()));
+    assert!(!comes_back(RuleSet::without(&[Rule::OwnWord])));
 }
 
 #[test]
 fn a_later_life_is_taken_from_two_who_say_so_where_the_node_cannot_be_asked() {
-    let mut world = World::joined(5, 23, Rules::default());
+    let mut world = World::joined(5, 23, RuleSet::default());
     world.silence(1);
     world.run(5 * SECOND);
     let later = Identity::new(life(1, 2), 0, address(9));
@@ -101,10 +92,10 @@ fn a_later_life_is_taken_from_two_who_say_so_where_the_node_cannot_be_asked() {
 
 /// Whether node 0 keeps node 1 as what it is, of three nodes, while node 2 first raises a doubt and then tells of a return.
 fn stays_what_it_is(doubt: State) -> bool {
-    let mut world = World::joined(3, 29, Rules::default());
+    let mut world = World::joined(3, 29, RuleSet::default());
     let known = identity(&world, 1);
     says(&mut world, 2, 0, vec![Member::new(known.clone(), 0, doubt)]);
-    let later = Identity::new(life(1, 1), known.bump + 1, address(9));
+    let later = Identity::new(life(1, 1), known.rejoins + 1, address(9));
     says(&mut world, 2, 0, vec![Member::alive(later)]);
     identity(&world, 1) == known && world.sees_up(0, 1)
 }
@@ -119,7 +110,7 @@ fn of_three_one_cannot_raise_a_doubt_and_settle_it_with_a_return_of_its_own_maki
 /// Whether a node that does not answer is down after twice a `down_period`, while one says that it is down and one, with an
 /// incarnation that cannot be, that it lives.
 fn is_convicted_against(incarnation: foca::Incarnation) -> bool {
-    let mut world = World::joined(12, 25, Rules::default());
+    let mut world = World::joined(12, 25, RuleSet::default());
     world.silence(1);
     world.partition(&[0], &(2..12).collect::<Vec<_>>());
     let accused = identity(&world, 1);
@@ -136,7 +127,7 @@ fn a_word_that_cannot_be_refutes_nothing() {
 }
 
 /// How often node 0 took node 1 for dead while node 3 said so, fifty times a second.
-fn downs_while_accused(rules: Rules) -> (usize, MembershipCounts) {
+fn downs_while_accused(rules: RuleSet) -> (usize, MembershipCounts) {
     let mut world = World::joined(4, 24, rules);
     for _ in 0..500 {
         let accused = identity(&world, 1);
@@ -150,18 +141,18 @@ fn downs_while_accused(rules: Rules) -> (usize, MembershipCounts) {
 
 #[test]
 fn one_accuser_keeps_nobody_down_who_answers() {
-    let (downs, counts) = downs_while_accused(Rules::default());
+    let (downs, counts) = downs_while_accused(RuleSet::default());
     assert_eq!(downs, 0);
     // Asked a few times, ever more rarely.
     assert!((1..=5).contains(&counts.acquitted), "{counts:?}");
     assert!(counts.unheeded > 400, "{counts:?}");
-    let (downs, _) = downs_while_accused(without(|rules| rules.two_accusers = false));
+    let (downs, _) = downs_while_accused(RuleSet::without(&[Rule::TwoAccusers]));
     assert!(downs > 5, "{downs}");
 }
 
 #[test]
 fn one_accuser_is_believed_about_who_does_not_answer_and_two_are_at_once() {
-    let mut world = World::joined(12, 25, Rules::default());
+    let mut world = World::joined(12, 25, RuleSet::default());
     world.silence(1);
     let accused = identity(&world, 1);
     says(&mut world, 3, 0, vec![Member::down(accused.clone())]);
@@ -169,7 +160,7 @@ fn one_accuser_is_believed_about_who_does_not_answer_and_two_are_at_once() {
     says(&mut world, 4, 0, vec![Member::down(accused)]);
     assert!(!world.sees_up(0, 1));
 
-    let mut world = World::joined(12, 25, Rules::default());
+    let mut world = World::joined(12, 25, RuleSet::default());
     world.silence(1);
     // Nobody else finds out by itself.
     world.partition(&[0], &(2..12).collect::<Vec<_>>());
@@ -181,7 +172,7 @@ fn one_accuser_is_believed_about_who_does_not_answer_and_two_are_at_once() {
 
 #[test]
 fn a_suspicion_at_the_end_of_the_numbers_makes_nobody_come_back_under_another_identity() {
-    let returns = |rules: Rules| {
+    let returns = |rules: RuleSet| {
         let mut world = World::joined(4, 26, rules);
         for _ in 0..20 {
             let accused = world.nodes[0].membership.me.clone();
@@ -191,13 +182,13 @@ fn a_suspicion_at_the_end_of_the_numbers_makes_nobody_come_back_under_another_id
         }
         world.nodes[0].membership.returns()
     };
-    assert_eq!(returns(Rules::default()), 0);
-    assert!(returns(without(|rules| rules.own_word = false)) > 10);
+    assert_eq!(returns(RuleSet::default()), 0);
+    assert!(returns(RuleSet::without(&[Rule::OwnWord])) > 10);
 }
 
 #[test]
 fn a_rival_that_cannot_be_is_not_looked_for_and_the_others_once_a_second() {
-    let mut world = World::joined(3, 27, Rules::default());
+    let mut world = World::joined(3, 27, RuleSet::default());
     for number in (2..200).chain(u64::MAX - 20..=u64::MAX) {
         let rival = Identity::new(life(0, number), 0, address(9));
         says(&mut world, 2, 0, vec![Member::alive(rival)]);

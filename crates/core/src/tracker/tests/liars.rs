@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::message::SnapshotChunk;
+use crate::rules::{Rule, RuleSet};
 
 const FAR: u64 = 1 << 40;
 
@@ -20,10 +21,8 @@ fn met() -> (Net, [NodeId; 4]) {
     (net, [a, b, m, x])
 }
 
-fn off(net: &mut Net, who: &NodeId, turn_off: fn(&mut TrackerRules)) {
-    let mut rules = TrackerRules::default();
-    turn_off(&mut rules);
-    net.at(who).set_rules(rules);
+fn off(net: &mut Net, who: &NodeId, rule: Rule) {
+    net.at(who).set_rules(RuleSet::without(&[rule]));
 }
 
 /// A copy of x's entries that x never had: nothing at all, at that version.
@@ -93,7 +92,7 @@ fn what_is_missing_is_asked_for_at_a_bounded_rate() {
     let asked = |paced: bool| {
         let (mut net, [a, _, m, _]) = met();
         if !paced {
-            off(&mut net, &a, |rules| rules.paced_fetches = false);
+            off(&mut net, &a, Rule::PacedFetches);
         }
         net.add(&m, 1..=5);
         net.pass(Duration::from_secs(1));
@@ -105,7 +104,7 @@ fn what_is_missing_is_asked_for_at_a_bounded_rate() {
             content: 7,
         };
         let now = net.now;
-        let vector = ControlMessage::Vector(Vector { owners: vec![row] });
+        let vector = ControlMessage::Vector(VersionVector { owners: vec![row] });
         net.at(&a).handle_message(now, &m, vector);
         net.collect();
         for _ in 0..1_000 {
@@ -136,7 +135,7 @@ fn a_copy_that_one_relay_alone_has_is_not_taken() {
     let shown = |agreeing: bool| {
         let (mut net, [a, _, m, x]) = parted();
         if !agreeing {
-            off(&mut net, &a, |rules| rules.agreeing_relays = false);
+            off(&mut net, &a, Rule::AgreeingRelays);
         }
         lie(&mut net, &a, &m, &x, FAR, Duration::from_secs(5));
         net.ids(&a).len()
@@ -163,7 +162,7 @@ fn a_forged_copy_gives_way_to_the_owner_itself() {
         net.add(&x, 1..=2);
         net.pass(Duration::from_secs(1));
         if !heeded {
-            off(&mut net, &a, |rules| rules.owners_word = false);
+            off(&mut net, &a, Rule::OwnersWord);
         }
         net.disconnect(&a, &x);
         lie(&mut net, &a, &m, &x, FAR, Duration::from_secs(5));
@@ -184,7 +183,7 @@ fn made_up_owners_keep_no_newcomer_waiting() {
         let [a, b, m, _] = four();
         let mut net = Net::new(&[a.clone(), b.clone(), m.clone()], 100);
         if !heeded {
-            off(&mut net, &a, |rules| rules.owners_word = false);
+            off(&mut net, &a, Rule::OwnersWord);
         }
         net.meet_all();
         for round in 0..200 {
@@ -210,7 +209,7 @@ fn an_owner_that_never_gives_what_it_says_it_has_is_not_waited_for() {
             content: 7,
         };
         let now = net.now;
-        let vector = ControlMessage::Vector(Vector { owners: vec![row] });
+        let vector = ControlMessage::Vector(VersionVector { owners: vec![row] });
         net.at(&a).handle_message(now, &m, vector);
         net.wires.get_mut(&(a.clone(), m.clone())).unwrap().clear();
         net.collect();

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap as Map;
 
 use super::*;
-use crate::log::{MAX_DELTA_BYTES, work};
+use crate::tracker::log::{MAX_DELTA_BYTES, work};
 
 /// Entries of a large batch.
 const MANY: u64 = 10_000;

@@ -7,19 +7,18 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, Ordering, fence};
 
+use super::budget::TableBudget;
+use super::pages::{PAGE_SLOTS, PAGES, zeroed};
+use super::ranked::{KEPT, LOST, NOBODY, Ranked, UNKNOWN};
 use super::words::{MAX_NARROW_WORDS, NO_REST, Rest, Words};
-use super::{FIRST_EPOCH, KEPT, LOST, NOBODY, Ranked, TableBudget, UNKNOWN, zeroed};
 use crate::key::{SLOTS, Slot};
 
-/// Slots with one stamp: few enough that one lookup brings them up to date in passing, and many enough that the stamps
-/// take little room.
-pub(in crate::view) const PAGE_SLOTS: usize = 32;
-
-pub(super) const PAGES: usize = SLOTS / PAGE_SLOTS;
+/// The epoch of a new table.
+pub(super) const FIRST_EPOCH: u32 = 1;
 
 /// Lookups by later views before a page is brought up to date: so many that it costs each of them little, where a type
 /// changes all the time.
-pub(in crate::view) const LATE_LOOKUPS: u8 = 4 * PAGE_SLOTS as u8;
+pub(crate) const LATE_LOOKUPS: u8 = 4 * PAGE_SLOTS as u8;
 
 /// Seats whose numbers, and one more, fit into a byte.
 const MAX_NARROW: usize = 254;
@@ -84,7 +83,7 @@ impl Firsts {
 
 /// The cells of a table, and the budget that they were taken from.
 #[derive(Debug)]
-pub(in crate::view) struct Cells {
+pub(crate) struct Cells {
     /// Twice the epoch; one more while somebody changes the page. Zero before it was ever read.
     stamps: Box<[AtomicU32; PAGES]>,
     /// Lookups of each page by views that are later than its stamp.
@@ -96,19 +95,19 @@ pub(in crate::view) struct Cells {
     pub(super) latest: AtomicU32,
     budget: Arc<TableBudget>,
     #[cfg(test)]
-    pub(in crate::view) counts: Counts,
+    pub(crate) counts: Counts,
 }
 
 /// What lookups did beyond reading.
 #[cfg(test)]
 #[derive(Debug, Default)]
-pub(in crate::view) struct Counts {
+pub(crate) struct Counts {
     /// Slots that were scored.
-    pub(in crate::view) scored: AtomicU32,
+    pub(crate) scored: AtomicU32,
     /// Slots that a lookup brought up to date for itself.
-    pub(in crate::view) carried_alone: AtomicU32,
+    pub(crate) carried_alone: AtomicU32,
     /// Slots that were brought up to date with their page.
-    pub(in crate::view) carried: AtomicU32,
+    pub(crate) carried: AtomicU32,
 }
 
 impl Drop for Cells {
@@ -149,7 +148,7 @@ impl Cells {
     }
 
     #[cfg(test)]
-    pub(in crate::view) fn count(&self, what: impl Fn(&Counts) -> &AtomicU32) {
+    pub(crate) fn count(&self, what: impl Fn(&Counts) -> &AtomicU32) {
         what(&self.counts).fetch_add(1, Ordering::Relaxed);
     }
 
@@ -172,7 +171,7 @@ impl Cells {
 
     /// The first seat of a slot, with what says of when it is.
     #[inline]
-    pub(in crate::view) fn first(&self, slot: Slot) -> First {
+    pub(crate) fn first(&self, slot: Slot) -> First {
         let stamp = self.stamp(slot);
         let before = stamp.load(Ordering::Acquire);
         let seat = self.firsts.load(slot.index());
@@ -189,14 +188,14 @@ impl Cells {
 
     /// The first seats of a slot, where so many of them are known: at most [`KEPT`] are.
     #[inline]
-    pub(in crate::view) fn ranked(&self, slot: Slot, epoch: u32, n: usize) -> Option<Ranked> {
+    pub(crate) fn ranked(&self, slot: Slot, epoch: u32, n: usize) -> Option<Ranked> {
         let ranked = self.read(slot, epoch, || self.load(slot.index()))?;
         (ranked[n - 1] != LOST).then_some(ranked)
     }
 
     /// What is known of a slot whose page is of an earlier epoch, and that epoch: the first seat at least.
     #[inline]
-    pub(in crate::view) fn earlier(&self, slot: Slot, epoch: u32) -> Option<(u32, Ranked)> {
+    pub(crate) fn earlier(&self, slot: Slot, epoch: u32) -> Option<(u32, Ranked)> {
         let stamp = self.stamp(slot).load(Ordering::Relaxed);
         if stamp & 1 == 1 || stamp >> 1 >= epoch {
             return None;
@@ -208,7 +207,7 @@ impl Cells {
     /// Counts a lookup by a view that is later than the slot's page; true where there were [`LATE_LOOKUPS`] since the page
     /// was last brought up to date.
     #[inline]
-    pub(in crate::view) fn is_often_late(&self, slot: Slot) -> bool {
+    pub(crate) fn is_often_late(&self, slot: Slot) -> bool {
         let late = &self.late[slot.index() / PAGE_SLOTS];
         // Counts of others may be lost, which does no harm.
         let count = late.load(Ordering::Relaxed).wrapping_add(1);
@@ -235,7 +234,7 @@ impl Cells {
     }
 
     /// Takes the lock of a slot's page.
-    pub(in crate::view) fn change(&self, slot: Slot, epoch: u32) -> Page<'_> {
+    pub(crate) fn change(&self, slot: Slot, epoch: u32) -> Page<'_> {
         let stamp = self.stamp(slot);
         let before = stamp.load(Ordering::Relaxed);
         if before >> 1 > epoch {
@@ -263,7 +262,7 @@ impl Cells {
 
 /// The first seat of a slot, and the stamp of its page. By default nothing.
 #[derive(Clone, Copy, Default)]
-pub(in crate::view) struct First {
+pub(crate) struct First {
     stamp: u32,
     /// Plus one; zero where it is not known.
     seat: u16,
@@ -272,7 +271,7 @@ pub(in crate::view) struct First {
 impl First {
     /// The seat, where it is known and of that epoch.
     #[inline]
-    pub(in crate::view) fn of(self, epoch: u32) -> Option<u16> {
+    pub(crate) fn of(self, epoch: u32) -> Option<u16> {
         if self.stamp != epoch << 1 {
             return None;
         }
@@ -281,7 +280,7 @@ impl First {
 
     /// The seat and its epoch, where it is known and of an earlier one.
     #[inline]
-    pub(in crate::view) fn before(self, epoch: u32) -> Option<(u32, u16)> {
+    pub(crate) fn before(self, epoch: u32) -> Option<(u32, u16)> {
         if self.stamp >= epoch << 1 || self.stamp & 1 == 1 {
             return None;
         }
@@ -290,7 +289,7 @@ impl First {
 }
 
 /// A page that somebody wants to change.
-pub(in crate::view) enum Page<'a> {
+pub(crate) enum Page<'a> {
     Ours(Locked<'a>),
     /// Somebody else changes it.
     Busy,
@@ -300,7 +299,7 @@ pub(in crate::view) enum Page<'a> {
 
 /// A page whose lock is held. Call [`behind`](Self::behind), and [`carry`](Self::carry) or [`clear`](Self::clear) where it
 /// is, before anything else; dropping it gives the lock back, and says the epoch that its slots are of by then.
-pub(in crate::view) struct Locked<'a> {
+pub(crate) struct Locked<'a> {
     cells: &'a Cells,
     stamp: &'a AtomicU32,
     first: usize,
@@ -317,12 +316,12 @@ impl Drop for Locked<'_> {
 
 impl Locked<'_> {
     /// The epoch that its slots are of, where it is not that of the view.
-    pub(in crate::view) fn behind(&self) -> Option<u32> {
+    pub(crate) fn behind(&self) -> Option<u32> {
         (self.before != self.epoch).then_some(self.before)
     }
 
     /// Makes of what is known of each slot what it is now.
-    pub(in crate::view) fn carry(&mut self, mut now: impl FnMut(Slot, Ranked) -> Ranked) {
+    pub(crate) fn carry(&mut self, mut now: impl FnMut(Slot, Ranked) -> Ranked) {
         let cells = self.cells;
         for (at, rest) in (self.first..).zip(cells.words.of_page(self.first)) {
             let was = with_rest(cells.firsts.load(at), rest);
@@ -343,17 +342,17 @@ impl Locked<'_> {
     }
 
     /// Forgets what is known.
-    pub(in crate::view) fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.carry(|_, _| UNKNOWN);
     }
 
     /// What is known of a slot.
-    pub(in crate::view) fn load(&self, slot: Slot) -> Ranked {
+    pub(crate) fn load(&self, slot: Slot) -> Ranked {
         self.cells.load(slot.index())
     }
 
     /// Keeps what was found out about a slot that so many owners were asked of.
-    pub(in crate::view) fn store(&self, slot: Slot, ranked: Ranked, n: usize) {
+    pub(crate) fn store(&self, slot: Slot, ranked: Ranked, n: usize) {
         // Rule: lookups of one owner do not displace what those of several need. Without it, a table that is filled by
         // the first kind has no room for the second.
         self.cells.store(slot.index(), ranked, n > 1);

@@ -13,8 +13,8 @@
 
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
-use super::cells::{PAGE_SLOTS, PAGES};
-use super::{LOST, zeroed};
+use super::pages::{PAGE_SLOTS, PAGES, zeroed};
+use super::ranked::LOST;
 
 /// Words of a kind. Zero says nothing.
 pub(super) trait Word: Default {

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use keydispatch_core::Escaped;
-use keydispatch_core::silence::{PING_AFTER, Silence, SilenceWatch};
+use keydispatch_core::keepalive::{PING_AFTER, KeepaliveAction, Keepalive};
 
 use super::{BACK_OFF, Lane};
 use crate::data::lane_runtime::LaneRuntime;
@@ -89,7 +89,7 @@ impl Lane {
     /// Rule: suspension is local, and over with the first byte that is heard. Ends when the connection has been idle
     /// for long.
     pub(super) async fn watch(&self) {
-        let mut watch = SilenceWatch::new(self.heard.clock());
+        let mut watch = Keepalive::new(self.heard.clock());
         let mut lasted = false;
         loop {
             tokio::time::sleep(PING_AFTER).await;
@@ -99,20 +99,20 @@ impl Lane {
             let now = self.heard.clock();
             let found = watch.look(now, self.heard.last_read(), self.pending() > 0);
             match found {
-                Silence::Slept => {
+                KeepaliveAction::ProcessPaused => {
                     self.heard.record_read();
                 }
                 // What is heard may be a part of a frame.
-                Silence::Heard => {
+                KeepaliveAction::Heard => {
                     self.suspend(false);
                 }
-                Silence::Idle => {
+                KeepaliveAction::Idle => {
                     if self.heard.idle() >= IDLE && self.outbox.len() == 0 {
                         return;
                     }
                 }
-                Silence::Ping | Silence::Suspend => {
-                    if found == Silence::Suspend && self.suspend(true) {
+                KeepaliveAction::Ping | KeepaliveAction::Suspend => {
+                    if found == KeepaliveAction::Suspend && self.suspend(true) {
                         let silent = now.since(self.heard.last_read());
                         tracing::warn!(peer = %self.target.peer.name, ?silent, "a peer is silent: calls to it fail at once");
                         // What is still queued may go out when the peer is back, so it counts as sent.

@@ -1,4 +1,5 @@
-//! The handshake: what two nodes must agree on before they talk.
+//! Whether two nodes may talk at all: what they must agree on, and what a certificate allows. The rest of the handshake is the
+//! business of the links.
 
 use crate::id::{ClusterName, NodeName};
 use crate::message::{Hello, MAGIC, PROTOCOL_MAJOR, Refusal};

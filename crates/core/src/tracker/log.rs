@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use crate::entries::{Entries, Types, estimated_bytes};
+use super::entries::{Entries, Types, estimated_bytes};
 use crate::entry::ServiceInfo;
 use crate::id::NodeId;
 use crate::message::{Delta, Operation, OwnerVersion};
@@ -39,7 +39,7 @@ pub(crate) mod work {
 }
 
 #[derive(Clone, Debug)]
-struct Change {
+struct LogChange {
     sequence: u64,
     /// None for a removal.
     after: Option<Arc<ServiceInfo>>,
@@ -47,7 +47,7 @@ struct Change {
     content: u64,
 }
 
-impl Change {
+impl LogChange {
     /// In a message, give or take a few.
     fn bytes(&self) -> usize {
         const REMOVAL: usize = 16;
@@ -65,7 +65,7 @@ pub(crate) struct Log {
     entries: Entries,
     types: Types,
     /// The changes that led to `version`, at most `kept` of them.
-    changes: VecDeque<Change>,
+    changes: VecDeque<LogChange>,
     kept: usize,
 }
 
@@ -81,6 +81,11 @@ impl Log {
             changes: VecDeque::new(),
             kept,
         }
+    }
+
+    /// Whose it is, in that life.
+    pub(crate) fn owner(&self) -> &NodeId {
+        &self.owner
     }
 
     pub(crate) fn version(&self) -> u64 {
@@ -156,7 +161,7 @@ impl Log {
         if self.changes.len() >= self.kept {
             self.changes.pop_front();
         }
-        self.changes.push_back(Change {
+        self.changes.push_back(LogChange {
             sequence,
             after,
             content: self.content,
@@ -193,7 +198,7 @@ impl Log {
             return None;
         }
         let skip = self.changes.len() - (self.version - from) as usize;
-        Some(self.changes.range(skip..).map(Change::bytes).sum())
+        Some(self.changes.range(skip..).map(LogChange::bytes).sum())
     }
 
     /// What changed after `from`, in deltas that follow each other, at most so many, each with about so many bytes; one empty

@@ -8,137 +8,22 @@
 //! where the owner itself said so before its link broke, or where there is no second one to ask. Whatever was taken, the
 //! owner replaces it.
 
-use std::collections::BTreeMap;
-use std::time::Duration;
-
-use super::fetch::Incoming;
-use super::{Owner, Tracker};
-use crate::id::{NodeId, NodeName};
+use super::Tracker;
+use super::incoming::Incoming;
+use crate::id::NodeId;
 use crate::limits::MAX_KNOWN_NODES;
 use crate::message::{ControlMessage, Digest, OwnerVersion};
+use crate::rules::Rule;
 use crate::time::Instant;
 
 /// So many peers have to agree, where there are as many.
 const AGREEING: usize = 2;
 
-/// Most peers of whom it is remembered what they say of one owner.
-const MAX_TELLERS: usize = 8;
-
-/// How long whoever said more than the owner has is not heeded about it, the first time; each further one doubles it.
-const MIN_DENIAL: Duration = Duration::from_secs(1);
-
-/// The longest that a peer is not heeded.
-const MAX_DENIAL: Duration = Duration::from_secs(60);
-
-/// What peers say of one owner.
-#[derive(Debug, Default)]
-pub(super) struct Hearsay {
-    /// Without a link to the owner: the last version and content that each has told.
-    told: BTreeMap<NodeName, (u64, u64)>,
-    /// The version that enough of them have reached.
-    pub(super) agreed: Option<u64>,
-    /// A copy that only one has, until another one has it, too.
-    pending: Option<(NodeId, Box<Incoming>)>,
-    /// With a link to the owner: who says that it has more, and whether the owner was asked since.
-    hints: BTreeMap<NodeName, (u64, bool)>,
-    /// Who was wrong: until when it is not heeded, and how often it was.
-    denied: BTreeMap<NodeName, (Instant, u32)>,
-}
-
-impl Hearsay {
-    fn tell(&mut self, from: &NodeName, row: (u64, u64), needed: usize) {
-        if self.told.len() >= MAX_TELLERS && !self.told.contains_key(from) {
-            let least = self.told.iter().min_by_key(|(_, row)| **row);
-            if let Some(teller) = least.map(|(teller, _)| teller.clone()) {
-                self.told.remove(&teller);
-            }
-        }
-        self.told.insert(from.clone(), row);
-        let mut versions: Vec<u64> = self.told.values().map(|(version, _)| *version).collect();
-        versions.sort_unstable_by(|a, b| b.cmp(a));
-        self.agreed = versions.get(needed.saturating_sub(1)).copied();
-    }
-
-    /// How many have told just that.
-    fn count(&self, row: (u64, u64)) -> usize {
-        self.told.values().filter(|told| **told == row).count()
-    }
-
-    fn hint(&mut self, now: Instant, from: &NodeName, version: u64) {
-        let denied = self.denied.get(from);
-        if denied.is_some_and(|(until, _)| now < *until) {
-            return;
-        }
-        if self.hints.len() < MAX_TELLERS || self.hints.contains_key(from) {
-            let known = self.hints.get(from);
-            let asked = known.is_some_and(|(said, asked)| *asked && *said >= version);
-            self.hints.insert(from.clone(), (version, asked));
-        }
-    }
-
-    /// The most that anybody who is heeded says the owner has.
-    pub(super) fn highest_hint(&self) -> Option<u64> {
-        self.hints.values().map(|(version, _)| *version).max()
-    }
-
-    /// Who says that the owner has more than `have`, if anybody.
-    pub(super) fn has_hints(&mut self, have: Option<u64>) -> bool {
-        self.hints.retain(|_, (version, _)| Some(*version) > have);
-        !self.hints.is_empty()
-    }
-
-    /// The owner says that it is at this version, and nothing else is on its way.
-    pub(super) fn contradict(&mut self, now: Instant, version: u64) {
-        for (teller, (said, _)) in std::mem::take(&mut self.hints) {
-            if said > version {
-                self.deny(now, teller);
-            }
-        }
-    }
-
-    /// The owner is being asked: its answer follows all that was said of it until now.
-    pub(super) fn mark_asked(&mut self) {
-        for (_, asked) in self.hints.values_mut() {
-            *asked = true;
-        }
-    }
-
-    /// The owner answers that it is at this version. Whoever said more before it was asked was wrong.
-    pub(super) fn contradict_asked(&mut self, now: Instant, version: u64) {
-        let wrong = |said: &u64, asked: &bool| *asked && *said > version;
-        let tellers: Vec<NodeName> = self
-            .hints
-            .extract_if(.., |_, (said, asked)| wrong(said, asked))
-            .map(|(teller, _)| teller)
-            .collect();
-        for teller in tellers {
-            self.deny(now, teller);
-        }
-    }
-
-    fn deny(&mut self, now: Instant, teller: NodeName) {
-        if self.denied.len() >= MAX_TELLERS && !self.denied.contains_key(&teller) {
-            self.denied.pop_first();
-        }
-        let (until, times) = self.denied.entry(teller).or_insert((now, 0));
-        let interval = MIN_DENIAL.saturating_mul(1 << (*times).min(16));
-        *until = now + interval.min(MAX_DENIAL);
-        *times = times.saturating_add(1);
-    }
-
-    /// There is a link to the owner: its own word follows.
-    pub(super) fn forget_told(&mut self) {
-        self.told.clear();
-        self.agreed = None;
-        self.pending = None;
-    }
-}
-
 impl Tracker {
     /// How many peers have to agree on what an owner has that there is no link to: as many as there are others, whether or
     /// not there is a link to them right now.
     fn needed(&self, owner: &NodeId) -> usize {
-        if !self.rules.agreeing_relays {
+        if !self.rules.holds(Rule::AgreeingRelays) {
             return 1;
         }
         let others = self.owners.iter();
@@ -147,14 +32,14 @@ impl Tracker {
     }
 
     /// What a peer says of another owner. Returns this node's row where it is ahead of the peer's.
-    pub(super) fn handle_hearsay(
+    pub(super) fn handle_relayed(
         &mut self,
         now: Instant,
         from: &NodeId,
         row: OwnerVersion,
     ) -> Option<OwnerVersion> {
         let linked = self.peers.contains_key(&row.owner);
-        let direct = linked && self.rules.owners_word;
+        let direct = linked && self.rules.holds(Rule::OwnersWord);
         let needed = self.needed(&row.owner);
         let Some(owner) = self.owners.get_mut(&row.owner) else {
             self.expect(now, row.owner);
@@ -163,7 +48,7 @@ impl Tracker {
         let have = owner.replica.version();
         if !linked {
             owner
-                .hearsay
+                .relayed_versions
                 .tell(&from.name, (row.version, row.content), needed);
         }
         match have {
@@ -171,18 +56,23 @@ impl Tracker {
                 return owner.confirmed.then(|| owner.replica.owner_version());
             }
             Some(have) if have == row.version => {
-                if !linked && owner.hearsay.count((have, owner.replica.content())) >= needed {
+                if !linked
+                    && owner
+                        .relayed_versions
+                        .count((have, owner.replica.content()))
+                        >= needed
+                {
                     // Without a link to the owner, this is the best word there is, unless the owner has said more before.
                     owner.confirmed |= !owner.is_behind();
                 }
             }
-            _ if direct => owner.hearsay.hint(now, &from.name, row.version),
+            _ if direct => owner.relayed_versions.hint(now, &from.name, row.version),
             _ if linked => {
                 owner.target = owner.target.max(Some(row.version));
                 owner.behind_since.get_or_insert(now);
             }
             _ => {
-                if owner.hearsay.agreed <= Some(row.version) {
+                if owner.relayed_versions.agreed <= Some(row.version) {
                     owner.source = Some(from.clone());
                 }
             }
@@ -197,25 +87,27 @@ impl Tracker {
             }
         }
         self.settle_pending(now, &row.owner);
-        self.judge(now, &row.owner);
+        self.advance(now, &row.owner);
         None
     }
 
     /// A peer lists what is not known here: membership should speak of it soon. Old words of a life that is over, which come
     /// late where a link was stalled, promise nothing.
     ///
-    /// Rule: nobody is waited for on hearsay for long. Only what is said in the first moments counts: otherwise one that
+    /// Rule: nobody is waited for for long on the word of others. Only what is said in the first moments counts: otherwise one that
     /// goes on making up owners keeps a newcomer from ever being ready.
     fn expect(&mut self, now: Instant, node: NodeId) {
         let patience = 4 * self.config.down_period;
         let since = *self.heard_of_owners.get_or_insert(now);
-        if self.rules.owners_word && now.since(since) > patience {
+        if self.rules.holds(Rule::OwnersWord) && now.since(since) > patience {
             return;
         }
         let is_over = self
             .owners
             .keys()
             .any(|other| other.name == node.name && other.generation > node.generation);
+        // Rule: a life that another one has followed is not waited for. Membership will never say that it is up, and a newcomer
+        // would not be ready before it gives up.
         if is_over {
             return;
         }
@@ -234,22 +126,22 @@ impl Tracker {
         let node = incoming.of.owner.clone();
         let needed = self.needed(&node);
         let linked = self.peers.contains_key(&node);
-        let agreeing = self.rules.agreeing_relays;
+        let agreeing = self.rules.holds(Rule::AgreeingRelays);
         let owner = self.owners.get_mut(&node)?;
         let row = (incoming.of.version, incoming.of.content);
         if linked && agreeing && owner.said != Some(row) {
             // There is a link to the owner by now, who knows better.
             owner.overdue = true;
             self.counts.unagreed += 1;
-            self.judge(now, &node);
+            self.advance(now, &node);
             return None;
         }
-        owner.hearsay.tell(&from.name, row, needed);
-        if owner.said == Some(row) || owner.hearsay.count(row) >= needed {
-            owner.hearsay.pending = None;
+        owner.relayed_versions.tell(&from.name, row, needed);
+        if owner.said == Some(row) || owner.relayed_versions.count(row) >= needed {
+            owner.relayed_versions.pending = None;
             return Some(incoming);
         }
-        owner.hearsay.pending = Some((from.clone(), Box::new(incoming)));
+        owner.relayed_versions.pending = Some((from.clone(), Box::new(incoming)));
         // Asked for again no sooner than after a period.
         owner.behind_since = Some(now);
         owner.overdue = false;
@@ -264,14 +156,14 @@ impl Tracker {
         let Some(owner) = self.owners.get_mut(node) else {
             return;
         };
-        let hearsay = &mut owner.hearsay;
-        let Some((_, incoming)) = &hearsay.pending else {
+        let relayed = &mut owner.relayed_versions;
+        let Some((_, incoming)) = &relayed.pending else {
             return;
         };
-        if hearsay.count((incoming.of.version, incoming.of.content)) < needed {
+        if relayed.count((incoming.of.version, incoming.of.content)) < needed {
             return;
         }
-        if let Some((from, incoming)) = hearsay.pending.take() {
+        if let Some((from, incoming)) = relayed.pending.take() {
             self.install(now, &from, *incoming);
         }
     }
@@ -301,7 +193,7 @@ impl Tracker {
             .iter_mut()
             .filter_map(|(node, owner)| {
                 let have = owner.replica.version();
-                let due = owner.hearsay.has_hints(have) && owner.up && !owner.is_behind();
+                let due = owner.relayed_versions.has_hints(have) && owner.up && !owner.is_behind();
                 due.then(|| node.clone())
             })
             .collect();
@@ -318,12 +210,5 @@ impl Tracker {
         for owner in self.owners.values_mut() {
             owner.waited_out |= owner.up && now.since(owner.progress_at) > patience;
         }
-    }
-}
-
-impl Owner {
-    /// True where this node would not be ready without it.
-    pub(super) fn is_missing(&self) -> bool {
-        self.up && !self.visible && !self.waited_out
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::list::{Edits, Takers};
+use super::list::{Edits, Instances};
 use super::table::NOBODY;
 use crate::entry::{ServiceInfo, Weight};
 use crate::id::InstanceName;
@@ -12,7 +12,7 @@ use crate::limits::MAX_INSTANCES_PER_TYPE;
 use crate::placement::name_hash;
 
 /// Names that can own keys: well beyond [`MAX_INSTANCES_PER_TYPE`], and below the number that stands for nobody.
-pub(super) const MAX_SEATS: usize = 4 * MAX_INSTANCES_PER_TYPE;
+pub(super) const MAX_CANDIDATES: usize = 4 * MAX_INSTANCES_PER_TYPE;
 
 /// The seats of one weight: between them the larger draw wins, without a logarithm.
 #[derive(Clone, Debug)]
@@ -23,7 +23,7 @@ pub(super) struct WeightClass {
 
 /// Each online instance name has a seat. Seats keep their number while they are taken; a vacant one is reused.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Seats {
+pub(super) struct CandidateIndex {
     /// Who owns the keys of each seat; none where it is vacant.
     primaries: Box<[Option<Arc<ServiceInfo>>]>,
     /// What placement knows of their names.
@@ -37,7 +37,7 @@ pub(super) struct Seats {
 /// Seats that other services have, or that are others' now.
 pub(super) type Touched = SmallVec<[u16; 8]>;
 
-impl Seats {
+impl CandidateIndex {
     /// Who owns the keys of a seat.
     #[inline]
     pub(super) fn primary(&self, seat: u16) -> Option<&Arc<ServiceInfo>> {
@@ -76,7 +76,7 @@ impl Seats {
     }
 
     /// The only one that is taken, [`NOBODY`] where none is; none where several are.
-    pub(super) fn sole(&self) -> Option<u16> {
+    pub(super) fn only(&self) -> Option<u16> {
         match self.taken {
             0 => Some(NOBODY),
             1 => (0_u16..)
@@ -93,7 +93,7 @@ impl Seats {
         before: &[Arc<ServiceInfo>],
         after: &[Arc<ServiceInfo>],
         edits: &Edits<'_>,
-    ) -> (Seats, Touched) {
+    ) -> (CandidateIndex, Touched) {
         let mut next = Changing {
             primaries: self.primaries.to_vec(),
             hashes: self.hashes.to_vec(),
@@ -104,8 +104,8 @@ impl Seats {
         let mut touched = Touched::new();
         let mut coming = Vec::new();
         for name in edits.names() {
-            let is = Takers::find(after, name);
-            let seat = Takers::find(before, name).and_then(|was| {
+            let is = Instances::find(after, name);
+            let seat = Instances::find(before, name).and_then(|was| {
                 let index = index.get_or_insert_with(|| Index::new(self, edits.len()));
                 // It has none where there were too many names.
                 Some((index.seat_of(self, name)?, was))
@@ -184,7 +184,7 @@ impl Index {
     /// Passes that cost less than one sort.
     const FEW: usize = 16;
 
-    fn new(seats: &Seats, names: usize) -> Self {
+    fn new(seats: &CandidateIndex, names: usize) -> Self {
         Index((names > Self::FEW).then(|| {
             let mut hashes: Vec<_> = seats.hashes.iter().copied().zip(0..).collect();
             hashes.sort_unstable();
@@ -192,7 +192,7 @@ impl Index {
         }))
     }
 
-    fn seat_of(&self, seats: &Seats, name: &InstanceName) -> Option<u16> {
+    fn seat_of(&self, seats: &CandidateIndex, name: &InstanceName) -> Option<u16> {
         let hash = name_hash(name);
         let is_it = |seat: &u16| seats.primary(*seat).is_some_and(|info| info.name() == name);
         match &self.0 {
@@ -222,13 +222,13 @@ struct Changing {
 }
 
 impl Changing {
-    fn stand_up(&mut self, seat: u16, was: &Takers<'_>) {
+    fn stand_up(&mut self, seat: u16, was: &Instances<'_>) {
         self.primaries[usize::from(seat)] = None;
         self.taken -= 1;
         self.standbys -= was.standbys;
     }
 
-    fn sit_down(&mut self, seat: u16, is: &Takers<'_>) {
+    fn sit_down(&mut self, seat: u16, is: &Instances<'_>) {
         self.primaries[usize::from(seat)] = Some(Arc::clone(is.first));
         self.taken += 1;
         self.standbys += is.standbys;
@@ -251,7 +251,7 @@ impl Changing {
         if let Some(seat) = vacant.pop() {
             return Some(seat);
         }
-        if self.primaries.len() >= MAX_SEATS {
+        if self.primaries.len() >= MAX_CANDIDATES {
             return None;
         }
         self.primaries.push(None);
@@ -259,11 +259,11 @@ impl Changing {
         Some((self.primaries.len() - 1) as u16)
     }
 
-    fn settle(self, classes: Box<[WeightClass]>) -> Seats {
+    fn settle(self, classes: Box<[WeightClass]>) -> CandidateIndex {
         if self.taken == 0 {
-            return Seats::default();
+            return CandidateIndex::default();
         }
-        Seats {
+        CandidateIndex {
             primaries: self.primaries.into(),
             hashes: self.hashes.into(),
             taken: self.taken,

@@ -1,9 +1,9 @@
 //! When a data link that says nothing is asked whether anybody is there, and when its peer is suspended: calls to it fail at
 //! once until a byte is heard. It is local, and changes no placement.
 
-use std::time::Duration;
-
+use crate::rules::{Rule, RuleSet};
 use crate::time::Instant;
+use std::time::Duration;
 
 /// Rule: a link with replies outstanding and no byte for this long is pinged. Also how often it is looked at.
 pub const PING_AFTER: Duration = Duration::from_millis(250);
@@ -12,7 +12,7 @@ pub const SUSPEND_AFTER: Duration = Duration::from_secs(1);
 
 /// What a look at a link came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Silence {
+pub enum KeepaliveAction {
     /// Something was heard of late: the peer is not suspended.
     Heard,
     /// Nothing was heard, and nobody waits, or not for long yet.
@@ -21,39 +21,29 @@ pub enum Silence {
     Ping,
     /// or is suspended, and to be pinged all the same: its answer ends that.
     Suspend,
-    /// It is this process that did not run: what arrived meanwhile is to be read before the peer is judged, who counts as
+    /// It is this process that did not run: what arrived meanwhile is to be read before the peer is checked, who counts as
     /// heard now.
-    Slept,
+    ProcessPaused,
 }
 
-/// Switches of the rules, for a simulator that wants to see that they matter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SilenceRules {
-    /// A process that did not run itself judges nobody by the silence of that time.
-    pub own_pauses: bool,
-}
-
-impl Default for SilenceRules {
-    fn default() -> Self {
-        SilenceRules { own_pauses: true }
-    }
-}
-
-/// Judges one link.
+/// When one link is pinged and its peer suspended.
+///
+/// It sends nothing itself: whoever drives it calls [`look`](Keepalive::look) every [`PING_AFTER`] for as long as the link is
+/// open, and does what that says. Dropped with the link, it leaves nothing behind; a new link has a new one.
 #[derive(Clone, Debug)]
-pub struct SilenceWatch {
-    rules: SilenceRules,
+pub struct Keepalive {
+    rules: RuleSet,
     looked_at: Instant,
     /// Since when somebody waits, as far as looks can tell.
     waits_since: Option<Instant>,
     pinged_at: Option<Instant>,
 }
 
-impl SilenceWatch {
+impl Keepalive {
     /// For a link that was opened now.
     pub fn new(now: Instant) -> Self {
-        SilenceWatch {
-            rules: SilenceRules::default(),
+        Keepalive {
+            rules: RuleSet::default(),
             looked_at: now,
             waits_since: None,
             pinged_at: None,
@@ -62,17 +52,18 @@ impl SilenceWatch {
 
     /// The same with rules switched off.
     #[cfg(any(test, feature = "fault-switches"))]
-    pub fn with_rules(self, rules: SilenceRules) -> Self {
-        SilenceWatch { rules, ..self }
+    pub fn with_rules(self, rules: RuleSet) -> Self {
+        Keepalive { rules, ..self }
     }
 
     /// To be called every [`PING_AFTER`]. `heard_at` is when the last byte arrived, `waits` says whether replies are
     /// outstanding.
-    pub fn look(&mut self, now: Instant, heard_at: Instant, waits: bool) -> Silence {
+    pub fn look(&mut self, now: Instant, heard_at: Instant, waits: bool) -> KeepaliveAction {
         let slept = now.since(self.looked_at) >= 2 * PING_AFTER;
         self.looked_at = now;
-        if slept && self.rules.own_pauses {
-            return Silence::Slept;
+        // Rule: whoever stood still itself has not listened. Without it all peers are suspended at once after a pause.
+        if slept && self.rules.holds(Rule::OwnPauses) {
+            return KeepaliveAction::ProcessPaused;
         }
         self.pinged_at = self.pinged_at.filter(|at| heard_at <= *at);
         if !waits && self.pinged_at.is_none() {
@@ -81,21 +72,21 @@ impl SilenceWatch {
             self.waits_since = Some(now);
         }
         if now.since(heard_at) < PING_AFTER {
-            return Silence::Heard;
+            return KeepaliveAction::Heard;
         }
         let Some(waits_since) = self.waits_since else {
-            return Silence::Idle;
+            return KeepaliveAction::Idle;
         };
         // Nobody had asked it anything before that.
         let silent = now.since(heard_at.max(waits_since));
         if silent < PING_AFTER {
-            return Silence::Idle;
+            return KeepaliveAction::Idle;
         }
         self.pinged_at.get_or_insert(now);
         if silent < SUSPEND_AFTER {
-            Silence::Ping
+            KeepaliveAction::Ping
         } else {
-            Silence::Suspend
+            KeepaliveAction::Suspend
         }
     }
 }
@@ -109,15 +100,15 @@ mod tests {
     }
 
     /// Looks every 250 ms at a link where somebody waits and nothing is heard after `heard_at`.
-    fn looks(watch: &mut SilenceWatch, heard_at: Instant, times: &[u64]) -> Vec<Silence> {
+    fn looks(watch: &mut Keepalive, heard_at: Instant, times: &[u64]) -> Vec<KeepaliveAction> {
         let look = |millis: &u64| watch.look(at(*millis), heard_at, true);
         times.iter().map(look).collect()
     }
 
     #[test]
     fn a_silent_peer_is_pinged_and_then_suspended() {
-        use Silence::*;
-        let mut watch = SilenceWatch::new(at(0));
+        use KeepaliveAction::*;
+        let mut watch = Keepalive::new(at(0));
         let found = looks(&mut watch, at(100), &[250, 500, 750, 1_000, 1_250]);
         assert_eq!(found, [Heard, Ping, Ping, Ping, Suspend]);
         assert_eq!(watch.look(at(1_500), at(1_400), true), Heard);
@@ -125,8 +116,8 @@ mod tests {
 
     #[test]
     fn silence_before_anybody_asked_is_no_reason() {
-        use Silence::*;
-        let mut watch = SilenceWatch::new(at(0));
+        use KeepaliveAction::*;
+        let mut watch = Keepalive::new(at(0));
         for millis in (250..=5_000).step_by(250) {
             watch.look(at(millis), at(0), false);
         }
@@ -136,31 +127,46 @@ mod tests {
 
     #[test]
     fn without_anybody_who_waits_silence_is_nothing() {
-        let mut watch = SilenceWatch::new(at(0));
+        let mut watch = Keepalive::new(at(0));
         for millis in (250..5_000).step_by(250) {
             let found = watch.look(at(millis), at(0), false);
-            assert!(matches!(found, Silence::Heard | Silence::Idle), "{found:?}");
+            assert!(
+                matches!(found, KeepaliveAction::Heard | KeepaliveAction::Idle),
+                "{found:?}"
+            );
         }
     }
 
     #[test]
     fn who_was_pinged_is_waited_for() {
-        let mut watch = SilenceWatch::new(at(0));
-        assert_eq!(watch.look(at(250), at(0), true), Silence::Idle);
-        assert_eq!(watch.look(at(500), at(0), true), Silence::Ping);
+        let mut watch = Keepalive::new(at(0));
+        assert_eq!(watch.look(at(250), at(0), true), KeepaliveAction::Idle);
+        assert_eq!(watch.look(at(500), at(0), true), KeepaliveAction::Ping);
         // The caller has given up, the ping was not answered.
-        assert_eq!(watch.look(at(750), at(0), false), Silence::Ping);
-        assert_eq!(watch.look(at(1_250), at(0), false), Silence::Slept);
-        assert_eq!(watch.look(at(1_500), at(0), false), Silence::Suspend);
+        assert_eq!(watch.look(at(750), at(0), false), KeepaliveAction::Ping);
+        assert_eq!(
+            watch.look(at(1_250), at(0), false),
+            KeepaliveAction::ProcessPaused
+        );
+        assert_eq!(
+            watch.look(at(1_500), at(0), false),
+            KeepaliveAction::Suspend
+        );
     }
 
     #[test]
     fn a_process_that_stood_still_suspends_nobody_for_it() {
-        let mut watch = SilenceWatch::new(at(0));
-        assert_eq!(watch.look(at(4_000), at(0), true), Silence::Slept);
-        let rules = SilenceRules { own_pauses: false };
-        let mut watch = SilenceWatch::new(at(0)).with_rules(rules);
-        assert_eq!(watch.look(at(250), at(100), true), Silence::Heard);
-        assert_eq!(watch.look(at(4_000), at(100), true), Silence::Suspend);
+        let mut watch = Keepalive::new(at(0));
+        assert_eq!(
+            watch.look(at(4_000), at(0), true),
+            KeepaliveAction::ProcessPaused
+        );
+        let rules = RuleSet::without(&[Rule::OwnPauses]);
+        let mut watch = Keepalive::new(at(0)).with_rules(rules);
+        assert_eq!(watch.look(at(250), at(100), true), KeepaliveAction::Heard);
+        assert_eq!(
+            watch.look(at(4_000), at(100), true),
+            KeepaliveAction::Suspend
+        );
     }
 }

@@ -4,10 +4,9 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::identity::{Identity, Key};
-use crate::id::{NodeId, NodeName};
+use super::identity::{Identity, MemberKey};
+use crate::id::{Address, NodeId, NodeName};
 use crate::limits::MAX_KNOWN_NODES;
-use crate::message::Address;
 use crate::time::Instant;
 
 /// How many of the dead are dialled at once, the last of them being the one that waits longest.
@@ -40,7 +39,7 @@ pub struct MemberInfo {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Standing {
+pub(super) enum Status {
     Up,
     Down,
     Left,
@@ -49,15 +48,15 @@ pub(super) enum Standing {
 #[derive(Debug)]
 struct Entry {
     identity: Identity,
-    standing: Standing,
+    status: Status,
     since: Instant,
     dialled: Option<Instant>,
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Roster(BTreeMap<NodeName, Entry>);
+pub(super) struct MemberList(BTreeMap<NodeName, Entry>);
 
-impl Roster {
+impl MemberList {
     pub(super) fn identity(&self, name: &NodeName) -> Option<&Identity> {
         self.0.get(name).map(|entry| &entry.identity)
     }
@@ -65,14 +64,14 @@ impl Roster {
     pub(super) fn up(&self, name: &NodeName) -> Option<&Identity> {
         self.0
             .get(name)
-            .filter(|entry| entry.standing == Standing::Up)
+            .filter(|entry| entry.status == Status::Up)
             .map(|entry| &entry.identity)
     }
 
     pub(super) fn iter_up(&self) -> impl Iterator<Item = &Identity> {
         self.0
             .values()
-            .filter(|entry| entry.standing == Standing::Up)
+            .filter(|entry| entry.status == Status::Up)
             .map(|entry| &entry.identity)
     }
 
@@ -80,9 +79,9 @@ impl Roster {
         self.iter_up().next().is_some()
     }
 
-    pub(super) fn set(&mut self, identity: Identity, standing: Standing, since: Instant) {
+    pub(super) fn set(&mut self, identity: Identity, status: Status, since: Instant) {
         let entry = Entry {
-            standing,
+            status,
             since,
             dialled: None,
             identity,
@@ -103,19 +102,19 @@ impl Roster {
             return;
         };
         if entry.identity.node == identity.node {
-            entry.identity.bump = entry.identity.bump.max(identity.bump);
+            entry.identity.rejoins = entry.identity.rejoins.max(identity.rejoins);
         } else if entry.identity.node.generation < identity.node.generation {
-            self.set(identity.clone(), Standing::Down, now);
+            self.set(identity.clone(), Status::Down, now);
         }
     }
 
     /// Takes the living node of that name for dead; `None` where none lives.
     pub(super) fn set_down(&mut self, now: Instant, name: &NodeName) -> Option<NodeId> {
         let entry = self.0.get_mut(name)?;
-        if entry.standing != Standing::Up {
+        if entry.status != Status::Up {
             return None;
         }
-        entry.standing = Standing::Down;
+        entry.status = Status::Down;
         entry.since = now;
         entry.dialled = None;
         Some(entry.identity.node.clone())
@@ -134,10 +133,10 @@ impl Roster {
         let Some(entry) = self.0.get_mut(&node.name) else {
             return false;
         };
-        if entry.identity.node != *node || entry.standing == Standing::Left {
+        if entry.identity.node != *node || entry.status == Status::Left {
             return false;
         }
-        entry.standing = Standing::Left;
+        entry.status = Status::Left;
         entry.since = now;
         true
     }
@@ -151,7 +150,7 @@ impl Roster {
         let mut eligible: Vec<&mut Entry> = self
             .0
             .values_mut()
-            .filter(|entry| entry.standing == Standing::Down)
+            .filter(|entry| entry.status == Status::Down)
             .filter(|entry| {
                 let interval = (now.since(entry.since) / 4).clamp(REDIAL_RANGE.0, REDIAL_RANGE.1);
                 entry.dialled.is_none_or(|at| now.since(at) >= interval)
@@ -171,15 +170,18 @@ impl Roster {
             .collect()
     }
 
-    pub(super) fn infos(&self, suspects: BTreeSet<Key>) -> impl Iterator<Item = MemberInfo> + '_ {
+    pub(super) fn members(
+        &self,
+        suspects: BTreeSet<MemberKey>,
+    ) -> impl Iterator<Item = MemberInfo> + '_ {
         self.0.values().map(move |entry| MemberInfo {
             node: entry.identity.node.clone(),
             address: entry.identity.address.clone(),
-            state: match entry.standing {
-                Standing::Up if suspects.contains(&entry.identity.key()) => MemberState::Suspected,
-                Standing::Up => MemberState::Up,
-                Standing::Down => MemberState::Down,
-                Standing::Left => MemberState::Left,
+            state: match entry.status {
+                Status::Up if suspects.contains(&entry.identity.key()) => MemberState::Suspected,
+                Status::Up => MemberState::Up,
+                Status::Down => MemberState::Down,
+                Status::Left => MemberState::Left,
             },
         })
     }
@@ -187,7 +189,7 @@ impl Roster {
     /// Forgets who has been gone for `kept`.
     pub(super) fn sweep(&mut self, now: Instant, kept: Duration) {
         self.0
-            .retain(|_, entry| entry.standing == Standing::Up || now.since(entry.since) < kept);
+            .retain(|_, entry| entry.status == Status::Up || now.since(entry.since) < kept);
     }
 
     /// Forgets the longest dead where there are too many names.
@@ -196,7 +198,7 @@ impl Roster {
             let oldest = self
                 .0
                 .iter()
-                .filter(|(_, entry)| entry.standing != Standing::Up)
+                .filter(|(_, entry)| entry.status != Status::Up)
                 .min_by_key(|(_, entry)| entry.since)
                 .map(|(name, _)| name.clone());
             let Some(name) = oldest else {

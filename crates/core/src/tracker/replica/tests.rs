@@ -1,13 +1,13 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::entries::{check_size, estimated_bytes};
 use crate::entry::{ServiceState, Weight};
 use crate::id::{Generation, InstanceName, NodeName, ServiceType};
 use crate::limits::{
     MAX_BYTES_PER_NODE, MAX_INSTANCES_PER_TYPE, MAX_SERVICES_PER_NODE, MAX_TYPES_PER_NODE,
 };
-use crate::log::{Log, MAX_DELTA_BYTES};
+use crate::tracker::entries::{check_size, estimated_bytes};
+use crate::tracker::log::{Log, MAX_DELTA_BYTES};
 
 fn owner() -> NodeId {
     NodeId {

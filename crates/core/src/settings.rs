@@ -1,5 +1,6 @@
 //! Settings of the registry, validated with their relations.
 
+use crate::error::debug_as_display;
 use std::time::Duration;
 
 /// Default `broadcast_period`.
@@ -78,7 +79,7 @@ pub enum SettingsError {
     },
 }
 
-crate::debug_as_display!(SettingsError);
+debug_as_display!(SettingsError);
 
 /// The registry's settings, all within bounds and in relation.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use crate::entries::{Beyond, Entries, Types};
+use super::entries::{Beyond, Entries, Types};
+use super::log::content_hash;
 use crate::entry::{EntryChange, Record, ServiceInfo};
 use crate::id::NodeId;
-use crate::log::content_hash;
 use crate::message::{Delta, Operation, OwnerVersion};
 
 /// Why a delta or a snapshot changed nothing.

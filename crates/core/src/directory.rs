@@ -1,17 +1,16 @@
 //! Services by type: one writer, immutable views for readers, events for subscribers.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, Hasher, RandomState};
+use std::hash::{BuildHasher, RandomState};
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use papaya::Guard;
 use smallvec::SmallVec;
-use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::entry::{EntryChange, ServiceInfo};
-use crate::id::ServiceType;
+use crate::id::{ServiceType, TypeHash};
 use crate::key::Key;
 use crate::view::{Change, TableBudget, View};
 
@@ -153,29 +152,29 @@ impl From<FoundOwners> for Vec<Arc<ServiceInfo>> {
 
 /// The writer's side.
 #[derive(Debug)]
-pub struct Registry {
+pub struct DirectoryWriter {
     hash: TypeHash,
     directory: Arc<Directory>,
     version: u64,
     services: usize,
 }
 
-impl Default for Registry {
+impl Default for DirectoryWriter {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl Registry {
+impl DirectoryWriter {
     /// A registry of nothing, whose types are hashed with a seed that std draws for this process.
     pub fn new() -> Self {
-        Registry::seeded(RandomState::new().hash_one(0_u64))
+        DirectoryWriter::seeded(RandomState::new().hash_one(0_u64))
     }
 
     /// A registry of nothing, whose types are hashed with that seed. No peer may know it, see [`TypeHash`].
     pub(crate) fn seeded(hash_seed: u64) -> Self {
         let hash = TypeHash { seed: hash_seed };
-        Registry {
+        DirectoryWriter {
             hash,
             directory: Arc::new(Directory {
                 types: papaya::HashMap::with_hasher(hash),
@@ -261,45 +260,6 @@ impl Registry {
     }
 }
 
-/// Hashes names of types with a seed of this process.
-///
-/// Rule: a map whose keys peers choose has a hash that they cannot compute. Names that share a hash are made in seconds
-/// where it is known, and a map of some thousands of them is a list: every lookup, and the driver with it, would walk it.
-/// Placement is another matter: it has to be equal on all nodes.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct TypeHash {
-    seed: u64,
-}
-
-impl BuildHasher for TypeHash {
-    type Hasher = TypeHasher;
-
-    fn build_hasher(&self) -> TypeHasher {
-        TypeHasher(self.seed)
-    }
-}
-
-/// Holds the seed until the name was written, and then its hash.
-pub(crate) struct TypeHasher(u64);
-
-impl Hasher for TypeHasher {
-    #[inline]
-    fn write(&mut self, bytes: &[u8]) {
-        // There is nothing else to a name: what is written is written at once.
-        self.0 = xxh3_64_with_seed(bytes, self.0);
-    }
-
-    #[inline]
-    fn write_u8(&mut self, _: u8) {
-        // The terminator of a string, which is hashed as a whole.
-    }
-
-    #[inline]
-    fn finish(&self) -> u64 {
-        self.0
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -344,7 +304,7 @@ mod tests {
 
     #[test]
     fn a_batch_swaps_each_view_once() {
-        let mut registry = Registry::new();
+        let mut registry = DirectoryWriter::new();
         let directory = registry.directory();
         let (a, b) = (info("a", 1), info("b", 2));
         assert_eq!(registry.apply(vec![join(&a), join(&b)]).len(), 2);
@@ -355,7 +315,7 @@ mod tests {
 
     #[test]
     fn a_type_without_services_is_forgotten() {
-        let mut registry = Registry::new();
+        let mut registry = DirectoryWriter::new();
         let directory = registry.directory();
         let a = info("a", 1);
         registry.apply(vec![join(&a)]);
@@ -382,9 +342,9 @@ mod tests {
     #[test]
     fn names_that_were_made_to_share_a_hash_do_not_share_it_in_any_process() {
         for _ in 0..2 {
-            assert!(places(Registry::new().hash) > 100);
+            assert!(places(DirectoryWriter::new().hash) > 100);
         }
-        let cluster = |seed| Registry::seeded(seed).hash;
+        let cluster = |seed| DirectoryWriter::seeded(seed).hash;
         assert!(places(cluster(1)) > 100);
         let name = ServiceType::try_new("uploader").unwrap();
         assert_ne!(cluster(1).hash_one(&name), cluster(2).hash_one(&name));
@@ -392,7 +352,7 @@ mod tests {
 
     #[test]
     fn a_view_is_dropped_when_the_next_one_is_there() {
-        let mut registry = Registry::new();
+        let mut registry = DirectoryWriter::new();
         let directory = registry.directory();
         let a = info("a", 1);
         registry.apply(vec![join(&a)]);
@@ -406,7 +366,7 @@ mod tests {
 
     #[test]
     fn what_comes_and_goes_in_one_batch_leaves_nothing() {
-        let mut registry = Registry::new();
+        let mut registry = DirectoryWriter::new();
         let a = info("a", 1);
         assert_eq!(registry.apply(vec![join(&a), leave(&a)]).len(), 2);
         assert!(registry.directory().view("uploader").is_none());
