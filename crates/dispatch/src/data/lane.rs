@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use keydispatch_core::message::{Address, Frame};
 use keydispatch_core::keepalive::PING_AFTER;
+use keydispatch_core::message::{Address, Frame};
 use keydispatch_core::{NodeId, NodeName};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;

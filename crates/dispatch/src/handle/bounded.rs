@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use keydispatch_core::route::{
-    self, Ask, OwnerCandidate, Choice, HotKeys, Latencies, MAX_OWNERS, MAX_REFUSALS, OwnerStanding,
+    self, Ask, Choice, HotKeys, Latencies, MAX_OWNERS, MAX_REFUSALS, OwnerCandidate, OwnerStanding,
 };
 use keydispatch_core::{Instant as Since, Key, Routing, ServiceInfo};
 use tokio::time::Instant;
