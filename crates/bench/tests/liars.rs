@@ -9,10 +9,10 @@ use keydispatch::{Node, ServiceHandle};
 use keydispatch_bench::fleet::{
     CLUSTER, Certificates, Counter, CounterCall, Counters, describe, eventually,
 };
-use keydispatch_core::forge::{ForgedClaim, Forged, PacketPurpose, forge_packet};
+use keydispatch_core::forge::{Forged, ForgedClaim, PacketPurpose, forge_packet};
 use keydispatch_core::message::{
-    Address, ControlMessage, Frame, Hello, LaneKind, MAGIC, Offers, OwnerVersion, PROTOCOL_MAJOR,
-    PROTOCOL_MINOR, Refusal, SnapshotChunk, VersionVector, DeathNotice,
+    Address, ControlMessage, DeathNotice, Frame, Hello, LaneKind, MAGIC, Offers, OwnerVersion,
+    PROTOCOL_MAJOR, PROTOCOL_MINOR, Refusal, SnapshotChunk, VersionVector,
 };
 use keydispatch_core::placement::PLACEMENT_VERSION;
 use keydispatch_core::{ClusterName, Generation, NodeId, NodeName};
@@ -374,7 +374,8 @@ async fn copies(encrypted: bool) {
             round += 1;
             let version = [1 << 40, ABSURD][round % 2];
             let owners = vec![of(version)];
-            liar.say(&ControlMessage::Vector(VersionVector { owners })).await;
+            liar.say(&ControlMessage::Vector(VersionVector { owners }))
+                .await;
             liar.gossip(real.clone(), 0, 0, ForgedClaim::Down).await;
             while let Some(message) = liar.hear().await {
                 let ControlMessage::Request(request) = message else {

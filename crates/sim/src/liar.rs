@@ -8,7 +8,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use keydispatch_core::forge::{ForgedClaim, Forged, PacketPurpose, forge_packet};
+use keydispatch_core::forge::{Forged, ForgedClaim, PacketPurpose, forge_packet};
 use keydispatch_core::links::LinkId;
 use keydispatch_core::message::{
     Address, Challenge, ControlMessage, DeathNotice, Delta, Digest, Frame, Hello, Operation,

@@ -173,7 +173,9 @@ impl Places {
 
 #[cfg(test)]
 mod tests {
-    use keydispatch_core::message::{Address, LaneKind, MAGIC, Offers, PROTOCOL_MAJOR, PROTOCOL_MINOR};
+    use keydispatch_core::message::{
+        Address, LaneKind, MAGIC, Offers, PROTOCOL_MAJOR, PROTOCOL_MINOR,
+    };
     use keydispatch_core::{ClusterName, Generation};
 
     use super::*;

@@ -164,7 +164,8 @@ async fn connect(
     };
     match ControlMessage::decode(&first) {
         Ok(Some(ControlMessage::Hello(theirs))) => {
-            admission::check(&ours, &theirs, connection.credentials()).map_err(Unreached::answered)?;
+            admission::check(&ours, &theirs, connection.credentials())
+                .map_err(Unreached::answered)?;
             if theirs.node != target.peer {
                 let why = format!("{} answers there now", theirs.node);
                 return Err(Unreached::answered(why));

@@ -2,7 +2,8 @@
 
 use keydispatch_core::Instant;
 use keydispatch_core::route::{
-    self, Ask, OwnerCandidate, Choice, Hint, HotKeys, Latencies, MAX_OWNERS, RetryBudget, OwnerStanding,
+    self, Ask, Choice, Hint, HotKeys, Latencies, MAX_OWNERS, OwnerCandidate, OwnerStanding,
+    RetryBudget,
 };
 use smallvec::SmallVec;
 

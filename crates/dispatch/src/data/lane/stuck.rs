@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use keydispatch_core::Escaped;
-use keydispatch_core::keepalive::{PING_AFTER, KeepaliveAction, Keepalive};
+use keydispatch_core::keepalive::{Keepalive, KeepaliveAction, PING_AFTER};
 
 use super::{BACK_OFF, Lane};
 use crate::data::lane_runtime::LaneRuntime;
