@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
-use keydispatch_core::message::{Address, Frame};
 use keydispatch_core::keepalive::PING_AFTER;
+use keydispatch_core::message::{Address, Frame};
 use keydispatch_core::{NodeId, NodeName, ServiceInfo};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;

@@ -3,7 +3,7 @@
 use std::sync::{Arc, MutexGuard};
 
 use keydispatch_core::route::{
-    self, Ask, OwnerCandidate, Choice, HotKeys, MAX_OWNERS, MAX_REFUSALS, OwnerStanding,
+    self, Ask, Choice, HotKeys, MAX_OWNERS, MAX_REFUSALS, OwnerCandidate, OwnerStanding,
 };
 use keydispatch_core::{Instant as Since, Key, Routing, ServiceInfo};
 use tokio::time::Instant;
