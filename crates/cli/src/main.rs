@@ -3,6 +3,7 @@
 
 mod cert;
 mod demo;
+mod log;
 #[cfg(feature = "agent")]
 mod operate;
 mod output;
