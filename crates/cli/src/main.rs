@@ -10,6 +10,8 @@ mod output;
 
 use std::process::ExitCode;
 
+#[cfg(feature = "agent")]
+use clap::CommandFactory;
 use clap::{Parser, Subcommand};
 
 /// Gives every key one home in a cluster of nodes.
@@ -50,6 +52,6 @@ fn main() -> ExitCode {
         Command::Demo(arguments) => output::exit(demo::run(&arguments)),
         Command::DemoNode(arguments) => demo::node::run(&arguments),
         #[cfg(feature = "agent")]
-        Command::Operate(command) => operate::run(command),
+        Command::Operate(command) => operate::run(command, Arguments::command),
     }
 }
