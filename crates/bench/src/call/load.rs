@@ -7,7 +7,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::task::JoinSet;
 
-use super::Subject;
+use super::subject::Subject;
 use crate::fleet::Error;
 use keydispatch_measure::process;
 

@@ -6,7 +6,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::{Bench, Load, Pace, Pair, load};
+use super::bench::{Bench, Pair};
+use super::load::{Load, Pace, load};
 use crate::fleet::Error;
 use keydispatch_measure::{Target, cells, figure, median};
 
