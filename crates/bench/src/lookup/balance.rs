@@ -116,7 +116,7 @@ pub(super) fn measure(
     ])];
     let mut found = Vec::new();
     for (instances, target) in SIZES {
-        let all = super::paced(
+        let all = super::fixture::paced(
             output,
             &format!("balance of {sets} sets of {instances}"),
             || many_sets(&space, instances, sets),

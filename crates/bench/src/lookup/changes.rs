@@ -6,7 +6,7 @@ use std::time::Instant;
 use keydispatch::{NewService, Protocol, View, limits};
 use serde_json::json;
 
-use super::{Lookups, node_with, warm};
+use super::fixture::{Lookups, node_with, warm};
 use crate::fleet::Error;
 use keydispatch_measure::{Output, Target, cells, figure, median};
 

@@ -9,7 +9,7 @@ use maglev::ConsistentHasher;
 use serde_json::json;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::{Keys, Lookups, address, hash_alone, node_with, warm};
+use super::fixture::{Keys, Lookups, address, hash_alone, node_with, warm};
 use crate::fleet::Error;
 use keydispatch_measure::{Output, Target, allocations, figure, thread_time};
 

@@ -3,8 +3,8 @@
 use keydispatch::Protocol;
 use serde_json::json;
 
+use super::fixture::{Keys, Lookups, hash_alone, node_with, warm};
 use super::sizes::loaded_3;
-use super::{Keys, Lookups, hash_alone, node_with, warm};
 use crate::fleet::Error;
 use keydispatch_measure::{Output, Target, cells, median};
 

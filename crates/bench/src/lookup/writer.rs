@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use keydispatch::{NewService, Protocol, Registry, ServiceHandle};
 use serde_json::json;
 
-use super::{Keys, Lookups, node_with, warm};
+use super::fixture::{Keys, Lookups, node_with, warm};
 use crate::fleet::Error;
 use keydispatch_measure::{Output, Target, cells, figure, median};
 
