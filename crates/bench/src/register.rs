@@ -16,13 +16,11 @@ mod cluster;
 mod far;
 mod pair;
 
+use far::BATCH;
 pub use far::{Far, run_far};
 
 /// Commands on their way at once.
 const IN_FLIGHT: usize = 64;
-
-/// Services added by one command, where they are added in batches.
-const BATCH: usize = 1_000;
 
 /// See the module.
 #[derive(Args, Clone, Copy)]
