@@ -11,11 +11,12 @@ use crate::fleet::{self, Certificates, Error};
 use keydispatch_measure::{Output, Target};
 
 mod calls;
+mod far;
 mod memory;
 mod moving;
 mod service;
 
-pub use service::{FarOptions, run_far};
+pub use far::{FarOptions, run_far};
 
 /// See the module.
 #[derive(Args, Clone)]
