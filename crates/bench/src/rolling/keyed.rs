@@ -1,67 +1,24 @@
 //! The same with a state for each key: nodes leave and come back, get other weights, are drained and disabled, while every key
 //! is counted up. No call may fail, no state may be lost, none may come back from the dead, and no call may run twice.
 
-use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Instant;
 
 use keydispatch::{KeyedHandle, Node};
-use serde::Serialize;
 use tokio::process::Command;
 
-use super::{By, LEAVE_PATIENCE, Options, STAYS, configured};
+use super::options::{By, LEAVE_PATIENCE, Options, STAYS, configured};
 use crate::fleet::{Certificates, Error, PATIENCE, Process, describe};
 
 mod callers;
 mod counter;
 mod faults;
+mod outcome;
 
 use callers::Callers;
 pub(super) use counter::run_node;
 use counter::{Counts, Seen};
-pub use faults::{FaultOutcome, Frozen, Killed};
-
-/// What became of the calls and the states.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-#[non_exhaustive]
-pub struct KeyedOutcome {
-    /// Calls that were made.
-    pub calls: u64,
-    /// Those that failed.
-    pub failed: u64,
-    /// Times that a key began anew which had a state.
-    pub lost: u64,
-    /// Times that an earlier state of a key came back.
-    pub resurrected: u64,
-    /// Times that a key had counted more than it was called.
-    pub twice: u64,
-    /// The slowest call, in milliseconds.
-    pub slowest_ms: u64,
-    /// What 99 of 100 calls that waited for their key's state did not wait longer than, in the process where that was worst;
-    /// in milliseconds.
-    pub parked_p99_ms: u64,
-    /// Calls that waited for their key's state.
-    pub parked: u64,
-    /// Times that two states of one key were merged.
-    pub merged: u64,
-    /// Planned changes that were made.
-    pub changes: u64,
-    /// Calls a second.
-    pub calls_per_s: u64,
-    /// What became of the keys in faults, where these were asked for.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub faults: Option<FaultOutcome>,
-    /// The keys that began anew.
-    #[serde(skip)]
-    pub begun_anew: BTreeSet<u32>,
-}
-
-impl KeyedOutcome {
-    /// True where nothing failed, was lost, came back, or ran twice.
-    pub fn is_flawless(&self) -> bool {
-        self.failed + self.lost + self.resurrected + self.twice == 0
-    }
-}
+pub use outcome::{FaultOutcome, Frozen, KeyedOutcome, Killed};
 
 /// Runs it, and returns what it saw.
 pub async fn roll(program: &Path, options: &Options, say: fn(&str)) -> Result<KeyedOutcome, Error> {
@@ -255,17 +212,5 @@ impl<'a> Stage<'a> {
         self.worst_p99_micros = self.worst_p99_micros.max(seen.p99_micros);
         tokio::time::timeout(LEAVE_PATIENCE, process.ended()).await??;
         Ok(())
-    }
-}
-
-impl KeyedOutcome {
-    fn add(&mut self, other: &KeyedOutcome) {
-        self.calls += other.calls;
-        self.failed += other.failed;
-        self.lost += other.lost;
-        self.resurrected += other.resurrected;
-        self.twice += other.twice;
-        self.begun_anew.extend(&other.begun_anew);
-        self.slowest_ms = self.slowest_ms.max(other.slowest_ms);
     }
 }

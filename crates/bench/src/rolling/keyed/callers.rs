@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use keydispatch::{Key, KeyedHandle};
 use tokio::task::JoinSet;
 
-use super::super::Options;
-use super::KeyedOutcome;
+use super::super::options::Options;
 use super::counter::{Answer, Counts};
+use super::outcome::KeyedOutcome;
 use crate::fleet::{Error, PATIENCE};
 
 /// Lives of one key that are remembered, to know one that comes back.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::super::node::NodeOptions;
+use super::super::options::NodeOptions;
 use crate::fleet::{Error, PATIENCE};
 
 pub(super) struct Counts;
@@ -86,10 +86,7 @@ pub(super) struct Seen {
 }
 
 /// Serves keys until it is told to leave, by a line or by SIGTERM.
-pub(in crate::rolling) async fn run_node(
-    options: NodeOptions,
-    say: impl Fn(&str),
-) -> Result<(), Error> {
+pub(crate) async fn run_node(options: NodeOptions, say: impl Fn(&str)) -> Result<(), Error> {
     let mut terminated = signal(SignalKind::terminate())?;
     let node = options.describe().start().await?;
     let state_bytes = options.state_bytes;

@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use keydispatch::KeyedHandle;
-use serde::Serialize;
 use tokio::task::JoinSet;
 
+use super::Stage;
 use super::callers::{Callers, Known};
 use super::counter::{Counts, Seen};
-use super::{KeyedOutcome, Stage};
+use super::outcome::{FaultOutcome, Frozen, KeyedOutcome, Killed};
 use crate::fleet::{Error, PATIENCE, Process};
 
 /// A node stands still for so many times as long as it takes to be taken for dead.
@@ -21,64 +21,6 @@ const DEFAULT_DOWN_PERIOD: Duration = Duration::from_millis(1_500);
 
 /// Keys that are called at once.
 const AT_ONCE: usize = 64;
-
-/// What became of the keys of a node that died, and of one that stood still.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[non_exhaustive]
-pub struct FaultOutcome {
-    /// After SIGKILL.
-    pub killed: Killed,
-    /// After SIGSTOP, and SIGCONT.
-    pub frozen: Frozen,
-}
-
-/// What became of the keys when a node was killed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[non_exhaustive]
-pub struct Killed {
-    /// Keys whose states were there.
-    pub held: usize,
-    /// Those that began anew.
-    pub begun_anew: usize,
-    /// Other keys that began anew.
-    pub others_begun_anew: usize,
-    /// Times that an earlier state came back.
-    pub resurrected: u64,
-    /// Times that a key had counted more than it was called.
-    pub twice: u64,
-    /// Calls that failed, of how many.
-    pub failed: u64,
-    /// Calls.
-    pub calls: u64,
-}
-
-/// What became of the keys when a node stood still, for four times `down_period`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[non_exhaustive]
-pub struct Frozen {
-    /// Keys whose states were there.
-    pub held: usize,
-    /// Times that two states of a key were merged.
-    pub merged: u64,
-    /// Keys that still had two histories once all ran again.
-    pub two_histories: usize,
-    /// Calls that failed, of how many; those of the time in which the node stood still.
-    pub failed: u64,
-    /// Calls.
-    pub calls: u64,
-}
-
-impl FaultOutcome {
-    /// True where the keys of the dead began anew and no others, and no key has two histories.
-    pub fn is_as_promised(&self) -> bool {
-        let killed = &self.killed;
-        killed.begun_anew == killed.held
-            && killed.others_begun_anew == 0
-            && killed.resurrected + killed.twice == 0
-            && self.frozen.merged > 0
-            && self.frozen.two_histories == 0
-    }
-}
 
 impl Stage<'_> {
     /// Both faults.
