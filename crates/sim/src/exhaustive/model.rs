@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use keydispatch_core::ownership::message::TokenMessage;
@@ -12,11 +11,9 @@ use keydispatch_core::ownership::{
 use keydispatch_core::{InstanceName, Instant, ServiceId, ServiceInfo};
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::PATIENT;
-use super::scenario::{DRAINING, NODES, ONLINE, Scenario, entry, names, node, rooms};
-
-/// Membership's.
-pub(super) const DOWN: Duration = Duration::from_millis(1_500);
+use super::scenario::{
+    DOWN, DRAINING, NODES, ONLINE, PATIENT, Scenario, entry, names, node, rooms,
+};
 
 /// The one slot.
 const SLOT: u32 = 0;
