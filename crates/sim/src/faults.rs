@@ -6,30 +6,13 @@ use keydispatch_core::NodeName;
 use keydispatch_core::links::Output;
 use rand::RngExt;
 
-use super::network::Host;
+use super::event::{Event, Host, Undo};
 use super::process::{Input, address};
 use super::profile::Fault;
-use super::world::{Event, World};
+use super::world::World;
 
 /// Most that the clock of a host is behind, in microseconds: somewhat less than the clocks of a cluster may differ by.
 const MAX_CLOCK_BEHIND: u64 = 23 * 3_600 * 1_000_000;
-
-/// The end of a fault.
-#[derive(Debug)]
-pub(crate) enum Undo {
-    /// Directions that are open again.
-    Cut(Vec<(Host, Host)>),
-    /// The process goes on.
-    Pause(usize),
-    /// The process is as fast as before.
-    Slow(usize),
-    /// The network is as fast as before.
-    Congestion,
-    /// A process of that name starts.
-    Down { name: NodeName, host: Host },
-    /// The next process of a rolling restart is killed.
-    Roll(Vec<NodeName>),
-}
 
 impl World {
     /// The next fault, and when the one after it comes.

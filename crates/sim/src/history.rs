@@ -7,14 +7,15 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use super::checks::{Violation, check_convergence, check_memory};
+use super::constants::Constants;
 use super::coverage::Coverage;
+use super::event::Event;
 use super::liar::Liar;
 use super::network::Weather;
-use super::profile::Profile;
+use super::profile::{Profile, Workload};
 use super::rules::Switches;
 use super::trace::Trace;
-use super::workload::Workload;
-use super::world::{Constants, Event, World};
+use super::world::World;
 
 /// Sizes of a mix: small clusters are common, large ones come, too.
 const MIXED_NODES: (usize, usize) = (3, 50);

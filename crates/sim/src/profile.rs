@@ -280,3 +280,18 @@ impl Profile {
         PROFILES.iter().map(|profile| profile.name).collect()
     }
 }
+
+/// How much users do.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Workload {
+    /// Mean time between two changes of the whole cluster.
+    pub(crate) between: Duration,
+    /// Most services of one node.
+    pub(crate) most: usize,
+    /// How many types there are.
+    pub(crate) types: u32,
+    /// Most bytes of one service's tags.
+    pub(crate) tag_bytes: usize,
+    /// Most changes at once.
+    pub(crate) burst: usize,
+}

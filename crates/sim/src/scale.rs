@@ -20,9 +20,6 @@ mod tests;
 
 use stage::Shape;
 
-/// What is asked of memory: bytes for each entry on each node, beyond what is the user's own.
-const MEMORY_EACH: f64 = 300.0;
-
 /// See the module.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub struct Options {

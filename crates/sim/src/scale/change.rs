@@ -8,12 +8,14 @@ use keydispatch_core::{Cluster, Instant, NewEntry};
 use rand::RngExt;
 use serde::Serialize;
 
-use super::MEMORY_EACH;
 use super::stage::{Shape, Stage, entry};
 use crate::Error;
-use crate::network::Host;
+use crate::event::Host;
 use keydispatch_measure::allocations::{Tally, tally};
 use keydispatch_measure::{Target, exponent, median, thread_time};
+
+/// What is asked of memory: bytes for each entry on each node, beyond what is the user's own.
+const MEMORY_EACH: f64 = 300.0;
 
 /// The hosts: two own half of the entries each, the third has none of its own.
 const OWNER: Host = 0;

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::stage::{Mark, Shape, Stage};
 use crate::Error;
-use crate::network::Host;
+use crate::event::Host;
 use keydispatch_measure::{allocations, thread_time};
 
 /// How long the two halves do not reach each other.

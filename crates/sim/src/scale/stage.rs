@@ -10,12 +10,13 @@ use rand::RngExt;
 
 use super::agreement;
 use crate::Error;
-use crate::network::{Host, Weather};
-use crate::profile::Profile;
+use crate::constants::{Constants, Cost};
+use crate::event::Host;
+use crate::network::Weather;
+use crate::profile::{Profile, Workload};
 use crate::rules::Switches;
 use crate::trace::Trace;
-use crate::workload::Workload;
-use crate::world::{Constants, Cost, World};
+use crate::world::World;
 use keydispatch_measure::thread_time;
 
 /// How long is waited for all to agree, in simulated time.

@@ -8,9 +8,10 @@ use keydispatch_core::ownership::Gate;
 use rand::RngExt;
 
 use super::TokenEvent;
-use super::post::{Letter, Reply};
-use super::stage::service_type;
-use crate::world::{Event, World};
+use super::letter::{Call, Letter, Reply};
+use super::machine::service_type;
+use crate::event::Event;
+use crate::world::World;
 
 /// Mean time between two calls of one node.
 const BETWEEN_CALLS: Duration = Duration::from_millis(6);
@@ -24,19 +25,6 @@ const MAX_PARKED: usize = 256;
 const PACE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
 /// Keys of a slot.
 pub(crate) const KEYS: u8 = 2;
-
-/// A call that is under way.
-#[derive(Clone, Debug)]
-pub(crate) struct Call {
-    pub(crate) caller: usize,
-    pub(crate) slot: u32,
-    pub(crate) key: u8,
-    begun: keydispatch_core::Instant,
-    ran: bool,
-    hops: u32,
-    /// The process that it was sent to.
-    pub(crate) at: Option<usize>,
-}
 
 impl World {
     /// A node calls.

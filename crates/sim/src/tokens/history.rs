@@ -9,15 +9,16 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use super::TokenEvent;
+use super::machine::Tokens;
 use super::profile::TokenProfile;
-use super::stage::Tokens;
 use crate::checks::Violation;
+use crate::constants::Constants;
+use crate::event::Event;
 use crate::network::Weather;
-use crate::profile::Profile;
+use crate::profile::{Profile, Workload};
 use crate::rules::Switches;
 use crate::trace::Trace;
-use crate::workload::Workload;
-use crate::world::{Constants, Event, World};
+use crate::world::World;
 
 /// The shortest that membership allows: histories are over sooner, and latencies are to it as they are in the field.
 const DOWN_PERIOD: Duration = Duration::from_millis(600);

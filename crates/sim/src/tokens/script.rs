@@ -6,9 +6,9 @@ use keydispatch_core::{EntryUpdate, Instant, ServiceState, Weight};
 use rand::RngExt;
 
 use super::TokenEvent;
-use super::stage::Leaving;
-use crate::faults::Undo;
-use crate::world::{Event, World};
+use super::machine::Leaving;
+use crate::event::{Event, Undo};
+use crate::world::World;
 
 impl World {
     fn roll(&mut self, of: u32) -> u32 {
