@@ -324,7 +324,7 @@ impl World {
         if self.processes[process].name_taken {
             self.coverage.name_clashes += 1;
             self.end(process, true);
-            if !self.storms {
+            if !self.faults_on {
                 self.publish_seeds();
             }
         } else {
@@ -450,9 +450,9 @@ impl World {
                     return;
                 }
                 let state = &mut self.processes[process];
-                let (books, nonce) = (&mut self.books, state.nonce);
-                let taken = state.reader.take(now, books, nonce, &event);
-                let compared = books.compare(cluster, event.info());
+                let (ledger, nonce) = (&mut self.ledger, state.nonce);
+                let taken = state.reader.take(now, ledger, nonce, &event);
+                let compared = ledger.compare(cluster, event.info());
                 match compared.and(taken) {
                     Ok(true) => self.judge_flash(process, cluster, event.info()),
                     Ok(false) => {}

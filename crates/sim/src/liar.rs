@@ -190,7 +190,7 @@ fn content(records: &[Record]) -> u64 {
 }
 
 /// What a lie needs to know.
-pub(crate) struct Stage {
+pub(crate) struct Target {
     pub(crate) me: Forged,
     pub(crate) to: Forged,
     /// Somebody else, honest, living or dead.
@@ -202,50 +202,50 @@ pub(crate) struct Stage {
 
 impl Liar {
     /// Messages, and how often they are said.
-    pub(crate) fn invent(&mut self, stage: &Stage) -> (Vec<Frame>, usize) {
+    pub(crate) fn invent(&mut self, target: &Target) -> (Vec<Frame>, usize) {
         let mut times = 1;
         let messages = match self.rng.random_range(0..17) {
             0..=3 => {
                 times = self.burst();
-                self.gossip(stage)
+                self.gossip(target)
             }
             4 => {
                 times = self.burst();
                 let rival = self.rng.random_bool(0.5).then(|| {
-                    let number = self.later(stage.about.node.generation.number);
-                    (self.generation(number), self.somewhere(stage))
+                    let number = self.later(target.about.node.generation.number);
+                    (self.generation(number), self.somewhere(target))
                 });
                 let node = if self.rng.random_bool(0.5) {
-                    stage.about.node.clone()
+                    target.about.node.clone()
                 } else {
-                    stage.to.node.clone()
+                    target.to.node.clone()
                 };
                 vec![ControlMessage::TakenForDead(Verdict { node, rival })]
             }
             5..=6 => {
                 times = self.burst();
-                vec![self.vector(stage)]
+                vec![self.vector(target)]
             }
-            7 => vec![self.snapshot(stage)],
-            8 => vec![self.delta(stage)],
+            7 => vec![self.snapshot(target)],
+            8 => vec![self.delta(target)],
             9 => {
-                let node = stage.about.node.clone();
+                let node = target.about.node.clone();
                 match self.rng.random_range(0..3) {
                     0 => vec![ControlMessage::Refused { node }],
                     1 => vec![ControlMessage::AskLink { node }],
                     _ => vec![ControlMessage::Link {
                         node,
-                        linked: stage.lives,
+                        linked: target.lives,
                     }],
                 }
             }
             10 => {
-                let number = self.later(stage.to.node.generation.number);
+                let number = self.later(target.to.node.generation.number);
                 let rival = self.generation(number);
                 vec![
                     ControlMessage::Challenge(Challenge {
                         rival,
-                        address: self.somewhere(stage),
+                        address: self.somewhere(target),
                         joined: true,
                     }),
                     ControlMessage::Alive { rival },
@@ -258,10 +258,10 @@ impl Liar {
                     ControlMessage::HaveVersion { version },
                 ]
             }
-            12 => self.requests(stage),
-            13 => vec![ControlMessage::Refuse(self.refusal(stage))],
+            12 => self.requests(target),
+            13 => vec![ControlMessage::Refuse(self.refusal(target))],
             14 => vec![ControlMessage::Goodbye {
-                node: stage.about.node.clone(),
+                node: target.about.node.clone(),
             }],
             15 => {
                 let told = self.heard.len();
@@ -289,11 +289,11 @@ impl Liar {
         }
     }
 
-    fn refusal(&mut self, stage: &Stage) -> Refusal {
+    fn refusal(&mut self, target: &Target) -> Refusal {
         let name = if self.rng.random_bool(0.7) {
-            stage.to.node.name.clone()
+            target.to.node.name.clone()
         } else {
-            stage.about.node.name.clone()
+            target.about.node.name.clone()
         };
         match self.rng.random_range(0..5) {
             0..=1 => Refusal::NameTaken { name },
@@ -303,21 +303,21 @@ impl Liar {
         }
     }
 
-    fn somewhere(&mut self, stage: &Stage) -> Address {
+    fn somewhere(&mut self, target: &Target) -> Address {
         match self.rng.random_range(0..4) {
-            0 => stage.me.address.clone(),
-            1 => stage.to.address.clone(),
-            2 => stage.about.address.clone(),
+            0 => target.me.address.clone(),
+            1 => target.to.address.clone(),
+            2 => target.about.address.clone(),
             // Nobody is there.
             _ => address(0),
         }
     }
 
-    fn gossip(&mut self, stage: &Stage) -> Vec<ControlMessage> {
+    fn gossip(&mut self, target: &Target) -> Vec<ControlMessage> {
         let mut about = if self.rng.random_bool(0.8) {
-            stage.about.clone()
+            target.about.clone()
         } else {
-            stage.to.clone()
+            target.to.clone()
         };
         let claim = match self.rng.random_range(0..5) {
             0..=2 => Claim::Down,
@@ -333,7 +333,7 @@ impl Liar {
             0 => {
                 let number = self.later(about.node.generation.number);
                 about.node.generation = self.generation(number);
-                about.address = self.somewhere(stage);
+                about.address = self.somewhere(target);
             }
             1 => {
                 about.bump = match self.rng.random_range(0..3) {
@@ -350,39 +350,39 @@ impl Liar {
             Purpose::Gossip
         };
         let news = [(about, incarnation, claim)];
-        forge_packet(&stage.me, &stage.to, purpose, &news)
+        forge_packet(&target.me, &target.to, purpose, &news)
             .into_iter()
             .collect()
     }
 
     /// The version of an owner's entries that it makes up, and what it says they are.
-    fn false_version(&mut self, stage: &Stage, content: u64) -> OwnerVersion {
-        let held = stage.known.as_ref().map_or(0, |known| known.version);
+    fn false_version(&mut self, target: &Target, content: u64) -> OwnerVersion {
+        let held = target.known.as_ref().map_or(0, |known| known.version);
         OwnerVersion {
-            owner: stage.about.node.clone(),
+            owner: target.about.node.clone(),
             version: held.saturating_add(self.absurd()),
             content,
         }
     }
 
-    fn vector(&mut self, stage: &Stage) -> ControlMessage {
+    fn vector(&mut self, target: &Target) -> ControlMessage {
         let hash = self.rng.random();
-        let mut row = self.false_version(stage, hash);
+        let mut row = self.false_version(target, hash);
         if self.rng.random_bool(0.1) {
             // Of itself, too: more than it will ever have.
-            row.owner = stage.me.node.clone();
+            row.owner = target.me.node.clone();
         }
         ControlMessage::Vector(Vector { owners: vec![row] })
     }
 
-    fn snapshot(&mut self, stage: &Stage) -> ControlMessage {
+    fn snapshot(&mut self, target: &Target) -> ControlMessage {
         let records = if self.rng.random_bool(0.5) {
             vec![self.record()]
         } else {
             Vec::new()
         };
         ControlMessage::Snapshot(SnapshotChunk {
-            of: self.false_version(stage, content(&records)),
+            of: self.false_version(target, content(&records)),
             nonce: self.rng.random(),
             index: 0,
             count: 1,
@@ -390,10 +390,10 @@ impl Liar {
         })
     }
 
-    fn delta(&mut self, stage: &Stage) -> ControlMessage {
-        let from = stage.known.as_ref().map_or(0, |known| known.version);
+    fn delta(&mut self, target: &Target) -> ControlMessage {
+        let from = target.known.as_ref().map_or(0, |known| known.version);
         ControlMessage::Delta(Delta {
-            owner: stage.about.node.clone(),
+            owner: target.about.node.clone(),
             nonce: self.rng.random(),
             from,
             to: from.saturating_add(self.absurd()),
@@ -402,11 +402,11 @@ impl Liar {
         })
     }
 
-    fn requests(&mut self, stage: &Stage) -> Vec<ControlMessage> {
+    fn requests(&mut self, target: &Target) -> Vec<ControlMessage> {
         let owner = if self.rng.random_bool(0.5) {
-            stage.to.node.clone()
+            target.to.node.clone()
         } else {
-            stage.about.node.clone()
+            target.about.node.clone()
         };
         let resume = self.rng.random_bool(0.5).then(|| Resume {
             version: self.absurd(),

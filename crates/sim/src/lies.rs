@@ -6,7 +6,7 @@ use keydispatch_core::{Cluster, NodeId, NodeName};
 use rand::RngExt;
 
 use super::event::Event;
-use super::liar::{Liar, Stage};
+use super::liar::{Liar, Target};
 use super::process::address;
 use super::trace::describe;
 use super::world::World;
@@ -48,8 +48,8 @@ impl World {
             .collect();
         let drawn = liar.rng.random_range(0..ready.len().max(1));
         let said = ready.get(drawn).and_then(|(link, to)| {
-            let stage = self.stage(process, &cluster, to, liar)?;
-            let (messages, times) = liar.invent(&stage);
+            let target = self.target(process, &cluster, to, liar)?;
+            let (messages, times) = liar.invent(&target);
             Some((*link, messages, times))
         });
         self.processes[process].cluster = Some(cluster);
@@ -72,13 +72,13 @@ impl World {
         }
     }
 
-    fn stage(
+    fn target(
         &self,
         process: usize,
         cluster: &Cluster,
         to: &NodeId,
         liar: &mut Liar,
-    ) -> Option<Stage> {
+    ) -> Option<Target> {
         let forged = |node: &NodeId, host| -> Forged {
             let other = self.processes.iter().find(|other| {
                 let cluster = other.cluster.as_ref();
@@ -101,7 +101,7 @@ impl World {
         let about = &self.processes[about];
         let mine = self.processes[process].host;
         let receiver = self.processes.iter().rfind(|other| other.life == *to)?;
-        Some(Stage {
+        Some(Target {
             me: Forged {
                 node: cluster.node().clone(),
                 bump: cluster.membership().returns(),

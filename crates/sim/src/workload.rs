@@ -13,7 +13,7 @@ use super::world::World;
 impl World {
     /// The next change, and when the one after it comes.
     pub(crate) fn next_work(&mut self) {
-        if !self.storms {
+        if !self.faults_on {
             return;
         }
         let mut running = self.living();

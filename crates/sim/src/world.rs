@@ -9,7 +9,7 @@ use keydispatch_core::{Cluster, ClusterConfig, ClusterName, Instant, NodeId, Nod
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use super::checks::{Books, Reader, Violation};
+use super::checks::{Ledger, Reader, Violation};
 use super::constants::Constants;
 use super::coverage::Coverage;
 use super::data_links::DataLinks;
@@ -64,7 +64,7 @@ pub(crate) struct World {
     pub(crate) in_doubt: HashSet<NodeId>,
     /// The lives that are over, and since when.
     pub(crate) ended: HashMap<NodeId, Instant>,
-    pub(crate) books: Books,
+    pub(crate) ledger: Ledger,
     pub(crate) coverage: Coverage,
     pub(crate) violations: Vec<Violation>,
     pub(crate) false_downs: u64,
@@ -78,11 +78,11 @@ pub(crate) struct World {
     pub(crate) changed_at: Instant,
     pub(crate) largest_queue: usize,
     /// Messages of every node and second, at most.
-    pub(crate) loudest: u64,
+    pub(crate) max_messages: u64,
     /// Since when nothing goes wrong any more.
     pub(crate) whole_since: Option<Instant>,
-    /// Faults and changes happen only while it storms.
-    pub(crate) storms: bool,
+    /// Faults and changes happen only while this is true.
+    pub(crate) faults_on: bool,
     /// Nothing has gone wrong yet.
     pub(crate) unspoilt: bool,
     pub(crate) trace: Trace,
@@ -102,7 +102,7 @@ impl World {
         let network = Network::new(hosts, weather, rng.random());
         // Of its own: what the data links draw changes nothing else.
         let data = DataLinks::new(!seed, constants.rules.silence);
-        let books = Books::new(constants.settings.permdown_period());
+        let ledger = Ledger::new(constants.settings.permdown_period());
         let mut world = World {
             now: Instant::from_micros(1_000_000),
             rng,
@@ -121,7 +121,7 @@ impl World {
             by_nonce: HashMap::new(),
             in_doubt: HashSet::new(),
             ended: HashMap::new(),
-            books,
+            ledger,
             coverage: Coverage::default(),
             violations: Vec::new(),
             false_downs: 0,
@@ -130,9 +130,9 @@ impl World {
             joins_known: Vec::new(),
             changed_at: Instant::ZERO,
             largest_queue: 0,
-            loudest: 0,
+            max_messages: 0,
             whole_since: None,
-            storms: false,
+            faults_on: false,
             unspoilt: true,
             trace,
             events: 0,

@@ -152,7 +152,7 @@ impl World {
         let unhealthy = self
             .tokens
             .as_ref()
-            .is_none_or(|tokens| !tokens.books.is_healthy() || tokens.books.crashed > 0);
+            .is_none_or(|tokens| !tokens.ledger.is_healthy() || tokens.ledger.crashed > 0);
         let Some(machine) = self.machine(process) else {
             return;
         };
@@ -162,7 +162,7 @@ impl World {
             .unwrap_or_default();
         for (number, since) in parked {
             if let Some(tokens) = self.tokens.as_mut().filter(|_| !unhealthy) {
-                tokens.books.parked.push(now.since(since));
+                tokens.ledger.parked.push(now.since(since));
             }
             self.serve(process, number, slot, id);
         }
@@ -192,10 +192,10 @@ impl World {
         match reply {
             Reply::Done => {
                 if let Some(call) = tokens.calls.remove(&number) {
-                    tokens.books.answered += 1;
-                    if tokens.books.is_healthy() && tokens.books.crashed == 0 {
+                    tokens.ledger.answered += 1;
+                    if tokens.ledger.is_healthy() && tokens.ledger.crashed == 0 {
                         let took = now.since(call.begun);
-                        tokens.books.slowest = tokens.books.slowest.max(took);
+                        tokens.ledger.slowest = tokens.ledger.slowest.max(took);
                     }
                 }
             }
@@ -207,8 +207,8 @@ impl World {
                 if let Some(call) = tokens.calls.get_mut(&number) {
                     call.hops += 1;
                     call.at = None;
-                    tokens.books.moved += 1;
-                    tokens.books.most_hops = tokens.books.most_hops.max(call.hops);
+                    tokens.ledger.moved += 1;
+                    tokens.ledger.most_hops = tokens.ledger.most_hops.max(call.hops);
                     let wait = match call.hops {
                         0 | 1 => Duration::ZERO,
                         hops => (PACE.0 * (1 << (hops - 2).min(6))).min(PACE.1),
@@ -231,14 +231,14 @@ impl World {
         if self.processes[call.caller].cluster.is_none() {
             return;
         }
-        tokens.books.failed += 1;
+        tokens.ledger.failed += 1;
         let name = self.processes[call.caller].name.clone();
         let what = format!(
             "call {number} of {name} for slot {}: {why}, at {now}",
             call.slot
         );
         self.trace.line(now, || format!("FAILED {what}"));
-        tokens.books.first_failure.get_or_insert(what);
+        tokens.ledger.first_failure.get_or_insert(what);
     }
 
     /// Whoever waited for a process that is down waits no more.

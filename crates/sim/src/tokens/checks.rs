@@ -23,13 +23,14 @@ impl World {
         let Some(tokens) = self.tokens.as_mut() else {
             return;
         };
-        let (books, Some(machine)) = (&mut tokens.books, tokens.machines[process].as_mut()) else {
+        let (ledger, Some(machine)) = (&mut tokens.ledger, tokens.machines[process].as_mut())
+        else {
             return;
         };
-        books.double += u64::from(holders > 1);
+        ledger.double += u64::from(holders > 1);
         let cells = machine.states.entry((id.clone(), slot)).or_default();
         let cell = cells.entry(key).or_insert_with(|| Cell {
-            lineage: books.begin(slot, key, 0),
+            lineage: ledger.begin(slot, key, 0),
             count: 0,
             merged: BTreeSet::new(),
             padding: Bytes::from(vec![
@@ -43,8 +44,8 @@ impl World {
         });
         cell.count += 1;
         let (lineage, count) = (cell.lineage, cell.count);
-        let before = books.last.get(&lineage).map_or(0, |(count, _, _)| *count);
-        books.last.insert(lineage, (count, slot, key));
+        let before = ledger.last.get(&lineage).map_or(0, |(count, _, _)| *count);
+        ledger.last.insert(lineage, (count, slot, key));
         // I2: each copy is served as one sequence.
         if count != before + 1 {
             self.violate(format!(
@@ -80,7 +81,7 @@ impl World {
         if self
             .tokens
             .as_ref()
-            .is_none_or(|tokens| !tokens.books.is_healthy())
+            .is_none_or(|tokens| !tokens.ledger.is_healthy())
         {
             return;
         }
@@ -114,19 +115,19 @@ impl World {
         let Some(tokens) = self.tokens.as_mut() else {
             return;
         };
-        let books = &mut tokens.books;
-        books.minted += slots.len() as u64;
-        if !books.is_healthy() || books.nobody || books.crashed > 0 {
+        let ledger = &mut tokens.ledger;
+        ledger.minted += slots.len() as u64;
+        if !ledger.is_healthy() || ledger.nobody || ledger.crashed > 0 {
             return;
         }
         let merged: BTreeSet<u64> = self.merged();
-        let Some(books) = self.tokens.as_ref().map(|tokens| &tokens.books) else {
+        let Some(ledger) = self.tokens.as_ref().map(|tokens| &tokens.ledger) else {
             return;
         };
-        let alive = books.last.iter().find(|(lineage, (count, slot, _))| {
+        let alive = ledger.last.iter().find(|(lineage, (count, slot, _))| {
             slots.contains(*slot)
                 && *count > 0
-                && !books.lost.contains(lineage)
+                && !ledger.lost.contains(lineage)
                 && !merged.contains(lineage)
         });
         if let Some((lineage, (_, slot, _))) = alive {
@@ -188,17 +189,17 @@ impl World {
         let Some(tokens) = self.tokens.as_mut() else {
             return;
         };
-        let books = &mut tokens.books;
-        books.adoptions += 1;
-        books.adopted.insert(key, process);
-        let forks = !is_giving && (giver.is_some() || books.taken_back.contains(&key));
+        let ledger = &mut tokens.ledger;
+        ledger.adoptions += 1;
+        ledger.adopted.insert(key, process);
+        let forks = !is_giving && (giver.is_some() || ledger.taken_back.contains(&key));
         for ((name, cell), live) in came.iter_mut().zip(live) {
             if forks && live {
-                books.forks += 1;
-                cell.lineage = books.begin(slot, *name, cell.count);
+                ledger.forks += 1;
+                cell.lineage = ledger.begin(slot, *name, cell.count);
             } else {
-                books.lost.remove(&cell.lineage);
-                let known = books
+                ledger.lost.remove(&cell.lineage);
+                let known = ledger
                     .last
                     .entry(cell.lineage)
                     .or_insert((cell.count, slot, *name));
@@ -207,7 +208,7 @@ impl World {
                 }
             }
         }
-        if how == Adoption::MergeIntoOurs && books.is_healthy() {
+        if how == Adoption::MergeIntoOurs && ledger.is_healthy() {
             self.violate(format!("{id} is given slot {slot} by {from} and holds it"));
             return;
         }
@@ -233,7 +234,7 @@ impl World {
                 into.insert(name, theirs);
                 continue;
             };
-            books.merges += 1;
+            ledger.merges += 1;
             if mine.lineage == theirs.lineage {
                 wrong = Some(format!(
                     "{id} merges lineage {} of slot {slot} with itself",
@@ -241,7 +242,7 @@ impl World {
                 ));
             } else if mine.merged.contains(&theirs.lineage) {
                 // Two generals: the word that it was merged was lost. What was merged travels along, so it is known.
-                books.again += 1;
+                ledger.again += 1;
             }
             mine.merged.insert(theirs.lineage);
             mine.merged.extend(theirs.merged);
@@ -268,9 +269,9 @@ impl World {
         let Some(tokens) = self.tokens.as_mut() else {
             return;
         };
-        let books = &mut tokens.books;
-        books.taken_back.insert(key);
-        if !books.adopted.contains_key(&key) {
+        let ledger = &mut tokens.ledger;
+        ledger.taken_back.insert(key);
+        if !ledger.adopted.contains_key(&key) {
             return;
         }
         let Some(cells) = tokens.machines[process]
@@ -281,11 +282,11 @@ impl World {
         };
         for ((name, cell), elsewhere) in cells.iter_mut().zip(elsewhere) {
             if elsewhere {
-                books.forks += 1;
-                cell.lineage = books.begin(slot, *name, cell.count);
+                ledger.forks += 1;
+                cell.lineage = ledger.begin(slot, *name, cell.count);
             } else {
-                books.lost.remove(&cell.lineage);
-                books.last.insert(cell.lineage, (cell.count, slot, *name));
+                ledger.lost.remove(&cell.lineage);
+                ledger.last.insert(cell.lineage, (cell.count, slot, *name));
             }
         }
     }
@@ -326,18 +327,19 @@ impl World {
         for lineage in merged {
             let lives = elsewhere.contains(&lineage) || self.lineage_lives(lineage, None);
             if let Some(tokens) = self.tokens.as_mut().filter(|_| !lives) {
-                tokens.books.lost.insert(lineage);
+                tokens.ledger.lost.insert(lineage);
             }
         }
         for (lineage, count) in cells {
             if self.lineage_lives(lineage, None) {
                 continue;
             }
-            let Some(books) = self.tokens.as_mut().map(|tokens| &mut tokens.books) else {
+            let Some(ledger) = self.tokens.as_mut().map(|tokens| &mut tokens.ledger) else {
                 return;
             };
-            books.lost.insert(lineage);
-            if planned && count > 0 && books.is_healthy() && books.crashed == 0 && !books.nobody {
+            ledger.lost.insert(lineage);
+            if planned && count > 0 && ledger.is_healthy() && ledger.crashed == 0 && !ledger.nobody
+            {
                 self.violate(format!("{id} drops the only copy of slot {slot}"));
             }
         }
@@ -414,11 +416,12 @@ impl World {
                 return Err(format!("in the end calls wait for slot {slot} at {id}"));
             }
         }
-        let books = &tokens.books;
-        if !books.nobody {
+        let ledger = &tokens.ledger;
+        if !ledger.nobody {
             let merged = self.merged();
-            for (lineage, (count, slot, key)) in &books.last {
-                let known = *count == 0 || books.lost.contains(lineage) || merged.contains(lineage);
+            for (lineage, (count, slot, key)) in &ledger.last {
+                let known =
+                    *count == 0 || ledger.lost.contains(lineage) || merged.contains(lineage);
                 if !known && !self.lineage_lives(*lineage, None) {
                     return Err(format!(
                         "lineage {lineage} of slot {slot}, key {key}, vanished after {count} calls"

@@ -124,7 +124,7 @@ impl World {
             .any(|other| other.life == *node && other.cluster.is_some());
         let now = self.now;
         if lives && let Some(tokens) = self.tokens.as_mut() {
-            tokens.books.false_downs += 1;
+            tokens.ledger.false_downs += 1;
             let name = self.processes[process].name.clone();
             self.trace
                 .line(now, || format!("{name} takes {node} for dead, falsely"));
@@ -145,7 +145,7 @@ impl World {
             && unknown
             && let Some(tokens) = self.tokens.as_mut()
         {
-            tokens.books.false_downs += 1;
+            tokens.ledger.false_downs += 1;
         }
     }
 
@@ -242,7 +242,7 @@ impl World {
         }
         // R12: it is told that it was taken for dead.
         if std::mem::replace(&mut machine.returns, returns) != returns {
-            tokens.books.doubts += 1;
+            tokens.ledger.doubts += 1;
             machine.ownership.handle_doubt(local);
         }
         // Who comes while this node leaves is told, too.
@@ -356,7 +356,7 @@ impl World {
             }
             Told::Impatient { .. } => {
                 if let Some(tokens) = self.tokens.as_mut() {
-                    tokens.books.impatience += 1;
+                    tokens.ledger.impatience += 1;
                 }
             }
             Told::Alone => self
@@ -458,7 +458,7 @@ impl World {
         if doubts {
             machine.ownership.handle_doubt(local);
             if let Some(tokens) = self.tokens.as_mut() {
-                tokens.books.doubts += 1;
+                tokens.ledger.doubts += 1;
             }
             self.machine_turn(process);
         }

@@ -24,7 +24,7 @@ pub(crate) enum TokenEvent {
     /// An instance goes offline, or online.
     Toggle(usize, ServiceId),
     /// The next thing of the profile, until then.
-    Scene(Instant),
+    Phase(Instant),
     /// A node that knows nobody looks for the others.
     LookAround(usize),
 }

@@ -151,10 +151,10 @@ impl World {
                 let late = now.since(since) > DRAIN_TIMEOUT;
                 if idle || !others || late {
                     let unrest = machine.ownership.unrest();
-                    let books = self.tokens.as_mut().map(|tokens| &mut tokens.books);
-                    if !idle && let Some(books) = books {
-                        let stuck = planned && others && books.is_healthy();
-                        books.nobody |= !others;
+                    let ledger = self.tokens.as_mut().map(|tokens| &mut tokens.ledger);
+                    if !idle && let Some(ledger) = ledger {
+                        let stuck = planned && others && ledger.is_healthy();
+                        ledger.nobody |= !others;
                         if stuck {
                             let name = self.processes[process].name.clone();
                             self.violate(format!("{name} cannot leave: {unrest:?}"));

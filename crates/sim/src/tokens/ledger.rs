@@ -22,7 +22,7 @@ pub(crate) type Cells = BTreeMap<u8, Cell>;
 
 /// What is known of all lineages, and of what went wrong so far.
 #[derive(Default)]
-pub(crate) struct Books {
+pub(crate) struct Ledger {
     pub(crate) lineages: u64,
     /// The count of each lineage, and whose it is.
     pub(crate) last: BTreeMap<u64, (u64, u32, u8)>,
@@ -55,7 +55,7 @@ pub(crate) struct Books {
     pub(crate) doubts: u64,
 }
 
-impl Books {
+impl Ledger {
     /// Nothing has happened after which two may hold a slot.
     pub(crate) fn is_healthy(&self) -> bool {
         self.false_downs == 0 && self.impatience == 0

@@ -9,7 +9,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use super::event::LaneId;
-use super::ledger::{Books, Cells};
+use super::ledger::{Cells, Ledger};
 use super::letter::{Call, Lane};
 use super::profile::TokenProfile;
 
@@ -32,7 +32,7 @@ pub(crate) struct Tokens {
     pub(crate) calls: BTreeMap<u64, Call>,
     pub(crate) last_call: u64,
     pub(crate) calls_until: Instant,
-    pub(crate) books: Books,
+    pub(crate) ledger: Ledger,
     /// Somebody was cut off from somebody.
     pub(crate) cut: bool,
     /// Messages by kind: claims, answers, offers, pieces, acknowledgements, settled.
@@ -99,7 +99,7 @@ impl Tokens {
             calls: BTreeMap::new(),
             last_call: 0,
             calls_until: Instant::from_micros(u64::MAX),
-            books: Books::default(),
+            ledger: Ledger::default(),
             cut: false,
             sent: [0; 6],
             most_in_flight: 0,

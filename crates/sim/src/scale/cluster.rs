@@ -93,13 +93,13 @@ pub(super) struct Mark {
 }
 
 /// See the module.
-pub(super) struct Stage {
+pub(super) struct ScaleCluster {
     pub(super) shape: Shape,
     pub(super) world: World,
     compared: Duration,
 }
 
-impl Stage {
+impl ScaleCluster {
     /// Hosts on which nothing runs.
     pub(super) fn new(shape: Shape) -> Result<Self, Error> {
         let names = (0..shape.nodes).map(|number| NodeName::try_new(format!("node{number:03}")));
@@ -128,7 +128,7 @@ impl Stage {
         let calm = Profile::named("calm").ok_or("no calm profile")?;
         let load = (calm, workload, names);
         let trace = Trace::new(false, false);
-        Ok(Stage {
+        Ok(ScaleCluster {
             shape,
             world: World::new(shape.nodes, weather, constants, load, 1, trace),
             compared: Duration::ZERO,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use keydispatch_core::{Instant, NodeName};
 use serde::Serialize;
 
-use super::stage::{Mark, Shape, Stage};
+use super::cluster::{Mark, ScaleCluster, Shape};
 use crate::Error;
 use crate::event::Host;
 use keydispatch_measure::{allocations, thread_time};
@@ -66,22 +66,24 @@ pub(super) struct Outcome {
     pub(super) heap_each: f64,
 }
 
-/// Runs all scenes on one cluster; tells the name of each before it begins, and what came of it: the last one may take an
+/// Runs all phases on one cluster; tells the name of each before it begins, and what came of it: the last one may take an
 /// hour.
 pub(super) fn run(shape: Shape, tell: &dyn Fn(&str)) -> Result<Outcome, Error> {
-    let mut stage = Stage::new(shape)?;
+    let mut sim = ScaleCluster::new(shape)?;
     let last = shape.nodes - 1;
     tell("nodes start");
-    stage.start_nodes(last)?;
+    sim.start_nodes(last)?;
     tell("services are added");
-    stage.add_services(last)?;
+    sim.add_services(last)?;
     let mut rows = Vec::new();
-    let mut scene = |stage: &mut Stage, what, act: &mut dyn FnMut(&mut Stage) -> Begun| {
+    let mut phase = |sim: &mut ScaleCluster,
+                     what,
+                     act: &mut dyn FnMut(&mut ScaleCluster) -> Begun| {
         tell(what);
-        let before = stage.mark();
-        let since = act(stage)?;
-        let agreed = stage.settle().map_err(|why| format!("{what}: {why}"))?;
-        let row = row(stage, what, &before, agreed.since(since));
+        let before = sim.mark();
+        let since = act(sim)?;
+        let agreed = sim.settle().map_err(|why| format!("{what}: {why}"))?;
+        let row = row(sim, what, &before, agreed.since(since));
         tell(&format!(
             "{what}: all agree after {:.2} s, a node sends {:.2} MB and at most {:.2} MB, {} false downs, {:.1} s of CPU",
             row.agree_ms / 1e3,
@@ -93,31 +95,31 @@ pub(super) fn run(shape: Shape, tell: &dyn Fn(&str)) -> Result<Outcome, Error> {
         rows.push(row);
         Ok::<(), Error>(())
     };
-    scene(&mut stage, "one service more", &mut |stage| {
-        let since = stage.world.now;
-        stage.add(0, 1)?;
+    phase(&mut sim, "one service more", &mut |sim| {
+        let since = sim.world.now;
+        sim.add(0, 1)?;
         Ok(since)
     })?;
-    scene(&mut stage, "cold join", &mut |stage| {
-        let since = stage.world.now;
-        stage.start(last)?;
+    phase(&mut sim, "cold join", &mut |sim| {
+        let since = sim.world.now;
+        sim.start(last)?;
         Ok(since)
     })?;
     tell("idle");
-    let idle = idle(&mut stage)?;
+    let idle = idle(&mut sim)?;
     tell(&format!(
         "idle: {:.3} % of a core, {:.0} B/s of each node",
         idle.cpu_percent, idle.bytes_per_s
     ));
-    scene(&mut stage, "partition of 30 s heals", &mut partition)?;
+    phase(&mut sim, "partition of 30 s heals", &mut partition)?;
     let dead = victims(shape.nodes);
     let mut heap_each = 0.0;
-    scene(&mut stage, "10 % die at once", &mut |stage| {
-        let since = stage.world.now;
+    phase(&mut sim, "10 % die at once", &mut |sim| {
+        let since = sim.world.now;
         for (number, host) in dead.iter().enumerate() {
-            let process = stage.process(*host)?;
+            let process = sim.process(*host)?;
             let before = allocations::tally().heap;
-            stage.world.vanish(process);
+            sim.world.vanish(process);
             if number == 0 {
                 let freed = before - allocations::tally().heap;
                 heap_each = freed as f64 / shape.services as f64;
@@ -125,15 +127,15 @@ pub(super) fn run(shape: Shape, tell: &dyn Fn(&str)) -> Result<Outcome, Error> {
         }
         Ok(since)
     })?;
-    scene(&mut stage, "the 10 % come back", &mut |stage| {
-        let since = stage.world.now;
+    phase(&mut sim, "the 10 % come back", &mut |sim| {
+        let since = sim.world.now;
         for host in &dead {
-            stage.start(*host)?;
+            sim.start(*host)?;
         }
         Ok(since)
     })?;
-    scene(&mut stage, "rolling restart", &mut |stage| {
-        rolling_restart(stage, tell)
+    phase(&mut sim, "rolling restart", &mut |sim| {
+        rolling_restart(sim, tell)
     })?;
     Ok(Outcome {
         rows,
@@ -145,18 +147,18 @@ pub(super) fn run(shape: Shape, tell: &dyn Fn(&str)) -> Result<Outcome, Error> {
 /// When what is measured began.
 type Begun = Result<Instant, Error>;
 
-fn row(stage: &mut Stage, what: &'static str, before: &Mark, agreed: Duration) -> Row {
-    let largest_queue = stage.world.largest_queue;
-    let after = stage.mark();
-    let hosts = 0..stage.shape.nodes;
+fn row(sim: &mut ScaleCluster, what: &'static str, before: &Mark, agreed: Duration) -> Row {
+    let largest_queue = sim.world.largest_queue;
+    let after = sim.mark();
+    let hosts = 0..sim.shape.nodes;
     let sent: Vec<u64> = hosts
         .clone()
         .map(|host| after.sent[host].0 - before.sent[host].0)
         .collect();
     let taken = hosts.map(|host| after.taken[host] - before.taken[host]);
     Row {
-        nodes: stage.shape.nodes,
-        services: stage.shape.services,
+        nodes: sim.shape.nodes,
+        services: sim.shape.services,
         what,
         agree_ms: agreed.as_secs_f64() * 1e3,
         sent_mean: sent.iter().sum::<u64>() as f64 / sent.len() as f64,
@@ -168,22 +170,22 @@ fn row(stage: &mut Stage, what: &'static str, before: &Mark, agreed: Duration) -
     }
 }
 
-fn idle(stage: &mut Stage) -> Result<Idle, Error> {
-    // What the last scene left behind is over.
-    stage.run(IDLE / 2)?;
-    let (before, start) = (stage.mark(), thread_time());
-    stage.run(IDLE)?;
+fn idle(sim: &mut ScaleCluster) -> Result<Idle, Error> {
+    // What the last phase left behind is over.
+    sim.run(IDLE / 2)?;
+    let (before, start) = (sim.mark(), thread_time());
+    sim.run(IDLE)?;
     let computed = thread_time() - start;
-    let after = stage.mark();
-    let node_seconds = stage.shape.nodes as f64 * IDLE.as_secs_f64();
+    let after = sim.mark();
+    let node_seconds = sim.shape.nodes as f64 * IDLE.as_secs_f64();
     let sum = |mark: &Mark| {
         let sent = mark.sent.iter();
         sent.fold((0, 0), |sum, sent| (sum.0 + sent.0, sum.1 + sent.1))
     };
     let (before, after) = (sum(&before), sum(&after));
     Ok(Idle {
-        nodes: stage.shape.nodes,
-        services: stage.shape.services,
+        nodes: sim.shape.nodes,
+        services: sim.shape.services,
         cpu_percent: 100.0 * computed.as_secs_f64() / node_seconds,
         bytes_per_s: (after.0 - before.0) as f64 / node_seconds,
         messages_per_s: (after.1 - before.1) as f64 / node_seconds,
@@ -191,15 +193,15 @@ fn idle(stage: &mut Stage) -> Result<Idle, Error> {
 }
 
 /// Every other host is cut off from the rest; one service in a hundred is replaced meanwhile, on both sides.
-fn partition(stage: &mut Stage) -> Begun {
-    let nodes = stage.shape.nodes;
+fn partition(sim: &mut ScaleCluster) -> Begun {
+    let nodes = sim.shape.nodes;
     for from in 0..nodes {
         for to in (0..nodes).filter(|to| to % 2 != from % 2) {
-            stage.world.network.cut(from, to);
+            sim.world.network.cut(from, to);
         }
     }
     let seconds = PARTITION.as_secs();
-    let changes = stage.shape.services / 100;
+    let changes = sim.shape.services / 100;
     let mut host: Host = 0;
     for second in 0..seconds {
         let due = changes * (second as usize + 1) / (seconds as usize - 1);
@@ -207,17 +209,17 @@ fn partition(stage: &mut Stage) -> Begun {
         // What is changed in the last second would still be on its way.
         for _ in done..due.min(changes) {
             host = (host + 1) % nodes;
-            stage.replace_one(host)?;
+            sim.replace_one(host)?;
         }
-        stage.run(Duration::from_secs(1))?;
+        sim.run(Duration::from_secs(1))?;
     }
     for side in 0..2 {
-        let agree = stage.compare(|host| host % 2 == side);
+        let agree = sim.compare(|host| host % 2 == side);
         agree.map_err(|why| format!("side {side} of the partition: {why}"))?;
     }
-    let now = stage.world.now;
-    let queue = &mut stage.world.queue;
-    stage.world.network.heal_all(now, queue);
+    let now = sim.world.now;
+    let queue = &mut sim.world.queue;
+    sim.world.network.heal_all(now, queue);
     Ok(now)
 }
 
@@ -228,29 +230,29 @@ fn victims(nodes: usize) -> Vec<Host> {
 }
 
 /// One after the other leaves and starts again; the next when it may route.
-fn rolling_restart(stage: &mut Stage, tell: &dyn Fn(&str)) -> Begun {
-    let since = stage.world.now;
-    for host in 0..stage.shape.nodes {
+fn rolling_restart(sim: &mut ScaleCluster, tell: &dyn Fn(&str)) -> Begun {
+    let since = sim.world.now;
+    for host in 0..sim.shape.nodes {
         if host % 10 == 0 {
             tell(&format!("rolling restart, {host} done"));
         }
-        let old = stage.process(host)?;
-        stage.world.leave(old);
-        stage.run(RESTART)?;
-        let process = stage.start(host)?;
-        let deadline = stage.world.now + SYNC_PATIENCE;
-        while stage.world.processes[process].synced_at.is_none() {
-            if stage.world.now >= deadline {
-                return Err(why_not_synced(stage, process).into());
+        let old = sim.process(host)?;
+        sim.world.leave(old);
+        sim.run(RESTART)?;
+        let process = sim.start(host)?;
+        let deadline = sim.world.now + SYNC_PATIENCE;
+        while sim.world.processes[process].synced_at.is_none() {
+            if sim.world.now >= deadline {
+                return Err(why_not_synced(sim, process).into());
             }
-            stage.run(Duration::from_millis(20))?;
+            sim.run(Duration::from_millis(20))?;
         }
     }
     Ok(since)
 }
 
-fn why_not_synced(stage: &Stage, process: usize) -> String {
-    let process = &stage.world.processes[process];
+fn why_not_synced(sim: &ScaleCluster, process: usize) -> String {
+    let process = &sim.world.processes[process];
     let missing: Vec<NodeName> = process
         .cluster
         .as_ref()
