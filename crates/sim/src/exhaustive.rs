@@ -21,8 +21,10 @@ use std::time::Instant as Clock;
 
 use keydispatch_core::ownership::TokenRules;
 
+mod checks;
 mod model;
 mod scenario;
+mod steps;
 #[cfg(test)]
 mod tests;
 

@@ -5,6 +5,7 @@
 
 mod caller;
 mod instance;
+mod placement;
 mod plan;
 mod seeds;
 mod tables;
