@@ -8,8 +8,7 @@ use clap::Args;
 use keydispatch::{Adapter, Node};
 use serde_json::json;
 
-use crate::Follower;
-use crate::fleet::{self, Certificates, Error};
+use keydispatch_fleet::{self as fleet, Certificates, Child, Error, this_program};
 use keydispatch_measure::{Output, Target, cells, exponent, figure};
 
 mod bench;
@@ -51,7 +50,7 @@ pub struct Options {
     /// Measure the calls within one process alone.
     #[arg(long)]
     local: bool,
-    /// The program of crates/peers, where it was built: tonic and ractor_cluster, measured between our rounds.
+    /// The program of crates/bench/peers, where it was built: tonic and ractor_cluster, measured between our rounds.
     #[arg(long)]
     peers: Option<PathBuf>,
 }
@@ -67,8 +66,9 @@ pub fn run(options: Options, say: fn(&str)) -> Result<(), Error> {
 async fn measure(options: Options, say: fn(&str)) -> Result<(), Error> {
     let certificates = Certificates::make(&["near", "far"])?;
     let path = certificates.path().as_os_str();
-    let mut far = Follower::start(["call-far".as_ref(), "--certificates".as_ref(), path])?;
-    let ready = far.expect("ready").await?;
+    let command = this_program(["call-far".as_ref(), "--certificates".as_ref(), path])?;
+    let far = Child::start(command, "far").await?;
+    let ready = far.ready().to_owned();
     let (address, echo_address) = ready.split_once(' ').ok_or("two addresses were expected")?;
     let seeds = [address.to_owned()];
     let node = fleet::describe("near", "127.0.0.1:0", &seeds, certificates.path())

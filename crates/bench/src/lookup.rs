@@ -3,7 +3,7 @@
 use clap::Args;
 use serde_json::json;
 
-use crate::fleet::Error;
+use keydispatch_fleet::Error;
 use keydispatch_measure::{Output, cells, exponent};
 
 mod balance;

@@ -8,8 +8,7 @@ use serde_json::json;
 
 use super::load::{Load, Pace, load};
 use super::subject::Subject;
-use crate::Follower;
-use crate::fleet::Error;
+use keydispatch_fleet::{Child, Error};
 use keydispatch_measure::{Output, Target, figure, median};
 
 /// How long and how often each pair is measured.
@@ -24,7 +23,7 @@ pub(super) struct Bench {
     pub(super) output: Output,
     pub(super) rounds: Rounds,
     pub(super) node: Node,
-    pub(super) far: Follower,
+    pub(super) far: Child,
     pub(super) echo: Subject,
     pub(super) calls: Subject,
     pub(super) figures: serde_json::Map<String, serde_json::Value>,

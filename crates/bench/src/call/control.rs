@@ -10,7 +10,7 @@ use serde_json::json;
 use super::bench::Bench;
 use super::far::{PROBE, Sightings};
 use super::load::{Pace, load};
-use crate::fleet::Error;
+use keydispatch_fleet::Error;
 use keydispatch_measure::{Target, cells, median, monotonic_nanos, quantile};
 
 /// Pause between two probes.

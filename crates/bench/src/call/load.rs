@@ -8,7 +8,7 @@ use rand::{RngExt, SeedableRng};
 use tokio::task::JoinSet;
 
 use super::subject::Subject;
-use crate::fleet::Error;
+use keydispatch_fleet::Error;
 use keydispatch_measure::process;
 
 /// How fast callers call.

@@ -12,7 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::bench::Bench;
 use super::subject::{Echo, Echoes};
-use crate::fleet::Error;
+use keydispatch_fleet::Error;
 use keydispatch_measure::Target;
 
 const CALLS: u64 = 2_000;

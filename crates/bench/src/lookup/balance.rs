@@ -8,7 +8,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::json;
 
-use crate::fleet::Error;
+use keydispatch_fleet::Error;
 use keydispatch_measure::{Output, Target, cells, figure, quantile};
 
 /// Slots of the key space.

@@ -7,7 +7,7 @@ use keydispatch::{Adapter, Key, NewService, Node, Protocol, View};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use crate::fleet::Error;
+use keydispatch_fleet::Error;
 use keydispatch_measure::{Output, thread_time, timed};
 
 pub(super) struct Lookups;

@@ -10,7 +10,7 @@ use serde_json::json;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::fixture::{Keys, Lookups, address, hash_alone, node_with, warm};
-use crate::fleet::Error;
+use keydispatch_fleet::Error;
 use keydispatch_measure::{Output, Target, allocations, figure, thread_time};
 
 /// Points of one instance on a ring: what ketama gives a server of weight 1.

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::fixture::{Keys, Lookups, hash_alone, node_with, warm};
 use super::sizes::loaded_3;
-use crate::fleet::Error;
+use keydispatch_fleet::Error;
 use keydispatch_measure::{Output, Target, cells, median};
 
 /// Lookups by two threads at once, as times those of one.

@@ -8,7 +8,7 @@ use keydispatch::{NewService, Protocol, Registry, ServiceHandle};
 use serde_json::json;
 
 use super::fixture::{Keys, Lookups, node_with, warm};
-use crate::fleet::Error;
+use keydispatch_fleet::Error;
 use keydispatch_measure::{Output, Target, cells, figure, median};
 
 /// What readers pay while another thread makes 1,000 changes a second.

@@ -10,7 +10,7 @@ use keydispatch::{NewService, Node, ServiceEvent, Subscription};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 use crate::call::Echo;
-use crate::fleet::{self, Error};
+use keydispatch_fleet::{self as fleet, Error};
 use keydispatch_measure::monotonic_nanos;
 
 /// Services added by one command, where they are added in batches.

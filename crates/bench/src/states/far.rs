@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 
 use super::service::{STATE_BYTES, Shelf, Shelves};
 use crate::call::{Echo, KeyedEcho, echo};
-use crate::fleet::{self, Error};
+use keydispatch_fleet::{self as fleet, Error};
 use keydispatch_measure::process;
 
 /// Tasks that open keys at once.

@@ -5,8 +5,7 @@ use serde_json::json;
 
 use super::Bench;
 use super::service::STATE_BYTES;
-use crate::Follower;
-use crate::fleet::Error;
+use keydispatch_fleet::{Child, Error, this_program};
 use keydispatch_measure::{Target, cells, figure};
 
 impl Bench {
@@ -14,13 +13,14 @@ impl Bench {
         let keys = if self.quick { 100_000_u64 } else { 1_000_000 };
         let path = self.certificates.path().as_os_str();
         let count = keys.to_string();
-        let mut alone = Follower::start([
+        let command = this_program([
             "states-far".as_ref(),
             "--certificates".as_ref(),
             path,
             "--quiet-keys".as_ref(),
             count.as_ref(),
         ])?;
+        let mut alone = Child::spawn(command, "alone")?;
         let had = alone.expect("had").await?;
         let (seconds, bytes) = had.split_once(' ').ok_or("two figures were expected")?;
         let (seconds, bytes): (f64, f64) = (seconds.parse()?, bytes.parse()?);
