@@ -1,13 +1,12 @@
 //! The endpoints that this agent holds: registered, kept alive by leases, checked, and taken away.
 
-use std::collections::{BTreeMap, HashMap};
 use std::os::unix::fs::MetadataExt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use keydispatch::{NewService, ServiceState, ServiceUpdate};
 use serde_json::{Value, json};
-use tokio::sync::{Notify, OwnedMutexGuard};
+use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
 
 use crate::app::App;
@@ -20,33 +19,24 @@ mod health;
 mod held;
 mod keeper;
 mod probe;
+mod publish;
+mod slots;
 mod store;
 mod vouch;
+mod vouched;
 
 use definition::Checked;
 pub(crate) use definition::{Definition, Lease, check_id};
 use health::Health;
 pub(crate) use held::Wanted;
-use held::{Held, NOT_CHECKED, Tasks, millis, verdict_name};
+use held::{Held, NOT_CHECKED, Tasks, millis};
+pub(crate) use slots::{Endpoints, Slot};
 pub(crate) use store::Store;
-pub(crate) use vouch::{Vouched, keep_telling};
+pub(crate) use vouch::keep_telling;
+pub(crate) use vouched::Vouched;
 
 /// Endpoints of one agent at most: as many as one node may have entries of.
 const MAX_ENDPOINTS: usize = 100_000;
-
-/// Checks by kind and state, and leases by kind.
-type Tally = (
-    HashMap<(&'static str, &'static str), usize>,
-    HashMap<&'static str, usize>,
-);
-
-/// What is held of one id. Whoever changes it holds its lock from the first look to the last word to the registry.
-#[derive(Default)]
-pub(crate) struct Slot {
-    held: Arc<tokio::sync::Mutex<Option<Held>>>,
-    /// Wakes those who wait for its lease or its next check.
-    renewed: Notify,
-}
 
 /// What a change is made under.
 #[derive(Default)]
@@ -66,47 +56,7 @@ pub(crate) struct Registered {
     pub(crate) lease_holder: u64,
 }
 
-/// See the module.
-pub(crate) struct Endpoints {
-    slots: Mutex<BTreeMap<String, Arc<Slot>>>,
-    store: Store,
-    next: std::sync::atomic::AtomicU64,
-    pub(crate) expired: std::sync::atomic::AtomicU64,
-    /// Something that a twin has to hear of has changed.
-    tell_twins: Notify,
-    /// Twins that have to hear that an endpoint was taken away. One that does not lets its lease end.
-    taken_away: Mutex<Vec<(String, String)>>,
-}
-
 impl Endpoints {
-    pub(crate) fn new(store: Store) -> Self {
-        Endpoints {
-            slots: Mutex::default(),
-            store,
-            next: std::sync::atomic::AtomicU64::new(1),
-            expired: std::sync::atomic::AtomicU64::new(0),
-            tell_twins: Notify::new(),
-            taken_away: Mutex::default(),
-        }
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Arc<Slot>>> {
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn number(&self) -> u64 {
-        self.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
-    }
-
-    fn slot(&self, id: &str) -> Option<Arc<Slot>> {
-        self.lock().get(id).cloned()
-    }
-
-    /// The ids, in order.
-    pub(crate) fn ids(&self) -> Vec<String> {
-        self.lock().keys().cloned().collect()
-    }
-
     /// Registers, renews or updates: idempotent.
     pub(crate) async fn put(
         app: &Arc<App>,
@@ -245,7 +195,7 @@ impl Endpoints {
     }
 
     /// Adds the entry, offline where a check has to pass first.
-    async fn register(
+    pub(super) async fn register(
         &self,
         app: &Arc<App>,
         definition: &Definition,
@@ -370,7 +320,7 @@ impl Endpoints {
     }
 
     /// Takes away what is held of an id where it is still what is meant; true where it was.
-    async fn remove(
+    pub(super) async fn remove(
         &self,
         app: &Arc<App>,
         id: &str,
@@ -408,20 +358,6 @@ impl Endpoints {
         // Last: whoever takes it away may be one of its own tasks, which end here.
         drop(gone);
         true
-    }
-
-    /// Forgets the place of an id that nothing is held of.
-    fn forget_empty(&self, id: &str, slot: &Arc<Slot>) {
-        let mut slots = self.lock();
-        let unused = slot.held.try_lock().is_ok_and(|held| held.is_none());
-        // Whoever else has it in hand is about to put something there.
-        if unused
-            && slots
-                .get(id)
-                .is_some_and(|there| Arc::ptr_eq(there, slot) && Arc::strong_count(slot) <= 2)
-        {
-            slots.remove(id);
-        }
     }
 
     /// Ends what lives while a connection is open, unless another one has taken over.
@@ -490,38 +426,6 @@ impl Endpoints {
                 );
             }
         }
-    }
-
-    /// Ends the tasks beside all endpoints, which hold the agent alive.
-    pub(crate) fn abandon(&self) {
-        for slot in std::mem::take(&mut *self.lock()).into_values() {
-            // Whoever has it in hand sees that the agent stops.
-            if let Ok(mut held) = slot.held.try_lock() {
-                held.take();
-            }
-        }
-    }
-
-    /// Checks by kind and state, and leases by kind.
-    pub(crate) fn tally(&self) -> Tally {
-        let (mut checks, mut leases) = (HashMap::new(), HashMap::new());
-        let slots: Vec<_> = self.lock().values().cloned().collect();
-        for slot in slots {
-            // One that is being changed right now is counted next time.
-            let Ok(held) = slot.held.try_lock() else {
-                continue;
-            };
-            let Some(held) = held.as_ref() else {
-                continue;
-            };
-            *leases.entry(held.checked.lease.kind()).or_default() += 1;
-            if let Some(check) = &held.checked.check {
-                *checks
-                    .entry((check.probe.kind(), verdict_name(&held.health.verdict)))
-                    .or_default() += 1;
-            }
-        }
-        (checks, leases)
     }
 }
 

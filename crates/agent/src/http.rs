@@ -3,14 +3,12 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
-use hyper::body::{Frame, Incoming, SizeHint};
+use hyper::body::Incoming;
 use hyper::header::{self, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -18,12 +16,14 @@ use hyper::{Request, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use crate::problem::{Kind, Problem};
 
-pub(crate) type Response = hyper::Response<Body>;
+mod body;
+
+pub(crate) use body::{Body, Response};
 
 /// Connections of one listener at once: watchers keep theirs open. Whoever comes then waits in the kernel's queue.
 const MAX_CONNECTIONS: usize = 4_096;
@@ -54,54 +54,6 @@ impl std::fmt::Display for Peer {
         match self {
             Peer::Unix { uid, .. } => write!(f, "uid {uid}"),
             Peer::Tcp(address) => write!(f, "{address}"),
-        }
-    }
-}
-
-/// The body of an answer.
-pub(crate) enum Body {
-    Full(Option<Bytes>),
-    /// What comes as it happens. It ends when the sender is dropped, and the sender sees that the reader has gone.
-    Stream(mpsc::Receiver<Bytes>),
-}
-
-impl Body {
-    pub(crate) fn text(text: impl Into<Bytes>) -> Self {
-        let bytes: Bytes = text.into();
-        Body::Full((!bytes.is_empty()).then_some(bytes))
-    }
-
-    pub(crate) fn empty() -> Self {
-        Body::Full(None)
-    }
-}
-
-impl hyper::body::Body for Body {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        match self.get_mut() {
-            Body::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Body::Stream(chunks) => chunks
-                .poll_recv(cx)
-                .map(|chunk| chunk.map(|bytes| Ok(Frame::data(bytes)))),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        matches!(self, Body::Full(None))
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Body::Full(bytes) => {
-                SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
-            }
-            Body::Stream(_) => SizeHint::default(),
         }
     }
 }

@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::clock::rfc3339;
+use crate::problem::Problem;
 
 /// Tags that begin so are the agents' own: they carry what an entry has no field for, and are shown as fields.
 pub(crate) const OWN_TAGS: &str = "dispatch.";
@@ -107,4 +108,14 @@ pub(crate) fn counts(view: &View) -> (usize, usize, usize) {
         }
     }
     counts
+}
+
+/// A state by its name.
+pub(crate) fn parse_state(text: &str) -> Result<ServiceState, Problem> {
+    match text {
+        "online" => Ok(ServiceState::Online),
+        "draining" => Ok(ServiceState::Draining),
+        "offline" => Ok(ServiceState::Offline),
+        _ => Err(Problem::bad("a state is online, draining or offline")),
+    }
 }

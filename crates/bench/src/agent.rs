@@ -7,8 +7,7 @@ use clap::Args;
 use keydispatch_agent::{ApiAddress, Client};
 use serde_json::{Value, json};
 
-use crate::Follower;
-use crate::fleet::{Certificates, Error};
+use keydispatch_fleet::{Certificates, Child, Error, this_program};
 use keydispatch_measure::{Output, Target, cells, figure, median, process};
 
 mod far;
@@ -87,7 +86,7 @@ impl Bench {
         number: usize,
         seeds: &[String],
         core: Option<usize>,
-    ) -> Result<(Follower, PathBuf, String), Error> {
+    ) -> Result<(Child, PathBuf, String), Error> {
         let name = format!("agent{number}");
         let directory = self
             .directory
@@ -96,7 +95,7 @@ impl Bench {
         let mut arguments: Vec<PathBuf> = vec![
             "agent-far".into(),
             "--name".into(),
-            name.into(),
+            name.clone().into(),
             "--certificates".into(),
             self.certificates.path().into(),
             "--directory".into(),
@@ -108,8 +107,8 @@ impl Bench {
         for seed in seeds {
             arguments.extend(["--seed".into(), seed.into()]);
         }
-        let mut agent = Follower::start(arguments)?;
-        let mesh = agent.expect("ready").await?;
+        let agent = Child::start(this_program(arguments)?, &name).await?;
+        let mesh = agent.address().to_owned();
         Ok((agent, directory.join("agent.sock"), mesh))
     }
 
@@ -129,7 +128,7 @@ impl Bench {
     }
 
     /// Lookups and static answers in turns, so that both have the same machine.
-    async fn lookups(&mut self, agent: &Follower, socket: &Path) -> Result<(), Error> {
+    async fn lookups(&mut self, agent: &Child, socket: &Path) -> Result<(), Error> {
         let window = Duration::from_millis(if self.options.quick { 500 } else { 3_000 });
         let rounds = if self.options.quick { 1 } else { 5 };
         let asked = [
@@ -230,7 +229,7 @@ impl Bench {
     }
 
     /// What it costs that many watch one type, and what a change of it costs each of them.
-    async fn watchers(&mut self, agent: &Follower, socket: &Path) -> Result<(), Error> {
+    async fn watchers(&mut self, agent: &Child, socket: &Path) -> Result<(), Error> {
         let before = process::resident(agent.id());
         let mut watchers = Vec::new();
         for _ in 0..WATCHERS {
@@ -277,7 +276,7 @@ impl Bench {
 
     /// An agent among ten that nobody asks anything.
     async fn idle(&mut self) -> Result<(), Error> {
-        let mut agents: Vec<Follower> = Vec::new();
+        let mut agents: Vec<Child> = Vec::new();
         let mut seeds: Vec<String> = Vec::new();
         for number in 0..MEMBERS {
             let (agent, _, mesh) = self.agent(number, &seeds, None).await?;

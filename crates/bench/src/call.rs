@@ -8,10 +8,10 @@ use clap::Args;
 use keydispatch::{Adapter, Node};
 use serde_json::json;
 
-use crate::Follower;
-use crate::fleet::{self, Certificates, Error};
-use keydispatch_measure::{Output, Target, cells, exponent, figure, median};
+use keydispatch_fleet::{self as fleet, Certificates, Child, Error, this_program};
+use keydispatch_measure::{Output, Target, cells, exponent, figure};
 
+mod bench;
 mod control;
 pub(crate) mod echo;
 mod far;
@@ -20,6 +20,7 @@ mod overhead;
 mod peers;
 mod subject;
 
+use bench::{Bench, PAIR_HEADS, Pair, Rounds};
 pub use far::run_far;
 pub use load::{Load, Pace, load};
 pub use subject::{Echo, Echoes, KeyedEcho, KeyedEchoes, Subject};
@@ -49,16 +50,9 @@ pub struct Options {
     /// Measure the calls within one process alone.
     #[arg(long)]
     local: bool,
-    /// The program of crates/peers, where it was built: tonic and ractor_cluster, measured between our rounds.
+    /// The program of crates/bench/peers, where it was built: tonic and ractor_cluster, measured between our rounds.
     #[arg(long)]
     peers: Option<PathBuf>,
-}
-
-/// How long and how often each pair is measured.
-#[derive(Clone, Copy)]
-struct Rounds {
-    count: usize,
-    window: Duration,
 }
 
 /// Runs the command.
@@ -69,23 +63,12 @@ pub fn run(options: Options, say: fn(&str)) -> Result<(), Error> {
     runtime.block_on(measure(options, say))
 }
 
-/// What the measurements share.
-struct Bench {
-    output: Output,
-    rounds: Rounds,
-    node: Node,
-    far: Follower,
-    echo: Subject,
-    calls: Subject,
-    figures: serde_json::Map<String, serde_json::Value>,
-    targets: Vec<Target>,
-}
-
 async fn measure(options: Options, say: fn(&str)) -> Result<(), Error> {
     let certificates = Certificates::make(&["near", "far"])?;
     let path = certificates.path().as_os_str();
-    let mut far = Follower::start(["call-far".as_ref(), "--certificates".as_ref(), path])?;
-    let ready = far.expect("ready").await?;
+    let command = this_program(["call-far".as_ref(), "--certificates".as_ref(), path])?;
+    let far = Child::start(command, "far").await?;
+    let ready = far.ready().to_owned();
     let (address, echo_address) = ready.split_once(' ').ok_or("two addresses were expected")?;
     let seeds = [address.to_owned()];
     let node = fleet::describe("near", "127.0.0.1:0", &seeds, certificates.path())
@@ -132,122 +115,7 @@ async fn measure(options: Options, say: fn(&str)) -> Result<(), Error> {
     Ok(bench.output.finish("call", bench.figures, &bench.targets)?)
 }
 
-/// A subject and its floor, measured in turns.
-struct Pair {
-    callers: usize,
-    payload: usize,
-    floor: Vec<Load>,
-    subject: Vec<Load>,
-}
-
-impl Pair {
-    /// The middle of the rounds' values.
-    fn of(loads: &[Load], part: fn(&Load) -> f64) -> f64 {
-        median(&loads.iter().map(part).collect::<Vec<_>>())
-    }
-
-    /// The middle of the rounds' ratios of subject to floor.
-    fn ratio(&self, part: fn(&Load) -> f64) -> f64 {
-        let rounds = self.subject.iter().zip(&self.floor);
-        median(
-            &rounds
-                .map(|(ours, theirs)| part(ours) / part(theirs))
-                .collect::<Vec<_>>(),
-        )
-    }
-
-    fn row(&self) -> Vec<String> {
-        let of = Pair::of;
-        vec![
-            size(self.payload),
-            self.callers.to_string(),
-            figure(of(&self.floor, Load::rate)),
-            figure(of(&self.subject, Load::rate)),
-            format!("{:.2}", self.ratio(Load::rate)),
-            figure(of(&self.floor, Load::p50)),
-            figure(of(&self.subject, Load::p50)),
-            format!("{:.2}", self.ratio(Load::p50)),
-            figure(of(&self.floor, Load::p99)),
-            figure(of(&self.subject, Load::p99)),
-            figure(of(&self.floor, Load::busy)),
-            figure(of(&self.subject, Load::busy)),
-            format!("{:.2}", self.ratio(Load::busy)),
-        ]
-    }
-
-    fn json(&self) -> serde_json::Value {
-        let of = |loads: &[Load]| {
-            json!({
-                "calls_per_s": Pair::of(loads, Load::rate), "p50_us": Pair::of(loads, Load::p50),
-                "p99_us": Pair::of(loads, Load::p99), "cpu_us": Pair::of(loads, Load::busy),
-            })
-        };
-        json!({
-            "payload": self.payload, "callers": self.callers, "echo": of(&self.floor),
-            "dispatch": of(&self.subject), "ratio_calls": self.ratio(Load::rate),
-            "ratio_p50": self.ratio(Load::p50), "ratio_cpu": self.ratio(Load::busy),
-        })
-    }
-}
-
-const PAIR_HEADS: [&str; 13] = [
-    "payload",
-    "callers",
-    "echo calls/s",
-    "dispatch",
-    "ratio",
-    "echo p50 µs",
-    "dispatch",
-    "ratio",
-    "echo p99 µs",
-    "dispatch",
-    "echo CPU µs",
-    "dispatch",
-    "ratio",
-];
-
-fn size(bytes: usize) -> String {
-    match bytes {
-        small if small < 1024 => format!("{small} B"),
-        large => format!("{} KiB", large / 1024),
-    }
-}
-
 impl Bench {
-    /// The floor and the subject in turns, so that whatever else the machine does hits both.
-    async fn pair(
-        &self,
-        (floor, subject): (&Subject, &Subject),
-        callers: usize,
-        payload: usize,
-        pace: Pace,
-    ) -> Result<Pair, Error> {
-        let mut pair = Pair {
-            callers,
-            payload,
-            floor: Vec::new(),
-            subject: Vec::new(),
-        };
-        let (message, window) = (Bytes::from(vec![7; payload]), self.rounds.window);
-        let far = self.far.id();
-        load(floor, far, callers, &message, window / 4, pace).await?;
-        load(subject, far, callers, &message, window / 4, pace).await?;
-        for round in 0..self.rounds.count {
-            if round % 2 == 0 {
-                pair.floor
-                    .push(load(floor, far, callers, &message, window, pace).await?);
-                pair.subject
-                    .push(load(subject, far, callers, &message, window, pace).await?);
-            } else {
-                pair.subject
-                    .push(load(subject, far, callers, &message, window, pace).await?);
-                pair.floor
-                    .push(load(floor, far, callers, &message, window, pace).await?);
-            }
-        }
-        Ok(pair)
-    }
-
     async fn pairs(&self) -> Result<Vec<Pair>, Error> {
         let mut pairs = Vec::new();
         for payload in PAYLOADS {

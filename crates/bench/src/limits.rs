@@ -9,8 +9,7 @@ use keydispatch::Node;
 use keydispatch::limits::{MAX_SERVICES_PER_NODE, MAX_TYPES_PER_NODE};
 use serde_json::json;
 
-use crate::Follower;
-use crate::fleet::{self, Certificates, Error};
+use keydispatch_fleet::{self as fleet, Certificates, Child, Error, this_program};
 use keydispatch_measure::{Output, Target, cells, figure, process, quantile};
 
 /// How often the node is asked for its figures meanwhile.
@@ -54,7 +53,7 @@ async fn measure(options: Options, say: fn(&str)) -> Result<(), Error> {
         .start()
         .await?;
     let seed = near.address().to_string();
-    let mut far = Follower::start([
+    let command = this_program([
         "register-far".as_ref(),
         "--name".as_ref(),
         "far".as_ref(),
@@ -63,7 +62,7 @@ async fn measure(options: Options, say: fn(&str)) -> Result<(), Error> {
         "--seed".as_ref(),
         seed.as_ref(),
     ])?;
-    far.expect("ready").await?;
+    let mut far = Child::start(command, "far").await?;
     let own = std::process::id();
     let before = process::resident(own);
     let mut costs = Vec::new();
@@ -89,7 +88,7 @@ async fn measure(options: Options, say: fn(&str)) -> Result<(), Error> {
     costs.push(watched(&near, "a newcomer starts", starting).await?);
     let newcomer = began.elapsed().as_secs_f64();
 
-    far.kill()?;
+    far.start_kill()?;
     costs.push(watched(&near, "it is killed", shown(&near, 0)).await?);
 
     let mut rows = vec![cells([

@@ -17,7 +17,7 @@ use serde::Serialize;
 use serde_json::json;
 use tokio::process::Command;
 
-use crate::fleet::{Certificates, Error, PATIENCE, Process};
+use keydispatch_fleet::{Certificates, Child, Error, PATIENCE};
 
 mod caller;
 mod worker;
@@ -242,7 +242,7 @@ fn spread(outcomes: &[Outcome], value: fn(&Outcome) -> f64) -> String {
 
 /// As [`run`], and returns what it saw.
 pub async fn measure(program: &Path, options: &Options) -> Result<Vec<Found>, Error> {
-    let mut stage = Stage::start(program, options).await?;
+    let mut fleet = Fleet::start(program, options).await?;
     if !options.young {
         // Rule: an instance of less than ten seconds refuses earlier. That is another figure.
         tokio::time::sleep(SLOW_START).await;
@@ -256,7 +256,7 @@ pub async fn measure(program: &Path, options: &Options) -> Result<Vec<Found>, Er
         .collect();
     for seed in 1..=options.seeds {
         for ((_, routing), found) in POLICIES.iter().zip(&mut found) {
-            let counts = stage.call(seed, *routing).await?;
+            let counts = fleet.call(seed, *routing).await?;
             found.outcomes.push(outcome(options, counts));
         }
     }
@@ -302,10 +302,10 @@ fn outcome(options: &Options, mut counts: Counts) -> Outcome {
 }
 
 /// The processes. They end when this is dropped.
-struct Stage<'a> {
+struct Fleet<'a> {
     options: &'a Options,
-    callers: Vec<Process>,
-    _workers: Vec<Process>,
+    callers: Vec<Child>,
+    _workers: Vec<Child>,
     _certificates: Certificates,
 }
 
@@ -313,7 +313,7 @@ fn worker_name(at: usize) -> String {
     format!("w{at}")
 }
 
-impl<'a> Stage<'a> {
+impl<'a> Fleet<'a> {
     async fn start(program: &Path, options: &'a Options) -> Result<Self, Error> {
         let workers: Vec<String> = (0..WORKERS).map(worker_name).collect();
         let callers: Vec<String> = (0..PROCESSES).map(|at| format!("c{at}")).collect();
@@ -331,7 +331,7 @@ impl<'a> Stage<'a> {
             if let Some((option, value)) = more {
                 process.args([option, &value.to_string()]);
             }
-            let process = Process::run(process, name).await?;
+            let process = Child::start(process, name).await?;
             seed.get_or_insert_with(|| process.address().to_owned());
             Ok::<_, Error>(process)
         };
@@ -347,7 +347,7 @@ impl<'a> Stage<'a> {
             let workers = Some(("--workers", WORKERS as u64));
             calling.push(spawn("load-caller", name, workers).await?);
         }
-        Ok(Stage {
+        Ok(Fleet {
             options,
             callers: calling,
             _workers: started,
@@ -369,7 +369,7 @@ impl<'a> Stage<'a> {
                 keys_of: seed,
                 zipf: options.zipf,
             };
-            process.say(&serde_json::to_string(&order)?).await?;
+            process.tell(&serde_json::to_string(&order)?).await?;
         }
         let patience = Duration::try_from_secs_f64(options.seconds)? + CALLERS_PATIENCE + PATIENCE;
         let mut sum = Counts::default();

@@ -1,24 +1,20 @@
 //! `lookup`: what it costs to find the owner of a key, beside the cost of hashing the key and beside other crates.
 
-use std::hint::black_box;
-use std::net::{Ipv4Addr, SocketAddr};
-
 use clap::Args;
-use keydispatch::{Adapter, Key, NewService, Node, Protocol, View};
-use rand::rngs::StdRng;
-use rand::{RngExt, SeedableRng};
 use serde_json::json;
 
-use crate::fleet::Error;
-use keydispatch_measure::{Output, cells, exponent, thread_time, timed};
+use keydispatch_fleet::Error;
+use keydispatch_measure::{Output, cells, exponent};
 
 mod balance;
 mod changes;
+mod fixture;
 mod sizes;
 mod threads;
 mod writer;
 
 use changes::{Change, report_changes};
+use fixture::Keys;
 use sizes::{FIRST, HANDLE, HELD, LOADED_3, MULTI_3, NAME, SUBJECTS, Size, VIEW_3, report_sizes};
 use threads::Threads;
 use writer::{WriterCost, report_writer};
@@ -41,15 +37,6 @@ pub struct Options {
     /// Leave out the balance over many name sets, which takes the longest.
     #[arg(long)]
     no_balance: bool,
-}
-
-struct Lookups;
-
-impl Protocol for Lookups {
-    const NAME: &'static str = "uploader";
-    type Call = ();
-    type Reply = ();
-    type Cast = ();
 }
 
 /// Runs the command.
@@ -83,84 +70,6 @@ pub fn run(options: Options, say: fn(&str)) -> Result<(), Error> {
         balance::measure(&output, &runtime, options.quick, &mut figures, &mut targets)?;
     }
     Ok(output.finish("lookup", figures, &targets)?)
-}
-
-/// Distinct keys of 10 to 60 bytes, one after the other in memory.
-struct Keys {
-    text: String,
-    ends: Vec<u32>,
-}
-
-impl Keys {
-    fn random(count: usize, seed: u64) -> Self {
-        const LETTERS: &[u8; 64] =
-            b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/.";
-        let mut random = StdRng::seed_from_u64(seed);
-        let mut text = String::new();
-        let mut ends = Vec::with_capacity(count);
-        for number in 0..count {
-            let length = random.random_range(10..=60);
-            let start = text.len();
-            // A number of its own makes it distinct.
-            text.push_str(&format!("{number:x}"));
-            while text.len() - start < length {
-                text.push(char::from(LETTERS[random.random_range(0..LETTERS.len())]));
-            }
-            ends.push(text.len() as u32);
-        }
-        Keys { text, ends }
-    }
-
-    #[inline]
-    fn iter(&self) -> impl Iterator<Item = &str> {
-        let mut start = 0;
-        self.ends.iter().map(move |&end| {
-            let key = &self.text[start..end as usize];
-            start = end as usize;
-            key
-        })
-    }
-
-    /// Nanoseconds of this thread for each key.
-    #[inline]
-    fn pass<'a, T>(&'a self, mut look: impl FnMut(&'a str) -> T) -> f64 {
-        let start = thread_time();
-        for key in self.iter() {
-            black_box(look(key));
-        }
-        (thread_time() - start).as_secs_f64() * 1e9 / self.ends.len() as f64
-    }
-}
-
-/// The floor. By the same way as in the lookups beside it: inlined by itself, it may come out three times as slow.
-#[inline]
-fn hash_alone(key: &str) -> u64 {
-    Key::from(key).hash()
-}
-
-/// The address, and so the name, of an instance.
-fn address(number: usize) -> SocketAddr {
-    let [.., a, b, c] = (number as u32).to_be_bytes();
-    SocketAddr::from((Ipv4Addr::new(10, a, b, c), 7400))
-}
-
-/// A node without a network, with so many endpoints of one type.
-async fn node_with(instances: usize) -> Result<Node, Error> {
-    let node = Node::builder("bench")
-        .adapter(Adapter::Local)
-        .start()
-        .await?;
-    let endpoints = (0..instances)
-        .map(|number| NewService::endpoint(Lookups::NAME, address(number).to_string()));
-    node.registry().add_services(endpoints).await?;
-    Ok(node)
-}
-
-/// Scores nearly every slot once, so that what follows reads the table.
-fn warm(view: &View) {
-    for number in 0..14_000_000_u64 {
-        black_box(view.owner(number));
-    }
 }
 
 fn report_growth(
@@ -203,11 +112,4 @@ fn report_growth(
         &rows,
     );
     figures.insert("growth".to_owned(), fitted.into());
-}
-
-/// Also says how long it took.
-fn paced<T>(output: &Output, what: &str, work: impl FnOnce() -> T) -> T {
-    let (result, took) = timed(work);
-    output.line(format!("\n({what}: {:.0} s)", took.as_secs_f64()));
-    result
 }

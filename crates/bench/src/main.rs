@@ -1,12 +1,11 @@
-//! Benchmarks beside peers and floors, the simulator, and the node processes that tests drive: one command each.
+//! Benchmarks beside peers and floors; and the simulator and what runs node processes, which have programs of their own.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use keydispatch_bench::{
-    agent, call, fleet, limits, load, lookup, net, register, rolling, soak, states,
-};
+use keydispatch_bench::{agent, call, limits, load, lookup, register, states};
+use keydispatch_fleet::log;
 use keydispatch_measure::allocations;
 
 #[global_allocator]
@@ -52,35 +51,6 @@ enum Command {
     Sim(keydispatch_sim::Args),
     /// Simulates routing: policies side by side over skew, callers, slow instances, hot keys and caches.
     Route(keydispatch_sim::route::RouteArgs),
-    /// A node that obeys the test that started it, until its standard input closes.
-    #[command(hide = true)]
-    Puppet {
-        #[arg(long)]
-        name: String,
-        #[arg(long)]
-        bind: String,
-        #[arg(long)]
-        certificates: PathBuf,
-        #[arg(long = "seed")]
-        seeds: Vec<String>,
-    },
-    /// A node that obeys lines on its standard input, until that closes.
-    #[command(hide = true)]
-    Worker {
-        #[arg(long)]
-        name: String,
-        #[arg(long)]
-        bind: String,
-        #[arg(long)]
-        certificates: PathBuf,
-        #[arg(long = "seed")]
-        seeds: Vec<String>,
-    },
-    /// Processes that leave and come back in turn while everybody calls: no call may fail, and each runs once.
-    Rolling(rolling::Options),
-    /// One of the processes of `rolling`.
-    #[command(hide = true)]
-    RollingNode(rolling::NodeOptions),
     /// Routing among real processes: skewed keys, one slow instance, by owner and bounded.
     Load(load::Options),
     /// One of the processes of `load` that serve.
@@ -89,30 +59,8 @@ enum Command {
     /// One of those that call.
     #[command(hide = true)]
     LoadCaller(load::CallerOptions),
-    /// Five nodes in network namespaces of their own, on networks that go wrong; needs root.
-    Net {
-        /// Only this one.
-        #[arg(long)]
-        scenario: Option<String>,
-        /// Of everything that happens by chance.
-        #[arg(long, default_value_t = 1)]
-        seed: u64,
-        /// Print a JSON object last.
-        #[arg(long)]
-        json: bool,
-    },
-    /// Five processes under constant change and calls, some of them killed now and then; nothing may leak.
-    Soak {
-        /// For how long.
-        #[arg(long, default_value_t = 30.0)]
-        minutes: f64,
-        /// Of everything that happens by chance.
-        #[arg(long, default_value_t = 1)]
-        seed: u64,
-        /// Print a JSON object last.
-        #[arg(long)]
-        json: bool,
-    },
+    #[command(flatten)]
+    Fleet(keydispatch_fleet::Command),
 }
 
 fn main() -> ExitCode {
@@ -132,7 +80,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> Result<(), fleet::Error> {
+fn run(command: Command) -> Result<(), keydispatch_fleet::Error> {
     match command {
         // These have exit codes of their own.
         Command::Sim(_) | Command::Route(_) => Ok(()),
@@ -140,20 +88,6 @@ fn run(command: Command) -> Result<(), fleet::Error> {
         Command::Call(options) => call::run(options, say),
         Command::States(options) => states::run(options, say),
         Command::StatesFar(options) => states::run_far(options, say),
-        Command::Rolling(options) => {
-            log();
-            let program = std::env::current_exe()?;
-            let runtime = tokio::runtime::Runtime::new()?;
-            runtime.block_on(rolling::run(&program, &options, say))
-        }
-        Command::RollingNode(options) => {
-            log();
-            let runtime = tokio::runtime::Runtime::new()?;
-            let outcome = runtime.block_on(rolling::run_node(options, say));
-            // Whoever reads the standard input is not waited for.
-            runtime.shutdown_background();
-            outcome
-        }
         Command::Load(options) => {
             log();
             let program = std::env::current_exe()?;
@@ -185,70 +119,8 @@ fn run(command: Command) -> Result<(), fleet::Error> {
             register::run_far(far, say)
         }
         Command::CallFar { certificates } => call::run_far(certificates, say),
-        Command::Puppet {
-            name,
-            bind,
-            certificates,
-            seeds,
-        } => {
-            log();
-            let runtime = tokio::runtime::Runtime::new()?;
-            runtime.block_on(fleet::run_puppet(
-                name,
-                bind,
-                seeds,
-                certificates,
-                |address| {
-                    say(&format!("ready {address}"));
-                },
-            ))
-        }
-        Command::Worker {
-            name,
-            bind,
-            certificates,
-            seeds,
-        } => {
-            log();
-            let runtime = tokio::runtime::Runtime::new()?;
-            runtime.block_on(net::worker::run(name, bind, seeds, certificates, say))
-        }
-        Command::Net {
-            scenario,
-            seed,
-            json,
-        } => {
-            let options = net::Options {
-                scenario,
-                json,
-                seed,
-            };
-            let program = std::env::current_exe()?;
-            let runtime = tokio::runtime::Runtime::new()?;
-            runtime.block_on(net::run(&program, &options, say))
-        }
-        Command::Soak {
-            minutes,
-            seed,
-            json,
-        } => {
-            let options = soak::Options {
-                length: std::time::Duration::try_from_secs_f64(minutes * 60.0)?,
-                json,
-                seed,
-            };
-            let program = std::env::current_exe()?;
-            let runtime = tokio::runtime::Runtime::new()?;
-            runtime.block_on(soak::run(&program, &options, say))
-        }
+        Command::Fleet(command) => keydispatch_fleet::run(command, say),
     }
-}
-
-fn log() {
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
-        .init();
 }
 
 #[expect(clippy::print_stdout, reason = "a command's output")]

@@ -8,21 +8,18 @@ use keydispatch::{NewService, Node, Registry, limits};
 use serde_json::json;
 use tokio::task::JoinSet;
 
-use crate::Follower;
-use crate::fleet::{self, Certificates, Error};
+use keydispatch_fleet::{self as fleet, Certificates, Child, Error, this_program};
 use keydispatch_measure::{Output, Target, cells, exponent, figure, median, quantile};
 
 mod cluster;
 mod far;
 mod pair;
 
+use far::BATCH;
 pub use far::{Far, run_far};
 
 /// Commands on their way at once.
 const IN_FLIGHT: usize = 64;
-
-/// Services added by one command, where they are added in batches.
-const BATCH: usize = 1_000;
 
 /// See the module.
 #[derive(Args, Clone, Copy)]
@@ -99,7 +96,7 @@ pub fn run(options: Options, say: fn(&str)) -> Result<(), Error> {
 
 impl Bench {
     /// Starts another process with a node.
-    async fn follow(&self, name: &str, seeds: &[String]) -> Result<(Follower, String), Error> {
+    async fn follow(&self, name: &str, seeds: &[String]) -> Result<(Child, String), Error> {
         follow(name, seeds, self.certificates.path()).await
     }
 
@@ -247,7 +244,7 @@ async fn follow(
     name: &str,
     seeds: &[String],
     certificates: &Path,
-) -> Result<(Follower, String), Error> {
+) -> Result<(Child, String), Error> {
     let mut arguments: Vec<PathBuf> = ["register-far", "--name", name, "--certificates"]
         .map(PathBuf::from)
         .to_vec();
@@ -255,8 +252,8 @@ async fn follow(
     for seed in seeds {
         arguments.extend(["--seed", seed].map(PathBuf::from));
     }
-    let mut far = Follower::start(arguments)?;
-    let address = far.expect("ready").await?;
+    let far = Child::start(this_program(arguments)?, name).await?;
+    let address = far.address().to_owned();
     Ok((far, address))
 }
 

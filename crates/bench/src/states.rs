@@ -5,17 +5,17 @@ use std::time::Duration;
 use clap::Args;
 use keydispatch::Node;
 
-use crate::Follower;
 use crate::call::echo;
-use crate::fleet::{self, Certificates, Error};
+use keydispatch_fleet::{self as fleet, Certificates, Child, Error, this_program};
 use keydispatch_measure::{Output, Target};
 
 mod calls;
+mod far;
 mod memory;
 mod moving;
 mod service;
 
-pub use service::{FarOptions, run_far};
+pub use far::{FarOptions, run_far};
 
 /// See the module.
 #[derive(Args, Clone)]
@@ -36,7 +36,7 @@ struct Bench {
     window: Duration,
     certificates: Certificates,
     node: Node,
-    far: Follower,
+    far: Child,
     echo: echo::Client,
     figures: serde_json::Map<String, serde_json::Value>,
     targets: Vec<Target>,
@@ -53,8 +53,9 @@ pub fn run(options: Options, say: fn(&str)) -> Result<(), Error> {
 async fn measure(options: Options, say: fn(&str)) -> Result<(), Error> {
     let certificates = Certificates::make(&["near", "far"])?;
     let path = certificates.path().as_os_str();
-    let mut far = Follower::start(["states-far".as_ref(), "--certificates".as_ref(), path])?;
-    let ready = far.expect("ready").await?;
+    let command = this_program(["states-far".as_ref(), "--certificates".as_ref(), path])?;
+    let far = Child::start(command, "far").await?;
+    let ready = far.ready().to_owned();
     let (address, echo_address) = ready.split_once(' ').ok_or("two addresses were expected")?;
     let node = fleet::describe(
         "near",

@@ -1,27 +1,26 @@
 //! `dispatch cert`: the certificate authority of a cluster, and certificates for its nodes.
 
 mod authority;
+mod error;
 mod files;
+mod names;
 mod revoke;
 
 use std::collections::BTreeSet;
-use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use keydispatch::testkit::{AuthorityError, NODE_LIFETIME};
-use keydispatch::{ClusterName, NameError, NodeName};
+use keydispatch::ClusterName;
+use keydispatch::testkit::NODE_LIFETIME;
 
 use crate::output::say;
+use authority::DAY;
+pub(crate) use error::CertError;
+use names::{ANY, serial_of, stem};
 
 /// A node's certificate lasts no longer than this: what is older than ten years is nobody's any more.
 const MAX_DAYS: u32 = 3_650;
-
-const DAY: Duration = Duration::from_secs(24 * 3_600);
-
-/// The files of the certificate that any node can use are named after this.
-const ANY: &str = "any";
 
 /// Makes a cluster's certificate authority, once, and a certificate for each node
 ///
@@ -61,55 +60,6 @@ enum Command {
 
 fn default_days() -> u32 {
     u32::try_from(NODE_LIFETIME.as_secs() / DAY.as_secs()).unwrap_or(MAX_DAYS)
-}
-
-/// Why no certificates were made. Files that were written before the error are whole.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum CertError {
-    #[error(transparent)]
-    Name(#[from] NameError),
-    #[error("the node name {name:?} makes no file name: {why}")]
-    NoFileName { name: String, why: &'static str },
-    #[error("the node {name:?} is named twice: name it once")]
-    Twice { name: String },
-    #[error("{path} exists: name other nodes, or replace it with --force")]
-    Exists { path: PathBuf },
-    #[error(
-        "{there} is there and {missing} is not: copy it here from where this authority was made, or make another \
-         authority with another --out"
-    )]
-    HalfAuthority {
-        there: PathBuf,
-        missing: &'static str,
-    },
-    #[error(
-        "{path} is the authority of another cluster than {cluster:?}: say which with --cluster, or make another \
-         authority with another --out"
-    )]
-    OtherCluster { path: PathBuf, cluster: ClusterName },
-    #[error("there is no authority in {directory}: say where it is with --out")]
-    NoAuthority { directory: PathBuf },
-    #[error(
-        "{path} is not there: revoke a certificate that is elsewhere by its number, with --serial"
-    )]
-    NoCertificate { path: PathBuf },
-    #[error("{path} is not of the authority {ca}: only who issued a certificate can revoke it")]
-    OtherIssuer { path: PathBuf, ca: PathBuf },
-    #[error("{path} cannot be read as it should be: {why}")]
-    Unreadable { path: PathBuf, why: String },
-    #[error("{key} is not the key of {certificate}: put the pair that belongs together there")]
-    OtherKey { key: PathBuf, certificate: PathBuf },
-    #[error(
-        "the authority {path} lasts for {left} more days only: ask for fewer with --days, or make another authority with \
-         another --out"
-    )]
-    AuthorityEnds { path: PathBuf, left: u64 },
-    #[error(transparent)]
-    Make(#[from] AuthorityError),
-    #[error("{path}: {source}")]
-    File { path: PathBuf, source: io::Error },
-    #[error("cannot write to standard output: {0}")]
-    Output(#[from] io::Error),
 }
 
 /// One certificate to be made.
@@ -195,39 +145,6 @@ fn orders(arguments: &Arguments) -> Result<Vec<Order>, CertError> {
         });
     }
     Ok(orders)
-}
-
-/// What the files of a node are named after; with `any`, the files of `--any` are there, too.
-fn stem(name: &str, any: bool) -> Result<&str, CertError> {
-    let no_file_name = |why| CertError::NoFileName {
-        name: name.to_owned(),
-        why,
-    };
-    let node = NodeName::try_new(name)?;
-    match node.as_str() {
-        "*" => return Err(no_file_name("for a certificate of any name use --any")),
-        "ca" => return Err(no_file_name("the authority's files are named so")),
-        ANY if any => return Err(no_file_name("the files of --any are named so")),
-        name if name.contains('/') => return Err(no_file_name("it holds a slash")),
-        name if name.starts_with('.') => return Err(no_file_name("it starts with a dot")),
-        name if name.len() > files::MAX_STEM_BYTES => {
-            return Err(no_file_name("it is too long for one"));
-        }
-        _ => {}
-    }
-    Ok(name)
-}
-
-/// A serial number as it is printed, and read by `--serial`.
-fn serial_text(serial: &[u8]) -> String {
-    let digits: Vec<String> = serial.iter().map(|byte| format!("{byte:02x}")).collect();
-    digits.concat()
-}
-
-/// The serial number of a certificate; none where it is no certificate.
-fn serial_of(pem: &str) -> Option<String> {
-    let (_, pem) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).ok()?;
-    Some(serial_text(&pem.parse_x509().ok()?.serial.to_bytes_be()))
 }
 
 /// What to copy where, and what to keep.

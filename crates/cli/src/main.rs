@@ -3,12 +3,15 @@
 
 mod cert;
 mod demo;
+mod log;
 #[cfg(feature = "agent")]
 mod operate;
 mod output;
 
 use std::process::ExitCode;
 
+#[cfg(feature = "agent")]
+use clap::CommandFactory;
 use clap::{Parser, Subcommand};
 
 /// Gives every key one home in a cluster of nodes.
@@ -49,6 +52,6 @@ fn main() -> ExitCode {
         Command::Demo(arguments) => output::exit(demo::run(&arguments)),
         Command::DemoNode(arguments) => demo::node::run(&arguments),
         #[cfg(feature = "agent")]
-        Command::Operate(command) => operate::run(command),
+        Command::Operate(command) => operate::run(command, Arguments::command),
     }
 }

@@ -4,8 +4,11 @@ mod agent;
 mod ask;
 mod bundle;
 mod change;
+mod code;
 mod config;
 mod doctor;
+mod events;
+mod keys;
 mod notify;
 mod run;
 mod show;
@@ -14,7 +17,7 @@ mod table;
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Subcommand};
+use clap::Subcommand;
 
 use crate::output::say;
 use ask::Failure;
@@ -26,11 +29,11 @@ pub(crate) enum Command {
     Members(show::Members),
     Types(show::Types),
     Services(show::Services),
-    Owner(show::Owner),
-    Explain(show::Explain),
-    Plan(show::Plan),
-    Mint(show::Mint),
-    Events(show::Events),
+    Owner(keys::Owner),
+    Explain(keys::Explain),
+    Plan(keys::Plan),
+    Mint(keys::Mint),
+    Events(events::Events),
     Status(status::Status),
     Top(status::Top),
     Verify(show::Verify),
@@ -56,16 +59,8 @@ pub(crate) enum Command {
     },
 }
 
-/// What the shell hears, as in the manual: 0 yes, 1 failed, 2 wrongly used, 3 not there, 4 nodes disagree or have not all
-/// seen it, 5 no agent answers.
-pub(crate) mod code {
-    pub(crate) const FAILED: u8 = 1;
-    pub(crate) const NOT_FOUND: u8 = 3;
-    pub(crate) const DISAGREE: u8 = 4;
-    pub(crate) const UNREACHABLE: u8 = 5;
-}
-
-pub(crate) fn run(command: Command) -> ExitCode {
+/// Runs one of them; `whole` is the command that they are parts of.
+pub(crate) fn run(command: Command, whole: fn() -> clap::Command) -> ExitCode {
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => return ask::exit(Err(Failure::Io(error))),
@@ -76,11 +71,11 @@ pub(crate) fn run(command: Command) -> ExitCode {
             Command::Members(arguments) => show::members(&arguments).await,
             Command::Types(arguments) => show::types(&arguments).await,
             Command::Services(arguments) => show::services(&arguments).await,
-            Command::Owner(arguments) => show::owner(&arguments).await,
-            Command::Explain(arguments) => show::explain(&arguments).await,
-            Command::Plan(arguments) => show::plan(&arguments).await,
-            Command::Mint(arguments) => show::mint(&arguments).await,
-            Command::Events(arguments) => show::events(&arguments).await,
+            Command::Owner(arguments) => keys::owner(&arguments).await,
+            Command::Explain(arguments) => keys::explain(&arguments).await,
+            Command::Plan(arguments) => keys::plan(&arguments).await,
+            Command::Mint(arguments) => keys::mint(&arguments).await,
+            Command::Events(arguments) => events::events(&arguments).await,
             Command::Status(arguments) => status::status(&arguments).await,
             Command::Top(arguments) => status::top(&arguments).await,
             Command::Verify(arguments) => show::verify(&arguments).await,
@@ -94,8 +89,8 @@ pub(crate) fn run(command: Command) -> ExitCode {
             Command::Bundle(arguments) => bundle::run(&arguments).await,
             Command::Config(arguments) => config::show(&arguments),
             Command::Token(arguments) => config::token(&arguments),
-            Command::Completions { shell } => completions(shell),
-            Command::Man { part } => man(part.as_deref()),
+            Command::Completions { shell } => completions(shell, whole()),
+            Command::Man { part } => man(part.as_deref(), whole()),
         }
     });
     // Whatever still runs beside it, a read of standard input for one, holds up nobody.
@@ -103,24 +98,18 @@ pub(crate) fn run(command: Command) -> ExitCode {
     ask::exit(result)
 }
 
-fn completions(shell: clap_complete::Shell) -> Result<ExitCode, Failure> {
+fn completions(shell: clap_complete::Shell, mut whole: clap::Command) -> Result<ExitCode, Failure> {
     let mut text = Vec::new();
-    clap_complete::generate(
-        shell,
-        &mut crate::Arguments::command(),
-        "dispatch",
-        &mut text,
-    );
+    clap_complete::generate(shell, &mut whole, "dispatch", &mut text);
     say(String::from_utf8_lossy(&text).trim_end())?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn man(part: Option<&str>) -> Result<ExitCode, Failure> {
-    let mut command = crate::Arguments::command();
-    command.build();
+fn man(part: Option<&str>, mut whole: clap::Command) -> Result<ExitCode, Failure> {
+    whole.build();
     let command = match part {
-        None => command,
-        Some(part) => command
+        None => whole,
+        Some(part) => whole
             .find_subcommand(part)
             .cloned()
             .ok_or_else(|| Failure::NotFound(format!("the command has no part {part:?}")))?,

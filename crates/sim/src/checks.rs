@@ -24,7 +24,7 @@ pub(crate) type ServiceKey = (u64, u64);
 
 /// All that was ever written, by whom.
 #[derive(Default)]
-pub(crate) struct Books {
+pub(crate) struct Ledger {
     written: HashMap<ServiceKey, Vec<Arc<ServiceInfo>>>,
     /// What its owner has removed, and when.
     pub(crate) removed: HashMap<ServiceKey, Instant>,
@@ -36,11 +36,11 @@ pub(crate) struct Books {
     permdown_period: Duration,
 }
 
-impl Books {
+impl Ledger {
     pub(crate) fn new(permdown_period: Duration) -> Self {
-        Books {
+        Ledger {
             permdown_period,
-            ..Books::default()
+            ..Ledger::default()
         }
     }
 
@@ -125,7 +125,7 @@ impl Reader {
     pub(crate) fn take(
         &mut self,
         now: Instant,
-        books: &mut Books,
+        ledger: &mut Ledger,
         nonce: u64,
         event: &RegistryEvent,
     ) -> Result<bool, String> {
@@ -152,7 +152,7 @@ impl Reader {
         }
         let Some(after) = after else {
             if own {
-                books.removed.insert(key, now);
+                ledger.removed.insert(key, now);
             }
             self.vanished.extend(before.cloned());
             if let Some((_, gone)) = self.last.get_mut(&key) {
@@ -164,16 +164,16 @@ impl Reader {
         self.hash = self.hash.wrapping_add(hash);
         if own {
             self.own_hash = self.own_hash.wrapping_add(hash);
-            books.write(after);
-        } else if !books.holds(after) {
+            ledger.write(after);
+        } else if !ledger.holds(after) {
             return Err(format!("lists what its owner never wrote: {after:?}"));
         }
         let last = self.last.insert(key, (after.reference(), None));
         // Rule: references never go back, as long as the dead are remembered: a stale copy may bring them back later.
-        let kept = books.permdown_period;
+        let kept = ledger.permdown_period;
         let remembered = last.filter(|(_, gone)| gone.is_none_or(|gone| now.since(gone) < kept));
         if let Some((last, _)) = remembered
-            && books.liar.as_ref() != Some(after.node())
+            && ledger.liar.as_ref() != Some(after.node())
             && (after.reference() < last || (before.is_some() && after.reference() == last))
         {
             return Err(format!(

@@ -6,11 +6,11 @@
 use std::time::Duration;
 
 use keydispatch_core::keepalive::{Keepalive, KeepaliveAction, PING_AFTER, SUSPEND_AFTER};
-use keydispatch_core::{Instant, RuleSet};
-use rand::rngs::StdRng;
-use rand::{RngExt, SeedableRng};
+use rand::RngExt;
 
-use super::world::{Event, World};
+use super::data_links::DataLink;
+use super::event::{Crossing, Event, What};
+use super::world::World;
 
 /// Bytes that did not get through are sent again after this long.
 const AGAIN: (u64, u64) = (200_000, 400_000);
@@ -27,52 +27,6 @@ const HANDLING: u64 = 600_000;
 /// Before a peer is suspended for no reason, nothing has been wrong for this long: it is judged, and what a cut held
 /// back has come through.
 const BLAMELESS: Duration = Duration::from_millis(2_000);
-
-/// The data links of all processes, one each.
-pub(crate) struct DataLinks {
-    rng: StdRng,
-    rules: RuleSet,
-    /// By the process that calls.
-    links: Vec<Option<DataLink>>,
-    last: u64,
-}
-
-struct DataLink {
-    number: u64,
-    peer: usize,
-    watch: Keepalive,
-    heard_at: Instant,
-    /// Calls whose replies are outstanding.
-    waiting: u32,
-    suspended: bool,
-}
-
-/// Something small on its way.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Crossing {
-    caller: usize,
-    link: u64,
-    what: What,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum What {
-    Call,
-    Ping,
-    Reply,
-    Pong,
-}
-
-impl DataLinks {
-    pub(crate) fn new(seed: u64, rules: RuleSet) -> Self {
-        DataLinks {
-            rng: StdRng::seed_from_u64(seed),
-            rules,
-            links: Vec::new(),
-            last: 0,
-        }
-    }
-}
 
 impl World {
     /// The process will call others.

@@ -8,9 +8,11 @@ use keydispatch_core::links::{DialFailure, LinkId, Origin, Output};
 use keydispatch_core::message::{ControlMessage, Frame, kind};
 use keydispatch_core::{Cluster, ClusterEvent, ClusterName, NodeId};
 
-use super::network::{ConnectionId, Side};
+use super::constants::Cost;
+use super::event::{ConnectionId, Event, Side};
 use super::process::{Dialled, Input, Wire, host};
-use super::world::{CLUSTER, Cost, Event, World};
+use super::trace::describe;
+use super::world::{CLUSTER, World};
 
 /// A timer that is this late was late because the process did not run.
 const PAUSE: Duration = Duration::from_millis(300);
@@ -322,7 +324,7 @@ impl World {
         if self.processes[process].name_taken {
             self.coverage.name_clashes += 1;
             self.end(process, true);
-            if !self.storms {
+            if !self.faults_on {
                 self.publish_seeds();
             }
         } else {
@@ -448,9 +450,9 @@ impl World {
                     return;
                 }
                 let state = &mut self.processes[process];
-                let (books, nonce) = (&mut self.books, state.nonce);
-                let taken = state.reader.take(now, books, nonce, &event);
-                let compared = books.compare(cluster, event.info());
+                let (ledger, nonce) = (&mut self.ledger, state.nonce);
+                let taken = state.reader.take(now, ledger, nonce, &event);
+                let compared = ledger.compare(cluster, event.info());
                 match compared.and(taken) {
                     Ok(true) => self.judge_flash(process, cluster, event.info()),
                     Ok(false) => {}
@@ -510,21 +512,5 @@ impl std::fmt::Debug for Brief<'_> {
             E::Left(_) => write!(f, "no longer lists {} {}", info.id(), info.reference()),
             E::Updated { .. } => write!(f, "updates {} to {}", info.id(), info.reference()),
         }
-    }
-}
-
-pub(crate) fn describe(frame: &Frame) -> String {
-    match ControlMessage::decode(frame) {
-        Ok(Some(ControlMessage::Membership(packet))) => keydispatch_core::describe_packet(&packet)
-            .unwrap_or_else(|| "a garbled packet".to_owned()),
-        Ok(Some(ControlMessage::Snapshot(chunk))) => format!(
-            "snapshot {} v{} {}/{}",
-            chunk.of.owner, chunk.of.version, chunk.index, chunk.count
-        ),
-        Ok(Some(ControlMessage::Delta(delta))) => {
-            format!("delta {} {}..{}", delta.owner, delta.from, delta.to)
-        }
-        Ok(Some(other)) => format!("{other:?}"),
-        other => format!("{other:?}"),
     }
 }

@@ -17,12 +17,14 @@
 
 use std::collections::HashSet;
 use std::process::ExitCode;
-use std::time::{Duration, Instant as Clock};
+use std::time::Instant as Clock;
 
 use keydispatch_core::RuleSet;
 
+mod checks;
 mod model;
 mod scenario;
+mod steps;
 #[cfg(test)]
 mod tests;
 
@@ -151,6 +153,3 @@ pub(crate) fn run_command(args: &ExhaustiveArgs, say: fn(&str)) -> ExitCode {
         ExitCode::FAILURE
     }
 }
-
-/// The longest that a case may take to come to rest, in its own time.
-const PATIENT: Duration = Duration::from_secs(9);

@@ -6,35 +6,18 @@ use keydispatch_core::NodeName;
 use keydispatch_core::links::Output;
 use rand::RngExt;
 
-use super::network::Host;
+use super::event::{Event, Host, Undo};
 use super::process::{Input, address};
 use super::profile::Fault;
-use super::world::{Event, World};
+use super::world::World;
 
 /// Most that the clock of a host is behind, in microseconds: somewhat less than the clocks of a cluster may differ by.
 const MAX_CLOCK_BEHIND: u64 = 23 * 3_600 * 1_000_000;
 
-/// The end of a fault.
-#[derive(Debug)]
-pub(crate) enum Undo {
-    /// Directions that are open again.
-    Cut(Vec<(Host, Host)>),
-    /// The process goes on.
-    Pause(usize),
-    /// The process is as fast as before.
-    Slow(usize),
-    /// The network is as fast as before.
-    Congestion,
-    /// A process of that name starts.
-    Down { name: NodeName, host: Host },
-    /// The next process of a rolling restart is killed.
-    Roll(Vec<NodeName>),
-}
-
 impl World {
     /// The next fault, and when the one after it comes.
     pub(crate) fn next_fault(&mut self) {
-        if !self.storms {
+        if !self.faults_on {
             return;
         }
         let fault = self.draw_fault();
@@ -413,12 +396,12 @@ impl World {
             Undo::Congestion => self.network.speed_up(self.now, &mut self.queue),
             Undo::Down { name, host } => {
                 let free = self.listening[host].is_none();
-                if self.storms && free && self.absent().contains(&name) {
+                if self.faults_on && free && self.absent().contains(&name) {
                     self.start_again(name, host);
                 }
             }
             Undo::Roll(mut names) => {
-                let Some(name) = names.pop().filter(|_| self.storms) else {
+                let Some(name) = names.pop().filter(|_| self.faults_on) else {
                     return;
                 };
                 let living = self.living();
@@ -454,7 +437,7 @@ impl World {
     /// Ends all faults; those who are dead stay dead, but for one who can be found.
     pub(crate) fn heal(&mut self) {
         self.say(|_| "all faults end".to_owned());
-        self.storms = false;
+        self.faults_on = false;
         self.whole_since = Some(self.now);
         self.network.heal_all(self.now, &mut self.queue);
         for process in self.living() {

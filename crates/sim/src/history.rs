@@ -1,19 +1,21 @@
-//! One history: a cluster starts, it storms, the network is whole again, and all must agree.
+//! One history: a cluster starts, faults come, the network is whole again, and all must agree.
 
 use std::time::Duration;
 
-use keydispatch_core::{Instant, MembershipConfig, NodeName, RawSettings, RuleSet, Settings};
+use keydispatch_core::{Instant, MembershipConfig, NodeName, RawSettings, Settings};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use super::checks::{Violation, check_convergence, check_memory};
+use super::constants::Constants;
 use super::coverage::Coverage;
+use super::event::Event;
 use super::liar::Liar;
 use super::network::Weather;
-use super::profile::Profile;
+use super::profile::{Profile, Workload};
 use super::trace::Trace;
-use super::workload::Workload;
-use super::world::{Constants, Event, World};
+use super::world::World;
+use keydispatch_core::RuleSet;
 
 /// Sizes of a mix: small clusters are common, large ones come, too.
 const MIXED_NODES: (usize, usize) = (3, 50);
@@ -98,7 +100,7 @@ pub struct Outcome {
     /// The longest queue of a connection, in bytes.
     pub largest_queue: usize,
     /// The most messages that one node sent in one second.
-    pub loudest: u64,
+    pub max_messages: u64,
     /// The events of the simulator.
     pub events: u64,
     /// What happened how often.
@@ -137,11 +139,11 @@ pub fn run(plan: &Plan) -> Outcome {
         quiet_bytes: 0.0,
         node_seconds: 0.0,
         largest_queue: 0,
-        loudest: 0,
+        max_messages: 0,
         events: 0,
         coverage: Coverage::default(),
     };
-    storm(&mut world);
+    go_wrong(&mut world);
     if world.violations.is_empty() {
         converge(&mut world, &mut outcome);
     }
@@ -161,7 +163,7 @@ pub fn run(plan: &Plan) -> Outcome {
     outcome.deaths_known = world.deaths_known;
     outcome.joins_known = world.joins_known;
     outcome.largest_queue = world.largest_queue;
-    outcome.loudest = world.loudest;
+    outcome.max_messages = world.max_messages;
     outcome.events = world.events;
     outcome.coverage = world.coverage;
     outcome.violations = world.violations;
@@ -222,7 +224,7 @@ fn build(plan: &Plan, nodes: usize, rng: &mut StdRng) -> World {
         && let Some(name) = world.names.last().cloned()
     {
         let liar = Liar::new(name.clone(), !plan.seed);
-        world.books.liar = Some(name);
+        world.ledger.liar = Some(name);
         world.liar = Some(liar);
         world.queue.push(world.now, Event::Lie);
     }
@@ -245,7 +247,7 @@ fn settings(profile: &Profile, rng: &mut StdRng) -> Settings {
     let mut raw = RawSettings::default();
     if rng.random_bool(0.3) {
         let short = Duration::from_millis(rng.random_range(4_000..15_000));
-        // Without seeds, those who have forgotten each other never meet again, and may not.
+        // Rule seeds, those who have forgotten each other never meet again, and may not.
         raw.permdown_period = Some(short).filter(|_| !profile.seeds_die);
     }
     if rng.random_bool(0.5) {
@@ -267,11 +269,11 @@ fn start_all(world: &mut World, rng: &mut StdRng) {
     world.run_until(world.now + Duration::from_secs(3));
 }
 
-fn storm(world: &mut World) {
+fn go_wrong(world: &mut World) {
     if !world.violations.is_empty() {
         return;
     }
-    world.storms = true;
+    world.faults_on = true;
     world.unspoilt = false;
     if world.profile.seeds_die {
         world.lose_seeds();
@@ -279,11 +281,11 @@ fn storm(world: &mut World) {
     let first = world.exponential(world.between_faults());
     world.queue.push(world.now + first, Event::Fault);
     world.queue.push(world.now, Event::Work);
-    let storm = world
+    let time = world
         .profile
-        .storm
+        .faulty_time
         .mul_f64(world.rng.random_range(0.5..1.5));
-    world.run_until(world.now + storm);
+    world.run_until(world.now + time);
 }
 
 fn converge(world: &mut World, outcome: &mut Outcome) {

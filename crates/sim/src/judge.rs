@@ -19,7 +19,7 @@ impl World {
         let now = self.now;
         let since = Instant::ZERO + now.since(Instant::ZERO + STALE_AT_MOST);
         let key = (info.id().nonce, info.id().sequence);
-        let stale = self.books.removed.get(&key).is_some_and(|at| *at < since);
+        let stale = self.ledger.removed.get(&key).is_some_and(|at| *at < since);
         let Some(owner) = self.by_nonce.get(&key.0).filter(|_| stale) else {
             return;
         };
@@ -180,7 +180,7 @@ impl World {
             };
             let sent = process.sent_messages
                 - std::mem::replace(&mut process.sent_before, process.sent_messages);
-            self.loudest = self.loudest.max(sent);
+            self.max_messages = self.max_messages.max(sent);
             if sent > most && liar.as_ref() != Some(&process.name) {
                 wrong.push(format!(
                     "{} sent {sent} messages in a second",

@@ -9,19 +9,17 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use keydispatch_core::forge::{Forged, ForgedClaim, PacketPurpose, forge_packet};
-use keydispatch_core::links::LinkId;
 use keydispatch_core::message::{
     Address, Challenge, ControlMessage, DeathNotice, Delta, Digest, Frame, Hello, Operation,
     OwnerVersion, Refusal, Request, Resume, SnapshotChunk, VersionVector,
 };
 use keydispatch_core::{
-    Cluster, Generation, InstanceName, NodeId, NodeName, Record, ServiceState, ServiceType, Weight,
+    Generation, InstanceName, NodeId, NodeName, Record, ServiceState, ServiceType, Weight,
 };
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use super::process::address;
-use super::world::{Event, World};
 
 /// Mean time between two lies, in a history that draws its own from around it.
 const BETWEEN: Duration = Duration::from_millis(40);
@@ -35,8 +33,8 @@ const DAY: u64 = 24 * 3_600 * 1_000_000;
 /// See the module.
 pub(crate) struct Liar {
     pub(crate) name: NodeName,
-    rng: StdRng,
-    between: Duration,
+    pub(crate) rng: StdRng,
+    pub(crate) between: Duration,
     /// Of 100 frames of its own, so many are changed.
     changed_percent: u32,
     heard: VecDeque<Frame>,
@@ -192,171 +190,62 @@ fn content(records: &[Record]) -> u64 {
 }
 
 /// What a lie needs to know.
-struct Stage {
-    me: Forged,
-    to: Forged,
+pub(crate) struct Target {
+    pub(crate) me: Forged,
+    pub(crate) to: Forged,
     /// Somebody else, honest, living or dead.
-    about: Forged,
-    lives: bool,
+    pub(crate) about: Forged,
+    pub(crate) lives: bool,
     /// What the liar's own state machine knows of that node's entries.
-    known: Option<OwnerVersion>,
-}
-
-impl World {
-    pub(crate) fn is_liar(&self, process: usize) -> bool {
-        self.is_liars_name(&self.processes[process].name)
-    }
-
-    pub(crate) fn is_liars_name(&self, name: &NodeName) -> bool {
-        self.liar.as_ref().is_some_and(|liar| liar.name == *name)
-    }
-
-    /// The next lie, and when the one after it comes.
-    pub(crate) fn lie(&mut self) {
-        let Some(mut liar) = self.liar.take() else {
-            return;
-        };
-        let living = self.living();
-        let process = living
-            .into_iter()
-            .find(|process| self.processes[*process].name == liar.name);
-        if let Some(process) = process.filter(|process| self.processes[*process].is_running()) {
-            self.lie_from(process, &mut liar);
-        }
-        let uniform: f64 = liar.rng.random_range(0.0001..1.0);
-        let after = liar.between.mul_f64(-uniform.ln());
-        self.liar = Some(liar);
-        self.queue.push(self.now + after, Event::Lie);
-    }
-
-    fn lie_from(&mut self, process: usize, liar: &mut Liar) {
-        let Some(cluster) = self.processes[process].cluster.take() else {
-            return;
-        };
-        let links = self.processes[process].links.keys();
-        let ready: Vec<(LinkId, NodeId)> = links
-            .filter_map(|link| Some((*link, cluster.peer(*link)?.clone())))
-            .collect();
-        let drawn = liar.rng.random_range(0..ready.len().max(1));
-        let said = ready.get(drawn).and_then(|(link, to)| {
-            let stage = self.stage(process, &cluster, to, liar)?;
-            let (messages, times) = liar.invent(&stage);
-            Some((*link, messages, times))
-        });
-        self.processes[process].cluster = Some(cluster);
-        let Some((link, frames, times)) = said else {
-            return;
-        };
-        let Some(wire) = self.processes[process].links.get(&link).copied() else {
-            return;
-        };
-        for _ in 0..times {
-            for frame in &frames {
-                self.trace.frame(self.now, || {
-                    format!(
-                        "{} LIES on {}: {}",
-                        liar.name,
-                        link.0,
-                        super::drive::describe(frame)
-                    )
-                });
-                let queue = &mut self.queue;
-                self.network
-                    .send(self.now, wire.connection, wire.side, frame.clone(), queue);
-                self.coverage.lies += 1;
-            }
-        }
-    }
-
-    fn stage(
-        &self,
-        process: usize,
-        cluster: &Cluster,
-        to: &NodeId,
-        liar: &mut Liar,
-    ) -> Option<Stage> {
-        let forged = |node: &NodeId, host| -> Forged {
-            let other = self.processes.iter().find(|other| {
-                let cluster = other.cluster.as_ref();
-                cluster.is_some_and(|cluster| cluster.node() == node)
-            });
-            let cluster = other.and_then(|other| other.cluster.as_ref());
-            Forged {
-                node: node.clone(),
-                rejoins: cluster.map_or(0, |cluster| cluster.membership().returns()),
-                address: address(host),
-            }
-        };
-        let others: Vec<usize> = (0..self.processes.len())
-            .filter(|other| {
-                let other = &self.processes[*other];
-                other.name != liar.name && other.name != to.name
-            })
-            .collect();
-        let about = *others.get(liar.rng.random_range(0..others.len().max(1)))?;
-        let about = &self.processes[about];
-        let mine = self.processes[process].host;
-        let receiver = self.processes.iter().rfind(|other| other.life == *to)?;
-        Some(Stage {
-            me: Forged {
-                node: cluster.node().clone(),
-                rejoins: cluster.membership().returns(),
-                address: address(mine),
-            },
-            to: forged(to, receiver.host),
-            about: forged(&about.life, about.host),
-            lives: about.cluster.is_some(),
-            known: cluster.tracker().copy_of(&about.life),
-        })
-    }
+    pub(crate) known: Option<OwnerVersion>,
 }
 
 impl Liar {
     /// Messages, and how often they are said.
-    fn invent(&mut self, stage: &Stage) -> (Vec<Frame>, usize) {
+    pub(crate) fn invent(&mut self, target: &Target) -> (Vec<Frame>, usize) {
         let mut times = 1;
         let messages = match self.rng.random_range(0..17) {
             0..=3 => {
                 times = self.burst();
-                self.gossip(stage)
+                self.gossip(target)
             }
             4 => {
                 times = self.burst();
                 let rival = self.rng.random_bool(0.5).then(|| {
-                    let number = self.later(stage.about.node.generation.number);
-                    (self.generation(number), self.somewhere(stage))
+                    let number = self.later(target.about.node.generation.number);
+                    (self.generation(number), self.somewhere(target))
                 });
                 let node = if self.rng.random_bool(0.5) {
-                    stage.about.node.clone()
+                    target.about.node.clone()
                 } else {
-                    stage.to.node.clone()
+                    target.to.node.clone()
                 };
                 vec![ControlMessage::DeathNotice(DeathNotice { node, rival })]
             }
             5..=6 => {
                 times = self.burst();
-                vec![self.vector(stage)]
+                vec![self.vector(target)]
             }
-            7 => vec![self.snapshot(stage)],
-            8 => vec![self.delta(stage)],
+            7 => vec![self.snapshot(target)],
+            8 => vec![self.delta(target)],
             9 => {
-                let node = stage.about.node.clone();
+                let node = target.about.node.clone();
                 match self.rng.random_range(0..3) {
                     0 => vec![ControlMessage::Refused { node }],
                     1 => vec![ControlMessage::AskLink { node }],
                     _ => vec![ControlMessage::Link {
                         node,
-                        linked: stage.lives,
+                        linked: target.lives,
                     }],
                 }
             }
             10 => {
-                let number = self.later(stage.to.node.generation.number);
+                let number = self.later(target.to.node.generation.number);
                 let rival = self.generation(number);
                 vec![
                     ControlMessage::Challenge(Challenge {
                         rival,
-                        address: self.somewhere(stage),
+                        address: self.somewhere(target),
                         joined: true,
                     }),
                     ControlMessage::Alive { rival },
@@ -369,10 +258,10 @@ impl Liar {
                     ControlMessage::HaveVersion { version },
                 ]
             }
-            12 => self.requests(stage),
-            13 => vec![ControlMessage::Refuse(self.refusal(stage))],
+            12 => self.requests(target),
+            13 => vec![ControlMessage::Refuse(self.refusal(target))],
             14 => vec![ControlMessage::Goodbye {
-                node: stage.about.node.clone(),
+                node: target.about.node.clone(),
             }],
             15 => {
                 let told = self.heard.len();
@@ -400,11 +289,11 @@ impl Liar {
         }
     }
 
-    fn refusal(&mut self, stage: &Stage) -> Refusal {
+    fn refusal(&mut self, target: &Target) -> Refusal {
         let name = if self.rng.random_bool(0.7) {
-            stage.to.node.name.clone()
+            target.to.node.name.clone()
         } else {
-            stage.about.node.name.clone()
+            target.about.node.name.clone()
         };
         match self.rng.random_range(0..5) {
             0..=1 => Refusal::NameTaken { name },
@@ -414,21 +303,21 @@ impl Liar {
         }
     }
 
-    fn somewhere(&mut self, stage: &Stage) -> Address {
+    fn somewhere(&mut self, target: &Target) -> Address {
         match self.rng.random_range(0..4) {
-            0 => stage.me.address.clone(),
-            1 => stage.to.address.clone(),
-            2 => stage.about.address.clone(),
+            0 => target.me.address.clone(),
+            1 => target.to.address.clone(),
+            2 => target.about.address.clone(),
             // Nobody is there.
             _ => address(0),
         }
     }
 
-    fn gossip(&mut self, stage: &Stage) -> Vec<ControlMessage> {
+    fn gossip(&mut self, target: &Target) -> Vec<ControlMessage> {
         let mut about = if self.rng.random_bool(0.8) {
-            stage.about.clone()
+            target.about.clone()
         } else {
-            stage.to.clone()
+            target.to.clone()
         };
         let claim = match self.rng.random_range(0..5) {
             0..=2 => ForgedClaim::Down,
@@ -444,7 +333,7 @@ impl Liar {
             0 => {
                 let number = self.later(about.node.generation.number);
                 about.node.generation = self.generation(number);
-                about.address = self.somewhere(stage);
+                about.address = self.somewhere(target);
             }
             1 => {
                 about.rejoins = match self.rng.random_range(0..3) {
@@ -461,39 +350,39 @@ impl Liar {
             PacketPurpose::Gossip
         };
         let news = [(about, incarnation, claim)];
-        forge_packet(&stage.me, &stage.to, purpose, &news)
+        forge_packet(&target.me, &target.to, purpose, &news)
             .into_iter()
             .collect()
     }
 
     /// The version of an owner's entries that it makes up, and what it says they are.
-    fn false_version(&mut self, stage: &Stage, content: u64) -> OwnerVersion {
-        let held = stage.known.as_ref().map_or(0, |known| known.version);
+    fn false_version(&mut self, target: &Target, content: u64) -> OwnerVersion {
+        let held = target.known.as_ref().map_or(0, |known| known.version);
         OwnerVersion {
-            owner: stage.about.node.clone(),
+            owner: target.about.node.clone(),
             version: held.saturating_add(self.absurd()),
             content,
         }
     }
 
-    fn vector(&mut self, stage: &Stage) -> ControlMessage {
+    fn vector(&mut self, target: &Target) -> ControlMessage {
         let hash = self.rng.random();
-        let mut row = self.false_version(stage, hash);
+        let mut row = self.false_version(target, hash);
         if self.rng.random_bool(0.1) {
             // Of itself, too: more than it will ever have.
-            row.owner = stage.me.node.clone();
+            row.owner = target.me.node.clone();
         }
         ControlMessage::Vector(VersionVector { owners: vec![row] })
     }
 
-    fn snapshot(&mut self, stage: &Stage) -> ControlMessage {
+    fn snapshot(&mut self, target: &Target) -> ControlMessage {
         let records = if self.rng.random_bool(0.5) {
             vec![self.record()]
         } else {
             Vec::new()
         };
         ControlMessage::Snapshot(SnapshotChunk {
-            of: self.false_version(stage, content(&records)),
+            of: self.false_version(target, content(&records)),
             nonce: self.rng.random(),
             index: 0,
             count: 1,
@@ -501,10 +390,10 @@ impl Liar {
         })
     }
 
-    fn delta(&mut self, stage: &Stage) -> ControlMessage {
-        let from = stage.known.as_ref().map_or(0, |known| known.version);
+    fn delta(&mut self, target: &Target) -> ControlMessage {
+        let from = target.known.as_ref().map_or(0, |known| known.version);
         ControlMessage::Delta(Delta {
-            owner: stage.about.node.clone(),
+            owner: target.about.node.clone(),
             nonce: self.rng.random(),
             from,
             to: from.saturating_add(self.absurd()),
@@ -513,11 +402,11 @@ impl Liar {
         })
     }
 
-    fn requests(&mut self, stage: &Stage) -> Vec<ControlMessage> {
+    fn requests(&mut self, target: &Target) -> Vec<ControlMessage> {
         let owner = if self.rng.random_bool(0.5) {
-            stage.to.node.clone()
+            target.to.node.clone()
         } else {
-            stage.about.node.clone()
+            target.about.node.clone()
         };
         let resume = self.rng.random_bool(0.5).then(|| Resume {
             version: self.absurd(),

@@ -6,14 +6,19 @@
 use std::process::ExitCode;
 
 mod checks;
+mod constants;
 mod coverage;
 mod data;
+mod data_links;
 mod drive;
+mod error;
+mod event;
 pub mod exhaustive;
 mod faults;
 pub mod history;
 mod judge;
 mod liar;
+mod lies;
 mod network;
 mod process;
 mod profile;
@@ -31,11 +36,9 @@ mod world;
 
 pub use checks::Violation;
 pub use coverage::Coverage;
+pub use error::Error;
 pub use profile::Profile;
 pub use report::{Histories, Report};
-
-/// What can go wrong with a run of `scale`.
-pub type Error = Box<dyn std::error::Error + Send + Sync>;
 
 /// Runs simulated clusters: many histories, each determined by its seed, or the stated scale.
 #[derive(Clone, Debug, clap::Args)]

@@ -12,8 +12,8 @@ use keydispatch_core::message::Frame;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+use super::event::{ConnectionId, Event, Host, Side};
 use super::queue::Queue;
-use super::world::Event;
 
 /// How long a kernel tries to get bytes through before it resets the connection.
 const KERNEL_PATIENCE: Duration = Duration::from_secs(20);
@@ -23,15 +23,6 @@ const FIRST_RETRY: Duration = Duration::from_millis(200);
 
 /// Length prefix and kind of a frame.
 const FRAME_HEAD_BYTES: usize = 5;
-
-/// A machine with an address; at most one process listens there.
-pub(crate) type Host = usize;
-
-/// One connection; never reused.
-pub(crate) type ConnectionId = usize;
-
-/// The side of a connection: 0 dialled, 1 accepted.
-pub(crate) type Side = usize;
 
 /// How the network behaves when nothing is broken.
 #[derive(Clone, Debug)]

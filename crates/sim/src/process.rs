@@ -7,7 +7,7 @@ use keydispatch_core::message::{Address, Frame};
 use keydispatch_core::{Cluster, Instant, NodeId, NodeName};
 
 use super::checks::Reader;
-use super::network::{ConnectionId, Host, Side};
+use super::event::{ConnectionId, Host, Side};
 
 /// What the network tells a process.
 #[derive(Debug)]

@@ -50,8 +50,8 @@ pub(crate) enum Fault {
 pub struct Profile {
     /// What it is asked for by.
     pub name: &'static str,
-    /// How long it storms.
-    pub(crate) storm: Duration,
+    /// How long faults come.
+    pub(crate) faulty_time: Duration,
     /// Mean time between two faults in a cluster of ten.
     pub(crate) between_faults: Duration,
     /// Kinds of faults and their weights.
@@ -62,7 +62,7 @@ pub struct Profile {
     pub(crate) lost_ppm: u32,
     /// Some pairs of hosts never reach each other, not even in the end.
     pub(crate) severed_pairs: bool,
-    /// Before the storm the seeds die, for good, and nobody gives out others.
+    /// Before the first fault the seeds die, for good, and nobody gives out others.
     pub(crate) seeds_die: bool,
     /// The last of the names is that of a member that lies.
     pub(crate) liar: bool,
@@ -73,7 +73,7 @@ use Fault::*;
 const PROFILES: &[Profile] = &[
     Profile {
         name: "mixed",
-        storm: Duration::from_secs(20),
+        faulty_time: Duration::from_secs(20),
         between_faults: Duration::from_millis(700),
         faults: &[
             (CutPair, 8),
@@ -104,7 +104,7 @@ const PROFILES: &[Profile] = &[
     },
     Profile {
         name: "calm",
-        storm: Duration::from_secs(10),
+        faulty_time: Duration::from_secs(10),
         between_faults: Duration::from_secs(1_000),
         faults: &[(Reset, 1)],
         clock_goes_back_percent: 0,
@@ -115,7 +115,7 @@ const PROFILES: &[Profile] = &[
     },
     Profile {
         name: "lossy",
-        storm: Duration::from_secs(20),
+        faulty_time: Duration::from_secs(20),
         between_faults: Duration::from_millis(300),
         faults: &[(Stall, 10), (Reset, 3), (Pause, 1)],
         clock_goes_back_percent: 0,
@@ -126,7 +126,7 @@ const PROFILES: &[Profile] = &[
     },
     Profile {
         name: "partitions",
-        storm: Duration::from_secs(25),
+        faulty_time: Duration::from_secs(25),
         between_faults: Duration::from_millis(1_500),
         faults: &[
             (CutPair, 4),
@@ -143,7 +143,7 @@ const PROFILES: &[Profile] = &[
     },
     Profile {
         name: "restarts",
-        storm: Duration::from_secs(20),
+        faulty_time: Duration::from_secs(20),
         between_faults: Duration::from_millis(800),
         faults: &[
             (Kill, 10),
@@ -162,7 +162,7 @@ const PROFILES: &[Profile] = &[
     },
     Profile {
         name: "clock",
-        storm: Duration::from_secs(20),
+        faulty_time: Duration::from_secs(20),
         between_faults: Duration::from_millis(800),
         faults: &[
             (Kill, 10),
@@ -181,7 +181,7 @@ const PROFILES: &[Profile] = &[
     },
     Profile {
         name: "pauses",
-        storm: Duration::from_secs(20),
+        faulty_time: Duration::from_secs(20),
         between_faults: Duration::from_millis(700),
         faults: &[(Pause, 10), (Slow, 6), (Congestion, 2)],
         clock_goes_back_percent: 0,
@@ -192,7 +192,7 @@ const PROFILES: &[Profile] = &[
     },
     Profile {
         name: "sleepers",
-        storm: Duration::from_secs(12),
+        faulty_time: Duration::from_secs(12),
         between_faults: Duration::from_millis(500),
         faults: &[(Pause, 10), (HostDeath, 5), (Revive, 3)],
         clock_goes_back_percent: 0,
@@ -203,7 +203,7 @@ const PROFILES: &[Profile] = &[
     },
     Profile {
         name: "cutoffs",
-        storm: Duration::from_secs(20),
+        faulty_time: Duration::from_secs(20),
         between_faults: Duration::from_millis(4_000),
         faults: &[(CutOff, 1)],
         clock_goes_back_percent: 0,
@@ -214,7 +214,7 @@ const PROFILES: &[Profile] = &[
     },
     Profile {
         name: "severed",
-        storm: Duration::from_secs(20),
+        faulty_time: Duration::from_secs(20),
         between_faults: Duration::from_millis(1_000),
         faults: &[
             (CutOff, 4),
@@ -233,7 +233,7 @@ const PROFILES: &[Profile] = &[
     },
     Profile {
         name: "orphans",
-        storm: Duration::from_secs(20),
+        faulty_time: Duration::from_secs(20),
         between_faults: Duration::from_millis(3_000),
         faults: &[(Partition, 4), (CutOff, 1)],
         clock_goes_back_percent: 0,
@@ -244,7 +244,7 @@ const PROFILES: &[Profile] = &[
     },
     Profile {
         name: "liars",
-        storm: Duration::from_secs(20),
+        faulty_time: Duration::from_secs(20),
         between_faults: Duration::from_millis(1_500),
         faults: &[
             (CutPair, 6),
@@ -279,4 +279,19 @@ impl Profile {
     pub fn names() -> Vec<&'static str> {
         PROFILES.iter().map(|profile| profile.name).collect()
     }
+}
+
+/// How much users do.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Workload {
+    /// Mean time between two changes of the whole cluster.
+    pub(crate) between: Duration,
+    /// Most services of one node.
+    pub(crate) most: usize,
+    /// How many types there are.
+    pub(crate) types: u32,
+    /// Most bytes of one service's tags.
+    pub(crate) tag_bytes: usize,
+    /// Most changes at once.
+    pub(crate) burst: usize,
 }

@@ -183,7 +183,7 @@ impl Report {
             *quiet = quiet.max(outcome.quiet_messages);
             let quiet = &mut report.quiet_bytes_per_node_second_max;
             *quiet = quiet.max(outcome.quiet_bytes);
-            report.loudest_second = report.loudest_second.max(outcome.loudest);
+            report.loudest_second = report.loudest_second.max(outcome.max_messages);
             report.largest_queue_bytes = report.largest_queue_bytes.max(outcome.largest_queue);
             report.coverage.add(&outcome.coverage);
         }

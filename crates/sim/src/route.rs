@@ -5,9 +5,10 @@
 
 mod caller;
 mod instance;
+mod placement;
 mod plan;
-mod scenes;
 mod seeds;
+mod tables;
 #[cfg(test)]
 mod tests;
 mod world;
@@ -130,8 +131,8 @@ pub fn run_command(args: &RouteArgs, say: fn(&str)) -> std::process::ExitCode {
     };
     let seeds = args.seed..args.seed.saturating_add(args.seeds);
     let all_met = match args.own() {
-        Some((plan, routing)) => scenes::own(&output, &plan, routing, seeds),
-        None => scenes::all(&output, seeds, args.calls),
+        Some((plan, routing)) => tables::own(&output, &plan, routing, seeds),
+        None => tables::all(&output, seeds, args.calls),
     };
     match all_met {
         Ok(true) => std::process::ExitCode::SUCCESS,

@@ -12,16 +12,13 @@ use keydispatch_measure::{Output, Target, thread_time};
 
 mod agreement;
 mod change;
-mod scenes;
-mod stage;
+mod cluster;
+mod phases;
 mod tables;
 #[cfg(test)]
 mod tests;
 
-use stage::Shape;
-
-/// What is asked of memory: bytes for each entry on each node, beyond what is the user's own.
-const MEMORY_EACH: f64 = 300.0;
+use cluster::Shape;
 
 /// See the module.
 #[derive(Clone, Copy, Debug, clap::Args)]
@@ -131,8 +128,8 @@ fn measure(options: Options, output: &Output) -> Result<(), Error> {
     let mut outcomes = Vec::new();
     for shape in options.shapes() {
         let name = shape.name();
-        let outcome = scenes::run(shape, &|what| tell(&bar, &format!("{name}: {what}")))?;
-        bar.suspend(|| tables::scenes(output, &shape, &outcome));
+        let outcome = phases::run(shape, &|what| tell(&bar, &format!("{name}: {what}")))?;
+        bar.suspend(|| tables::phases(output, &shape, &outcome));
         outcomes.push(outcome);
     }
     bar.finish_and_clear();

@@ -7,16 +7,20 @@
 //! are on their way to one node; I8, every copy that ever served is held, merged, or was lost with a process. (I7 is that
 //! histories end.)
 
-use keydispatch_core::{Instant, NodeName, ServiceId};
-
-mod books;
+mod brief;
 mod calls;
+mod checks;
+mod drive;
+mod event;
 mod history;
+mod instances;
+mod ledger;
+mod letter;
+mod machine;
 mod post;
 mod profile;
 mod report;
 mod script;
-mod stage;
 #[cfg(test)]
 mod tests;
 
@@ -24,32 +28,6 @@ pub use history::{TokenOutcome, TokenPlan, run};
 pub use profile::TokenProfile;
 pub use report::TokenArgs;
 
+pub(crate) use event::TokenEvent;
+pub(crate) use machine::Tokens;
 pub(crate) use report::run_command;
-pub(crate) use stage::Tokens;
-
-/// What is going to happen of tokens.
-#[derive(Debug)]
-pub(crate) enum TokenEvent {
-    /// The first letter of a lane may arrive.
-    Arrive(post::LaneId),
-    /// A machine has something to do.
-    Wake(usize),
-    /// A node calls.
-    Traffic(usize),
-    /// A call goes on.
-    Attempt(u64, Option<ServiceId>),
-    /// A node that is synced registers its instances.
-    Register(usize),
-    /// A node that leaves, or an instance that stops, looks whether it may go.
-    Tick(usize),
-    /// A node that leaves is gone.
-    Gone(usize),
-    /// A process starts.
-    Start(NodeName, usize),
-    /// An instance goes offline, or online.
-    Toggle(usize, ServiceId),
-    /// The next thing of the profile, until then.
-    Scene(Instant),
-    /// A node that knows nobody looks for the others.
-    LookAround(usize),
-}

@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use keydispatch_core::Instant;
+use keydispatch_core::message::{ControlMessage, Frame};
 
 /// Writes to standard output where it is on, and costs nothing where it is off.
 pub(crate) struct Trace {
@@ -31,5 +32,21 @@ impl Trace {
         if self.frames {
             self.line(now, text);
         }
+    }
+}
+
+pub(crate) fn describe(frame: &Frame) -> String {
+    match ControlMessage::decode(frame) {
+        Ok(Some(ControlMessage::Membership(packet))) => keydispatch_core::describe_packet(&packet)
+            .unwrap_or_else(|| "a garbled packet".to_owned()),
+        Ok(Some(ControlMessage::Snapshot(chunk))) => format!(
+            "snapshot {} v{} {}/{}",
+            chunk.of.owner, chunk.of.version, chunk.index, chunk.count
+        ),
+        Ok(Some(ControlMessage::Delta(delta))) => {
+            format!("delta {} {}..{}", delta.owner, delta.from, delta.to)
+        }
+        Ok(Some(other)) => format!("{other:?}"),
+        other => format!("{other:?}"),
     }
 }

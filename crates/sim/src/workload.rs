@@ -1,34 +1,19 @@
 //! What users do: register, change and remove services, at random and in bursts.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use keydispatch_core::{
     EntryUpdate, InstanceName, Metadata, NewEntry, ServiceState, ServiceType, Weight,
 };
 use rand::RngExt;
 
-use super::world::{Event, World};
-
-/// How much users do.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Workload {
-    /// Mean time between two changes of the whole cluster.
-    pub(crate) between: Duration,
-    /// Most services of one node.
-    pub(crate) most: usize,
-    /// How many types there are.
-    pub(crate) types: u32,
-    /// Most bytes of one service's tags.
-    pub(crate) tag_bytes: usize,
-    /// Most changes at once.
-    pub(crate) burst: usize,
-}
+use super::event::Event;
+use super::world::World;
 
 impl World {
     /// The next change, and when the one after it comes.
     pub(crate) fn next_work(&mut self) {
-        if !self.storms {
+        if !self.faults_on {
             return;
         }
         let mut running = self.living();

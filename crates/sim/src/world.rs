@@ -3,26 +3,24 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use keydispatch_core::links::{LinkId, hello_timeout};
+use keydispatch_core::links::hello_timeout;
 use keydispatch_core::message::Offers;
-use keydispatch_core::{
-    Cluster, ClusterConfig, ClusterName, Instant, NodeId, NodeName, RuleSet, Settings,
-};
+use keydispatch_core::{Cluster, ClusterConfig, ClusterName, Instant, NodeId, NodeName};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use super::checks::{Books, Reader, Violation};
+use super::checks::{Ledger, Reader, Violation};
+use super::constants::Constants;
 use super::coverage::Coverage;
-use super::data::{Crossing, DataLinks};
-use super::faults::Undo;
+use super::data_links::DataLinks;
+use super::event::{Event, Host};
 use super::liar::Liar;
-use super::network::{ConnectionId, Delivery, Host, Network, Side, Weather};
+use super::network::{Delivery, Network, Weather};
 use super::process::{Dialled, Input, Process, address};
-use super::profile::Profile;
+use super::profile::{Profile, Workload};
 use super::queue::Queue;
-use super::tokens::{TokenEvent, Tokens};
+use super::tokens::Tokens;
 use super::trace::Trace;
-use super::workload::Workload;
 
 /// Microseconds since the Unix epoch when a world begins.
 const EPOCH_MICROS: u64 = 1_700_000_000_000_000;
@@ -38,93 +36,6 @@ const TIMER_RESOLUTION_MICROS: u64 = 1_000;
 
 /// How often what only grows slowly is looked at.
 const SECOND: Duration = Duration::from_secs(1);
-
-/// What is going to happen.
-#[derive(Debug)]
-pub(crate) enum Event {
-    /// The first thing in the pipe of that side comes to the other host.
-    Arrive {
-        connection: ConnectionId,
-        side: Side,
-    },
-    /// The kernel of that side tries again to get bytes through.
-    Retry {
-        connection: ConnectionId,
-        side: Side,
-    },
-    /// That side learns that the connection is gone.
-    Reset {
-        connection: ConnectionId,
-        side: Side,
-    },
-    /// A link's queue is short again.
-    Drained { process: usize, link: LinkId },
-    /// A process has something to do.
-    Wake { process: usize },
-    /// A packet that asks for a connection arrives.
-    Knock {
-        process: usize,
-        host: Host,
-        since: Instant,
-    },
-    /// A dial ends.
-    Dialled {
-        process: usize,
-        host: Host,
-        /// Who accepted it; nobody where it failed.
-        acceptor: Option<usize>,
-        refused: bool,
-    },
-    /// The Hello of who dialled should have come by now.
-    HelloDue {
-        acceptor: usize,
-        connection: ConnectionId,
-    },
-    /// The next fault.
-    Fault,
-    /// A fault ends.
-    Undo(Undo),
-    /// The next change of the workload.
-    Work,
-    /// A process calls another one.
-    Calls { process: usize },
-    /// A call, or a reply, may have arrived.
-    Cross(Crossing),
-    /// The liar says something.
-    Lie,
-    /// Something of ownership that moves with its states.
-    Tokens(TokenEvent),
-    /// Once a second.
-    Look,
-}
-
-/// What does not change during a history.
-#[derive(Clone, Debug)]
-pub(crate) struct Constants {
-    pub(crate) settings: Settings,
-    pub(crate) rules: RuleSet,
-    /// Where the seeds are.
-    pub(crate) seeds: Vec<Host>,
-    /// Bytes queued for a link beyond which it is congested, and beyond which it is closed.
-    pub(crate) queue_bytes: (usize, usize),
-    /// Messages that a node may send in one second.
-    pub(crate) max_chatter: u64,
-    /// Whether every step is checked against what was written; costs as much memory as the registry once more.
-    pub(crate) checks: bool,
-    /// What handling what arrives and sending costs every process; nothing where there is none.
-    pub(crate) cost: Option<Cost>,
-}
-
-/// The time that a process takes for its work, beside what a fault makes of it.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Cost {
-    /// For each input.
-    pub(crate) input_micros: u64,
-    /// For each frame that is sent.
-    pub(crate) output_micros: u64,
-    /// Bytes that are taken in, or sent, in a microsecond.
-    pub(crate) bytes_per_micro: u64,
-}
 
 /// See the module.
 pub(crate) struct World {
@@ -153,7 +64,7 @@ pub(crate) struct World {
     pub(crate) in_doubt: HashSet<NodeId>,
     /// The lives that are over, and since when.
     pub(crate) ended: HashMap<NodeId, Instant>,
-    pub(crate) books: Books,
+    pub(crate) ledger: Ledger,
     pub(crate) coverage: Coverage,
     pub(crate) violations: Vec<Violation>,
     pub(crate) false_downs: u64,
@@ -167,11 +78,11 @@ pub(crate) struct World {
     pub(crate) changed_at: Instant,
     pub(crate) largest_queue: usize,
     /// Messages of every node and second, at most.
-    pub(crate) loudest: u64,
+    pub(crate) max_messages: u64,
     /// Since when nothing goes wrong any more.
     pub(crate) whole_since: Option<Instant>,
-    /// Faults and changes happen only while it storms.
-    pub(crate) storms: bool,
+    /// Faults and changes happen only while this is true.
+    pub(crate) faults_on: bool,
     /// Nothing has gone wrong yet.
     pub(crate) unspoilt: bool,
     pub(crate) trace: Trace,
@@ -191,7 +102,7 @@ impl World {
         let network = Network::new(hosts, weather, rng.random());
         // Of its own: what the data links draw changes nothing else.
         let data = DataLinks::new(!seed, constants.rules);
-        let books = Books::new(constants.settings.permdown_period());
+        let ledger = Ledger::new(constants.settings.permdown_period());
         let mut world = World {
             now: Instant::from_micros(1_000_000),
             rng,
@@ -210,7 +121,7 @@ impl World {
             by_nonce: HashMap::new(),
             in_doubt: HashSet::new(),
             ended: HashMap::new(),
-            books,
+            ledger,
             coverage: Coverage::default(),
             violations: Vec::new(),
             false_downs: 0,
@@ -219,9 +130,9 @@ impl World {
             joins_known: Vec::new(),
             changed_at: Instant::ZERO,
             largest_queue: 0,
-            loudest: 0,
+            max_messages: 0,
             whole_since: None,
-            storms: false,
+            faults_on: false,
             unspoilt: true,
             trace,
             events: 0,

@@ -2,39 +2,17 @@
 #![expect(clippy::print_stderr, reason = "a command says so what went wrong")]
 
 mod bill;
+mod error;
 mod notices;
 mod packages;
 mod policy;
 
 use std::io::Write as _;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
+use error::Error;
 use packages::Packages;
 use policy::Policy;
-
-/// Why nothing could be checked or written.
-#[derive(Debug, thiserror::Error)]
-enum Error {
-    #[error("{path}: {source}")]
-    File {
-        path: PathBuf,
-        source: std::io::Error,
-    },
-    #[error("cannot write to standard output: {0}")]
-    Output(std::io::Error),
-    #[error("`cargo metadata` failed: {0}")]
-    Cargo(String),
-    #[error("what `cargo metadata` says is not understood: {0}")]
-    Metadata(#[from] serde_json::Error),
-    #[error("{path} is not understood: {source}")]
-    Toml {
-        path: PathBuf,
-        source: toml::de::Error,
-    },
-    #[error("the licence of {package} is no SPDX expression: {why}")]
-    Licence { package: String, why: String },
-}
 
 const USAGE: &str = "usage: keydispatch-supply check | notices | texts | sbom
 

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde::Deserialize;
 
-use crate::Error;
+use crate::error::Error;
 
 /// The platform whose packages are listed: the one that binaries are built for. `Cargo.lock`, which the bans and the
 /// sources are checked on, has those of all platforms.

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::Deserialize;
 use spdx::{Expression, ParseMode};
 
-use crate::Error;
+use crate::error::Error;
 use crate::packages::{Package, Packages, read};
 
 /// See the module.

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use super::{Call, MAX_BODY, ok};
+use super::call::{Call, MAX_BODY, ok};
 use crate::app::App;
 use crate::config::Period;
 use crate::endpoints::{Conditions, Definition, Endpoints, Lease, check_id};
@@ -221,7 +221,7 @@ fn reason(text: Option<String>, default: &str) -> Result<String, Problem> {
 pub(super) async fn state(mut call: Call) -> Result<Response, Problem> {
     call.query.only(&[])?;
     let body: StateBody = call.json(MAX_BODY).await?;
-    super::plan::state(&body.state)?;
+    crate::shapes::parse_state(&body.state)?;
     let question = Ask::State {
         id: call.part(0).to_owned(),
         reason: reason(body.reason, &format!("set by {}", call.who.name))?,

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use keydispatch::{InstanceName, PlannedChange, SLOTS, ServiceInfo, ServiceState, View, Weight};
+use keydispatch::{InstanceName, PlannedChange, SLOTS, ServiceInfo, View, Weight};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Call, MAX_BODY, MAX_KEYS_BODY, ok};
+use super::call::{Call, MAX_BODY, MAX_KEYS_BODY, ok};
 use crate::app::{App, round};
 use crate::http::Response;
 use crate::key::ApiKey;
@@ -46,15 +46,6 @@ fn weight(weight: u16) -> Result<Weight, Problem> {
     Weight::try_new(weight).map_err(|error| Problem::bad(error.to_string()))
 }
 
-pub(crate) fn state(text: &str) -> Result<ServiceState, Problem> {
-    match text {
-        "online" => Ok(ServiceState::Online),
-        "draining" => Ok(ServiceState::Draining),
-        "offline" => Ok(ServiceState::Offline),
-        _ => Err(Problem::bad("a state is online, draining or offline")),
-    }
-}
-
 fn share(slots: usize) -> f64 {
     round(slots as f64 / SLOTS as f64)
 }
@@ -70,7 +61,7 @@ pub(super) async fn plan(mut call: Call) -> Result<Response, Problem> {
         changes.push(PlannedChange::Weigh(name(of)?, weight(*new)?));
     }
     for (of, new) in &planned.state {
-        changes.push(PlannedChange::State(name(of)?, state(new)?));
+        changes.push(PlannedChange::State(name(of)?, shapes::parse_state(new)?));
     }
     for added in &planned.add {
         changes.push(PlannedChange::Add {

@@ -9,7 +9,8 @@ use keydispatch::{Escaped, Spread, View};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{Call, MAX_KEYS_BODY, Query, ok};
+use super::call::{Call, MAX_KEYS_BODY, ok};
+use super::query::Query;
 use crate::config::Period;
 use crate::http::{self, Response};
 use crate::key::ApiKey;

@@ -4,7 +4,7 @@ use hyper::StatusCode;
 use hyper::header::{HeaderName, HeaderValue};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
-use super::Call;
+use super::call::Call;
 use crate::address::ServiceAddress;
 use crate::http::{Body, Response};
 use crate::key::ApiKey;

@@ -10,8 +10,8 @@ use hyper::header::{self, HeaderValue};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
+use super::call::{Call, ok};
 use super::endpoints::HEARTBEAT;
-use super::{Call, ok};
 use crate::app::{App, round};
 use crate::config::Period;
 use crate::http::{self, Body, Response};
@@ -147,7 +147,7 @@ async fn add_shares(app: &Arc<App>, service_type: &str, value: &mut Value) -> Re
     let Some(view) = app.node.registry().view(service_type) else {
         return Ok(());
     };
-    let shares = super::heavy(app, move || view.shares()).await?;
+    let shares = super::plan::heavy(app, move || view.shares()).await?;
     for instance in value["instances"].as_array_mut().into_iter().flatten() {
         let of = shares
             .iter()

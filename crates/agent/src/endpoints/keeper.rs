@@ -8,11 +8,11 @@ use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 use tokio::time::Instant;
 
-use super::Slot;
 use super::definition::{Lease, Probe};
 use super::health::Verdict;
 use super::held::Held;
 use super::probe::{self, Seen};
+use super::slots::Slot;
 use crate::app::App;
 use crate::auth::Who;
 

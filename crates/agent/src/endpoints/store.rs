@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
-use super::Definition;
+use super::definition::Definition;
 
 const FILE: &str = "endpoints.json";
 

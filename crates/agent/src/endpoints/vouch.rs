@@ -8,17 +8,18 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use keydispatch::ServiceState;
-use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::time::Instant;
 
-use super::definition::{Checked, Definition, Lease};
+use super::definition::{Checked, Lease};
 use super::health::{Health, Verdict};
-use super::held::{Held, Tasks};
-use super::{Endpoints, keeper};
+use super::held::{Held, Tasks, Vouching};
+use super::keeper;
+use super::slots::Endpoints;
+use super::vouched::Vouched;
 use crate::app::App;
 use crate::auth::{Role, Who};
-use crate::peer::{self, Ask};
+use crate::peer::protocol::{self, Ask};
 use crate::problem::Problem;
 
 /// How often a twin hears of what it vouches for.
@@ -28,30 +29,10 @@ const ORPHAN: Duration = Duration::from_secs(600);
 /// Endpoints that are spoken of at once.
 const AT_ONCE: usize = 500;
 
-/// What a holder says of one endpoint.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Vouched {
-    id: String,
-    definition: Definition,
-    registrant: String,
-    state: String,
-    reason: Option<String>,
-    /// How much of the lease is over, in milliseconds.
-    renewed_ago_ms: u64,
-}
-
-/// Where a twin stands.
-#[derive(Clone, Debug)]
-pub(super) struct Vouching {
-    pub(super) holder: String,
-    pub(super) state: ServiceState,
-    pub(super) reason: Option<String>,
-}
-
 /// The agent that vouches for an endpoint beside its holder: by a draw over the names, so that each has its part.
 pub(super) fn twin(app: &App, id: &str) -> Option<String> {
     let own = app.node.name();
-    peer::agents(app)
+    protocol::agents(app)
         .iter()
         .filter(|agent| agent.node() != own && agent.is_online())
         .map(|agent| agent.node().to_string())
@@ -71,7 +52,7 @@ pub(crate) async fn keep_telling(app: Arc<App>) {
         for (twin, id) in taken_away {
             let holder = app.node.name().to_string();
             // One that does not hear of it lets its lease end.
-            let _ = peer::ask(&app, &twin, Ask::Unvouch { holder, id }, None).await;
+            let _ = protocol::ask_other(&app, &twin, Ask::Unvouch { holder, id }, None).await;
         }
         let mut by_twin: BTreeMap<String, Vec<Vouched>> = BTreeMap::new();
         for id in app.endpoints.ids() {
@@ -101,7 +82,7 @@ pub(crate) async fn keep_telling(app: Arc<App>) {
                     endpoints: part.to_vec(),
                 };
                 // Said again in a second.
-                if let Err(problem) = peer::ask(&app, &twin, question, None).await {
+                if let Err(problem) = protocol::ask_other(&app, &twin, question, None).await {
                     tracing::debug!(twin, problem = problem.detail, "a twin was not told");
                 }
             }
@@ -179,7 +160,7 @@ impl Endpoints {
         let Some(left) = lease.checked_sub(Duration::from_millis(renewed_ago_ms)) else {
             return Ok(false);
         };
-        let state = crate::api::parse_state(&state)?;
+        let state = crate::shapes::parse_state(&state)?;
         let who = Who {
             name: registrant,
             role: Role::Operate,

@@ -7,7 +7,7 @@ use keydispatch_agent::{Agent, Layers, Origin};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
-use crate::fleet::Error;
+use keydispatch_fleet::Error;
 
 /// How the hidden command is told what to be.
 #[derive(Args)]
@@ -48,7 +48,7 @@ pub fn run_far(far: Far, say: fn(&str)) -> Result<(), Error> {
                 "node.key",
                 file(&far.certificates, format!("{}.key", far.name)),
             ),
-            ("pubsub.name", crate::fleet::CLUSTER.to_owned()),
+            ("pubsub.name", keydispatch_fleet::CLUSTER.to_owned()),
             (
                 "agent.api.socket",
                 file(&far.directory, "agent.sock".to_owned()),

@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 use super::far::pin;
-use crate::fleet::Error;
+use keydispatch_fleet::Error;
 use keydispatch_measure::quantile_of_sorted;
 
 /// What asking again and again came to.
@@ -192,7 +192,7 @@ impl Watcher {
                 return Ok(text.len());
             }
             let read =
-                tokio::time::timeout(crate::fleet::PATIENCE, self.stream.read_buf(&mut text));
+                tokio::time::timeout(keydispatch_fleet::PATIENCE, self.stream.read_buf(&mut text));
             if read.await?? == 0 {
                 return Err(format!("the stream ended before {event}").into());
             }

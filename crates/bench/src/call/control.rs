@@ -7,9 +7,10 @@ use bytes::Bytes;
 use keydispatch::{NewService, Node};
 use serde_json::json;
 
+use super::bench::Bench;
 use super::far::{PROBE, Sightings};
-use super::{Bench, Pace, load};
-use crate::fleet::Error;
+use super::load::{Pace, load};
+use keydispatch_fleet::Error;
 use keydispatch_measure::{Target, cells, median, monotonic_nanos, quantile};
 
 /// Pause between two probes.

@@ -15,7 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client};
 
-use crate::fleet::{CLUSTER, Certificates, Error};
+use keydispatch_fleet::{CLUSTER, Certificates, Error};
 use keydispatch_measure::median;
 
 /// Frames taken from the queue for one write.

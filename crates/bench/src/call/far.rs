@@ -10,7 +10,7 @@ use tokio::net::TcpListener;
 
 use super::echo;
 use super::subject::{Counting, Echo, OneOfThree};
-use crate::fleet::{self, Error};
+use keydispatch_fleet::{self as fleet, Error};
 use keydispatch_measure::monotonic_nanos;
 
 /// The type whose instances show when control frames arrive.

@@ -7,8 +7,8 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::task::JoinSet;
 
-use super::Subject;
-use crate::fleet::Error;
+use super::subject::Subject;
+use keydispatch_fleet::Error;
 use keydispatch_measure::process;
 
 /// How fast callers call.

@@ -10,9 +10,9 @@ use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::Bench;
+use super::bench::Bench;
 use super::subject::{Echo, Echoes};
-use crate::fleet::Error;
+use keydispatch_fleet::Error;
 use keydispatch_measure::Target;
 
 const CALLS: u64 = 2_000;

@@ -6,8 +6,9 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::{Bench, Load, Pace, Pair, load};
-use crate::fleet::Error;
+use super::bench::{Bench, Pair};
+use super::load::{Load, Pace, load};
+use keydispatch_fleet::Error;
 use keydispatch_measure::{Target, cells, figure, median};
 
 /// What the program prints.
@@ -23,9 +24,9 @@ const PEERS: [(&str, f64); 2] = [("tonic", 8.0), ("ractor_cluster", 3.0)];
 
 pub(super) async fn measure(bench: &mut Bench, program: Option<&Path>) -> Result<(), Error> {
     let Some(program) = program else {
-        bench
-            .output
-            .line("\nThe peers were not run: build crates/peers and give its program by --peers.");
+        bench.output.line(
+            "\nThe peers were not run: build crates/bench/peers and give its program by --peers.",
+        );
         bench.figures.insert("peers".to_owned(), json!(null));
         return Ok(());
     };

@@ -11,7 +11,7 @@ use keydispatch::{
 use tokio::sync::{mpsc, oneshot};
 
 use super::echo;
-use crate::fleet::Error;
+use keydispatch_fleet::Error;
 
 /// Bytes that come back.
 pub struct Echoes;

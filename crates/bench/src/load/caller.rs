@@ -15,8 +15,8 @@ use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
 use super::worker::Works;
-use crate::fleet::{Error, describe};
-use crate::net::load::kind;
+use keydispatch_fleet::net::load::kind;
+use keydispatch_fleet::{Error, describe};
 
 /// What such a process is started with.
 #[derive(Clone, Debug, Args)]

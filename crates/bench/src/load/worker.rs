@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use keydispatch::{Context, Protocol, ReplyTo, Service};
 
-use crate::fleet::{Error, describe};
+use keydispatch_fleet::{Error, describe};
 
 /// The calls. A reply says how many microseconds its instance was at work on it.
 pub(super) struct Works;

@@ -8,7 +8,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::json;
 
-use crate::fleet::Error;
+use keydispatch_fleet::Error;
 use keydispatch_measure::{Output, Target, cells, figure, quantile};
 
 /// Slots of the key space.
@@ -116,7 +116,7 @@ pub(super) fn measure(
     ])];
     let mut found = Vec::new();
     for (instances, target) in SIZES {
-        let all = super::paced(
+        let all = super::fixture::paced(
             output,
             &format!("balance of {sets} sets of {instances}"),
             || many_sets(&space, instances, sets),

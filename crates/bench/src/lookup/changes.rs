@@ -6,8 +6,8 @@ use std::time::Instant;
 use keydispatch::{NewService, Protocol, View, limits};
 use serde_json::json;
 
-use super::{Lookups, node_with, warm};
-use crate::fleet::Error;
+use super::fixture::{Lookups, node_with, warm};
+use keydispatch_fleet::Error;
 use keydispatch_measure::{Output, Target, cells, figure, median};
 
 /// One instance more or fewer, from the command until readers see it.

@@ -9,8 +9,8 @@ use maglev::ConsistentHasher;
 use serde_json::json;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::{Keys, Lookups, address, hash_alone, node_with, warm};
-use crate::fleet::Error;
+use super::fixture::{Keys, Lookups, address, hash_alone, node_with, warm};
+use keydispatch_fleet::Error;
 use keydispatch_measure::{Output, Target, allocations, figure, thread_time};
 
 /// Points of one instance on a ring: what ketama gives a server of weight 1.

@@ -3,9 +3,9 @@
 use keydispatch::Protocol;
 use serde_json::json;
 
+use super::fixture::{Keys, Lookups, hash_alone, node_with, warm};
 use super::sizes::loaded_3;
-use super::{Keys, Lookups, hash_alone, node_with, warm};
-use crate::fleet::Error;
+use keydispatch_fleet::Error;
 use keydispatch_measure::{Output, Target, cells, median};
 
 /// Lookups by two threads at once, as times those of one.

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use keydispatch::{NewService, Protocol, Registry, ServiceHandle};
 use serde_json::json;
 
-use super::{Keys, Lookups, node_with, warm};
-use crate::fleet::Error;
+use super::fixture::{Keys, Lookups, node_with, warm};
+use keydispatch_fleet::Error;
 use keydispatch_measure::{Output, Target, cells, figure, median};
 
 /// What readers pay while another thread makes 1,000 changes a second.

@@ -25,7 +25,7 @@ impl Bench {
     }
 
     /// Many entries from nothing to visible on two peers.
-    async fn bulk(&mut self, node: &Node, mut peers: [&mut Follower; 2]) -> Result<(), Error> {
+    async fn bulk(&mut self, node: &Node, mut peers: [&mut Child; 2]) -> Result<(), Error> {
         let most = if self.options.quick { 30_000 } else { 100_000 };
         let rounds = if self.options.quick { 1 } else { 3 };
         let mut rows = vec![cells([
@@ -80,7 +80,7 @@ impl Bench {
     }
 
     /// From the return of `add_service` to the sight of it on a peer.
-    async fn visible(&mut self, node: &Node, peer: &mut Follower) -> Result<(), Error> {
+    async fn visible(&mut self, node: &Node, peer: &mut Child) -> Result<(), Error> {
         settle().await;
         let count = if self.options.quick { 200 } else { 1_000 };
         let mut rows = vec![cells([
@@ -135,8 +135,8 @@ impl Bench {
     /// From SIGKILL of one of four processes to its services gone on two of the others.
     async fn killed(
         &mut self,
-        first: &mut Follower,
-        second: &mut Follower,
+        first: &mut Child,
+        second: &mut Child,
         seeds: &[String],
     ) -> Result<(), Error> {
         let kills = if self.options.quick { 4 } else { 20 };
@@ -190,7 +190,7 @@ impl Bench {
         &mut self,
         victims: &mut usize,
         services: usize,
-        survivors: [&mut Follower; 2],
+        survivors: [&mut Child; 2],
         seeds: &[String],
     ) -> Result<Vec<f64>, Error> {
         let name = format!("victim{victims}");
@@ -207,7 +207,7 @@ impl Bench {
         }
         settle().await;
         let killed = monotonic_nanos();
-        victim.kill()?;
+        victim.start_kill()?;
         let mut delays = Vec::new();
         for survivor in [first, second] {
             let (mut gone, mut last) = (0, 0);
@@ -247,7 +247,7 @@ impl Bench {
             let (mut owner, address) = self.follow("far0", &[]).await?;
             let (mut peer, _) = self.follow("far1", &[address]).await?;
             settle().await;
-            let resident = |of: &Follower| process::resident(of.id()) as f64;
+            let resident = |of: &Child| process::resident(of.id()) as f64;
             let start = [resident(&owner), resident(&peer)];
             let (mut have, mut each) = (0, [0.0; 2]);
             let mut points = [Vec::new(), Vec::new()];
@@ -303,7 +303,7 @@ impl Bench {
         let window = Duration::from_secs(if self.options.quick { 4 } else { 20 });
         let mut rows = vec![cells(["nodes", "CPU of a node, % of a core", "RSS, MB"])];
         let mut points = Vec::new();
-        let mut nodes: Vec<Follower> = Vec::new();
+        let mut nodes: Vec<Child> = Vec::new();
         let mut seeds = Vec::new();
         let mut last = (0.0, 0.0);
         for size in [2, 3, 5, 10] {
@@ -315,8 +315,8 @@ impl Bench {
                 nodes.push(node);
             }
             sleep(Duration::from_secs(2)).await;
-            let busy = |nodes: &[Follower]| -> HashMap<u32, Duration> {
-                let ids = nodes.iter().map(Follower::id);
+            let busy = |nodes: &[Child]| -> HashMap<u32, Duration> {
+                let ids = nodes.iter().map(Child::id);
                 ids.map(|id| (id, process::busy(id))).collect()
             };
             let (before, start) = (busy(&nodes), Instant::now());
@@ -362,7 +362,7 @@ impl Bench {
 }
 
 /// Milliseconds from the return of each `add_service` to its sight on the peer.
-async fn probe(node: &Node, peer: &mut Follower, count: usize) -> Result<Vec<f64>, Error> {
+async fn probe(node: &Node, peer: &mut Child, count: usize) -> Result<Vec<f64>, Error> {
     let mut added = HashMap::new();
     // Removed when all were seen: what comes and goes between two messages is never told.
     let mut registrations = Vec::new();

@@ -9,10 +9,12 @@ use clap::Args;
 use keydispatch::{NewService, Node, ServiceEvent, Subscription};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
-use super::BATCH;
 use crate::call::Echo;
-use crate::fleet::{self, Error};
+use keydispatch_fleet::{self as fleet, Error};
 use keydispatch_measure::monotonic_nanos;
+
+/// Services added by one command, where they are added in batches.
+pub(super) const BATCH: usize = 1_000;
 
 /// The type that is watched.
 pub(super) const PROBE: &str = "probe";

@@ -40,7 +40,7 @@ impl Bench {
             until(&mut events, true).await?;
             settle().await;
             let killed = monotonic_nanos();
-            victim.kill()?;
+            victim.start_kill()?;
             until(&mut events, false).await?;
             delays.push((monotonic_nanos() - killed) as f64 / 1e6);
         }

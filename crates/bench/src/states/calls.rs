@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::Bench;
 use crate::call::{Echoes, KeyedEchoes, Load, Pace, Subject, load};
-use crate::fleet::Error;
+use keydispatch_fleet::Error;
 use keydispatch_measure::{Target, cells, figure, median};
 
 /// Callers at once.

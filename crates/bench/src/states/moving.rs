@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use super::Bench;
 use super::service::{Shelf, Shelves};
 use crate::call::{KeyedEchoes, Load, Pace, Subject, load};
-use crate::fleet::Error;
+use keydispatch_fleet::Error;
 use keydispatch_measure::{Target, cells, figure, median};
 
 /// Bytes of each state.

@@ -10,7 +10,10 @@ use rcgen::{KeyPair, PublicKeyData};
 use x509_parser::extensions::GeneralName;
 use x509_parser::pem::parse_x509_pem;
 
-use super::{CertError, DAY, files};
+use super::error::CertError;
+use super::files;
+
+pub(super) const DAY: Duration = Duration::from_secs(24 * 3_600);
 
 /// The authority, and whether it was made just now. It lasts at least as long as what it is to issue.
 pub(super) fn make_or_reuse(

@@ -6,7 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::CertError;
+use super::error::CertError;
 
 /// For the owner alone: private keys, and the directory that holds them.
 const SECRET_MODE: u32 = 0o600;

@@ -9,7 +9,9 @@ use keydispatch::testkit::Revoked;
 use x509_parser::pem::parse_x509_pem;
 use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
 
-use super::{ANY, CertError, authority, files, serial_text, stem};
+use super::error::CertError;
+use super::names::{ANY, serial_text, stem};
+use super::{authority, files};
 use crate::output::say;
 
 /// The file of the list, beside the authority.

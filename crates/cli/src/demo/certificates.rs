@@ -9,7 +9,7 @@ use keydispatch::TlsFiles;
 use keydispatch::testkit::Authority;
 use tempfile::TempDir;
 
-use super::DemoError;
+use super::error::DemoError;
 
 /// The cluster of every demonstration; each has an authority of its own, so that they never meet.
 pub(crate) const CLUSTER: &str = "demo";

@@ -1,6 +1,11 @@
-//! The clock that all processes of one machine share.
+//! The clock that all processes of one machine share, and how long anything may take by it.
+
+use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
+
+/// How long any one thing may take before the demonstration gives up on it.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Microseconds of `CLOCK_MONOTONIC`: times that different processes read compare.
 pub(crate) fn micros() -> u64 {
@@ -12,5 +17,5 @@ pub(crate) fn micros() -> u64 {
 
 /// The milliseconds between two such times; none where the second is not later.
 pub(crate) fn millis_between(earlier: u64, later: u64) -> f64 {
-    std::time::Duration::from_micros(later.saturating_sub(earlier)).as_secs_f64() * 1_000.0
+    Duration::from_micros(later.saturating_sub(earlier)).as_secs_f64() * 1_000.0
 }

@@ -6,71 +6,26 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use indicatif::HumanBytes;
-use keydispatch::{BoxError, KeyBytes, KeyContext, Keyed, KeyedHandle, Node, Protocol, ReplyTo};
-use serde::{Deserialize, Serialize};
+use keydispatch::{KeyedHandle, Node, Protocol};
+use serde::Serialize;
 
+use super::arguments::Arguments;
 use super::certificates::{self, CLIENT, NODES};
-use super::cluster::Process;
+use super::clock::{self, PATIENCE};
+use super::collect::collect;
+use super::error::DemoError;
 use super::files::{self, Collection};
+use super::keeper::{Ask, Shelf};
+use super::node;
+use super::process::Process;
 use super::progress::Progress;
 use super::report::{Count, round};
 use super::transfer::{Stored, bounded};
-use super::{Arguments, DemoError, PATIENCE, clock, node, story};
 use crate::output::say;
 
 /// How often it is looked whether every file is where it belongs.
 const LOOK: Duration = Duration::from_millis(50);
-
-pub(crate) struct Shelf;
-
-impl Protocol for Shelf {
-    const NAME: &'static str = "shelf";
-    type Call = Ask;
-    /// What is kept; to [`Ask::Where`], the name of the node that answers.
-    type Reply = Option<Bytes>;
-    type Cast = ();
-}
-
-#[derive(Serialize, Deserialize)]
-pub(crate) enum Ask {
-    Put(Bytes),
-    Get,
-    Where,
-}
-
-/// Keeps each file as the state of its name.
-pub(crate) struct Keeper;
-
-impl Keyed for Keeper {
-    type Protocol = Shelf;
-    type State = Option<Bytes>;
-
-    async fn open(&self, _: &KeyBytes) -> Result<Option<Bytes>, BoxError> {
-        Ok(None)
-    }
-
-    async fn handle_call(
-        &self,
-        file: &mut Option<Bytes>,
-        ask: Ask,
-        reply_to: ReplyTo<Option<Bytes>>,
-        context: &mut KeyContext<Self>,
-    ) {
-        match ask {
-            Ask::Put(content) => {
-                *file = Some(content);
-                reply_to.reply(None);
-            }
-            Ask::Get => reply_to.reply(file.clone()),
-            Ask::Where => {
-                let node = context.node().as_str().as_bytes();
-                reply_to.reply(Some(Bytes::copy_from_slice(node)));
-            }
-        }
-    }
-}
 
 /// The figures.
 #[derive(Debug, Default, Serialize)]
@@ -109,7 +64,7 @@ struct Stage {
 
 /// Tells it.
 pub(crate) async fn tell(arguments: &Arguments) -> Result<ExitCode, DemoError> {
-    let collection = story::collect(arguments).await?;
+    let collection = collect(arguments).await?;
     let mut report = Report {
         nodes: NODES.len(),
         ..Report::default()

@@ -9,7 +9,7 @@ use keydispatch::{Node, StartError};
 use tokio::sync::Notify;
 
 use super::certificates::{self, CLUSTER};
-use super::keyed::Keeper;
+use super::keeper::Keeper;
 use super::uploader::Uploader;
 use super::witness::Witness;
 use crate::output::say;
@@ -44,7 +44,7 @@ type Error = Box<dyn std::error::Error + Send + Sync>;
 pub(crate) fn run(arguments: &Arguments) -> ExitCode {
     let told_to_leave = Arc::new(Notify::new());
     end_with_parent(&arguments.directory, Arc::clone(&told_to_leave));
-    super::log(arguments.verbose);
+    crate::log::of_demo(arguments.verbose);
     let served = tokio::runtime::Runtime::new()
         .map_err(Error::from)
         .and_then(|runtime| runtime.block_on(serve(arguments, &told_to_leave)));

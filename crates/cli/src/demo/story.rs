@@ -5,16 +5,18 @@ use std::process::ExitCode;
 
 use indicatif::HumanBytes;
 
+use super::arguments::Arguments;
 use super::certificates::{CLIENT, NODES};
 use super::clock::millis_between;
 use super::cluster::{Cluster, on_node};
-use super::files::{self, Collection};
+use super::collect::collect;
+use super::error::DemoError;
+use super::files::Collection;
 use super::progress::Progress;
 use super::report::{Count, Report, Share, round};
 use super::transfer::{self, Lost, Stored};
 use super::uploader::{Ask, Told, Uploads};
 use super::witness::{Question, Testimony};
-use super::{Arguments, DemoError};
 use crate::output::{complain, say};
 
 /// Registrations whose showing is timed: odd, so that the median is one of them.
@@ -62,22 +64,6 @@ impl Losses {
         }
         count
     }
-}
-
-pub(crate) async fn collect(arguments: &Arguments) -> Result<Collection, DemoError> {
-    let (path, max_total) = (arguments.path.clone(), arguments.max_total);
-    let collection = tokio::task::spawn_blocking(move || files::collect(&path, max_total))
-        .await
-        .map_err(DemoError::unexpected)??;
-    let bytes = collection.sources.iter().map(|source| source.bytes).sum();
-    say(format_args!(
-        "found {} with {} in {}; {}",
-        Count(collection.sources.len(), "file"),
-        HumanBytes(bytes),
-        collection.root.display(),
-        collection.skipped
-    ))?;
-    Ok(collection)
 }
 
 async fn start(arguments: &Arguments) -> Result<Cluster, DemoError> {

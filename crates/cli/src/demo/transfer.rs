@@ -7,7 +7,7 @@ use keydispatch::{CallOptions, ServiceHandle, Spread};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use super::PATIENCE;
+use super::clock::PATIENCE;
 use super::files::{self, Collection, Reason, Skipped, Source};
 use super::progress::Progress;
 use super::uploader::{Ask, Told, Upload, Uploads, checksum};

@@ -111,7 +111,7 @@ fn host_name() -> String {
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
-    crate::demo::log_as(if arguments.verbose {
+    crate::log::to_stderr(if arguments.verbose {
         "keydispatch=info,keydispatch_agent=info"
     } else {
         "keydispatch=warn,keydispatch_agent=warn"

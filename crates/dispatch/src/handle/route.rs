@@ -11,6 +11,7 @@ use super::{Answer, ServiceHandle};
 use crate::call::{CallError, CastError};
 use crate::data::aim::{Copies, To};
 use crate::protocol::Protocol;
+use crate::trace;
 
 /// First and longest pause before the same instance is asked again.
 pub(super) const RETRY_PAUSE: (Duration, Duration) =
@@ -144,8 +145,22 @@ impl<P: Protocol> ServiceHandle<P> {
         }
     }
 
-    /// Calls the owner of a key, and whoever is to have the call where that one has not run it.
+    /// Calls the owner of a key, and whoever is to have the call where that one has not run it; within a span where somebody
+    /// listens.
     pub(super) async fn call_owner<W: Who>(
+        &self,
+        key: Key,
+        message: P::Call,
+    ) -> Result<(P::Reply, W), CallError> {
+        match trace::call(P::NAME, "call", Some(key.slot())) {
+            None => self.call_owner_plainly(key, message).await,
+            Some(span) => {
+                Box::pin(trace::within(span, self.call_owner_plainly(key, message))).await
+            }
+        }
+    }
+
+    async fn call_owner_plainly<W: Who>(
         &self,
         key: Key,
         message: P::Call,

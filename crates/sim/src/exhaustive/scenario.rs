@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use keydispatch_core::ownership::{Ownership, OwnershipConfig};
 use keydispatch_core::{
@@ -9,7 +10,11 @@ use keydispatch_core::{
     ServiceType, Weight,
 };
 
-use super::model::DOWN;
+/// The longest that a case may take to come to rest, in its own time.
+pub(super) const PATIENT: Duration = Duration::from_secs(9);
+
+/// Membership's.
+pub(super) const DOWN: Duration = Duration::from_millis(1_500);
 
 /// Nodes of a case.
 pub(super) const NODES: usize = 3;

@@ -4,10 +4,7 @@ use std::num::NonZeroU8;
 use std::time::Duration;
 
 use keydispatch_core::route::{Choice, MAX_OWNERS, OwnerStanding, limit_at};
-use keydispatch_core::{
-    DirectoryWriter, EntryChange, Generation, InstanceName, Instant, Key, NodeName, Record,
-    ServiceInfo, ServiceState, ServiceType, Weight,
-};
+use keydispatch_core::{Instant, Key};
 use keydispatch_measure::quantile_of_sorted;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -16,6 +13,7 @@ use smallvec::SmallVec;
 
 use super::caller::{Caller, Standings};
 use super::instance::{Instance, Sent};
+use super::placement::placement;
 use super::plan::{Ours, Plan, Policy};
 use crate::queue::Queue;
 
@@ -563,43 +561,4 @@ fn millis(millis: f64) -> Duration {
 
 fn exponential(rng: &mut StdRng, mean: f64) -> f64 {
     -mean * (1.0 - rng.random::<f64>()).ln()
-}
-
-/// The first owners of each key, by the library's own placement.
-fn placement(plan: &Plan, count: usize, keys: &[Key]) -> Vec<SmallVec<[u16; MAX_OWNERS]>> {
-    let joined = (0..count).map(|number| EntryChange {
-        before: None,
-        after: Some(info(number, plan).into()),
-    });
-    let mut registry = DirectoryWriter::new();
-    registry.apply(joined.collect());
-    let Some(view) = registry.directory().view(TYPE) else {
-        return vec![SmallVec::new(); keys.len()];
-    };
-    let number = |info: &ServiceInfo| (info.id().sequence - 1) as u16;
-    keys.iter()
-        .map(|key| {
-            let owners = view.owners(*key, MAX_OWNERS);
-            owners.iter().map(|info| number(info)).collect()
-        })
-        .collect()
-}
-
-const TYPE: &str = "simulated";
-
-fn info(number: usize, plan: &Plan) -> ServiceInfo {
-    let sequence = number as u64 + 1;
-    let record = Record {
-        sequence,
-        version: sequence,
-        previous: None,
-        service_type: ServiceType::try_new(TYPE).expect("a name"),
-        name: InstanceName::try_new(format!("i{number}/{}", plan.seed)).expect("a name"),
-        state: ServiceState::Online,
-        weight: Weight::try_new(plan.weights[number]).expect("a weight of the plan"),
-        protocol_version: Some(1),
-        metadata: None,
-    };
-    let node = NodeName::try_new("node").expect("a name");
-    ServiceInfo::from_record(&node, Generation::default(), 1, record)
 }

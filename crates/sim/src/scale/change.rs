@@ -8,12 +8,14 @@ use keydispatch_core::{Cluster, Instant, NewEntry};
 use rand::RngExt;
 use serde::Serialize;
 
-use super::MEMORY_EACH;
-use super::stage::{Shape, Stage, entry};
+use super::cluster::{ScaleCluster, Shape, entry};
 use crate::Error;
-use crate::network::Host;
+use crate::event::Host;
 use keydispatch_measure::allocations::{Tally, tally};
 use keydispatch_measure::{Target, exponent, median, thread_time};
+
+/// What is asked of memory: bytes for each entry on each node, beyond what is the user's own.
+const MEMORY_EACH: f64 = 300.0;
 
 /// The hosts: two own half of the entries each, the third has none of its own.
 const OWNER: Host = 0;
@@ -151,7 +153,7 @@ pub(super) fn measure(sizes: &[usize], tell: &dyn Fn(&str)) -> Result<Found, Err
 
 /// Two owners and a node without services, all of which agree.
 struct Trio {
-    stage: Stage,
+    sim: ScaleCluster,
     entries: usize,
 }
 
@@ -164,14 +166,14 @@ impl Trio {
             types: (entries / per_type).max(1),
             tags,
         };
-        let mut stage = Stage::new(shape)?;
+        let mut sim = ScaleCluster::new(shape)?;
         // Clocks of processes begin at least so late, and are set forward later.
-        stage.run(Duration::from_secs(60))?;
-        stage.start_nodes(shape.nodes)?;
-        stage.add_services(shape.nodes)?;
+        sim.run(Duration::from_secs(60))?;
+        sim.start_nodes(shape.nodes)?;
+        sim.add_services(shape.nodes)?;
         // Nothing is on its way any more.
-        stage.run(Duration::from_secs(1))?;
-        Ok(Trio { stage, entries })
+        sim.run(Duration::from_secs(1))?;
+        Ok(Trio { sim, entries })
     }
 
     /// Ends a process; returns what it gives back.
@@ -188,15 +190,15 @@ impl Trio {
     }
 
     fn take(&mut self, host: Host) -> Result<Box<Cluster>, Error> {
-        let process = self.stage.process(host)?;
-        let cluster = self.stage.world.processes[process].cluster.take();
+        let process = self.sim.process(host)?;
+        let cluster = self.sim.world.processes[process].cluster.take();
         Ok(cluster.ok_or("the node has ended")?)
     }
 
     /// What of all that the reader lists is the user's own.
     fn users_bytes(&self) -> Result<usize, Error> {
-        let process = self.stage.process(READER)?;
-        let cluster = self.stage.world.processes[process].cluster.as_ref();
+        let process = self.sim.process(READER)?;
+        let cluster = self.sim.world.processes[process].cluster.as_ref();
         let directory = cluster.ok_or("the node has ended")?.directory();
         let views = directory.types().into_iter();
         let views = views.filter_map(|one| directory.view(one.as_str()));
@@ -220,7 +222,7 @@ impl Trio {
         for _ in 0..ROUNDS {
             rounds.push(self.round()?);
             // The timers get their turn.
-            self.stage.run(Duration::from_secs(2))?;
+            self.sim.run(Duration::from_secs(2))?;
         }
         let middle = |of: fn(&Change) -> f64| median(&rounds.iter().map(of).collect::<Vec<_>>());
         Ok(Change {
@@ -267,15 +269,15 @@ impl Trio {
 
     /// Distinct services of the owner at random, and as many that take their places.
     fn swaps(&mut self) -> Result<Vec<(u64, NewEntry)>, Error> {
-        let process = self.stage.process(OWNER)?;
-        let state = &mut self.stage.world.processes[process];
+        let process = self.sim.process(OWNER)?;
+        let state = &mut self.sim.world.processes[process];
         let cluster = state.cluster.as_ref().ok_or("the node has ended")?;
         let mut own: Vec<_> = cluster.tracker().own().cloned().collect();
         let mut swaps = Vec::with_capacity(REPLACED);
         for _ in 0..REPLACED.min(own.len()) {
-            let at = self.stage.world.rng.random_range(0..own.len());
+            let at = self.sim.world.rng.random_range(0..own.len());
             let removed = own.swap_remove(at);
-            let mut added = entry(state.next_sequence, 0, OWNER, self.stage.shape.tags)?;
+            let mut added = entry(state.next_sequence, 0, OWNER, self.sim.shape.tags)?;
             added.service_type = removed.service_type().clone();
             state.next_sequence += 1;
             swaps.push((removed.id().sequence, added));
@@ -290,8 +292,8 @@ impl Trio {
         frames: &[(LinkId, Frame)],
         took: Duration,
     ) -> Result<(Duration, u64, usize), Error> {
-        let (owner, process) = (self.stage.process(OWNER)?, self.stage.process(host)?);
-        let processes = &self.stage.world.processes;
+        let (owner, process) = (self.sim.process(OWNER)?, self.sim.process(host)?);
+        let processes = &self.sim.world.processes;
         let mine: Vec<(LinkId, &Frame)> = frames
             .iter()
             .filter_map(|(link, frame)| {
@@ -316,18 +318,18 @@ impl Trio {
     }
 
     fn local(&self, host: Host) -> Result<Instant, Error> {
-        let process = self.stage.process(host)?;
-        Ok(self.stage.world.processes[process].local(self.stage.world.now))
+        let process = self.sim.process(host)?;
+        Ok(self.sim.world.processes[process].local(self.sim.world.now))
     }
 
     /// The process goes on, its clock set forward by what has passed for it meanwhile.
     fn put_back(&mut self, host: Host, cluster: Box<Cluster>, took: Duration) -> Result<(), Error> {
-        let process = self.stage.process(host)?;
-        let state = &mut self.stage.world.processes[process];
+        let process = self.sim.process(host)?;
+        let state = &mut self.sim.world.processes[process];
         let origin = state.origin.as_micros() - took.as_micros() as u64;
         state.origin = Instant::from_micros(origin);
         state.cluster = Some(cluster);
-        self.stage.world.pump(process);
+        self.sim.world.pump(process);
         Ok(())
     }
 }

@@ -3,14 +3,14 @@
 use serde::Serialize;
 
 use super::change::Found;
-use super::scenes::{Outcome, Row};
-use super::stage::Shape;
+use super::cluster::Shape;
+use super::phases::{Outcome, Row};
 use keydispatch_measure::{Output, cells, figure};
 
 /// The size that is extrapolated to: nodes, and services in all.
 const LARGEST: (f64, f64) = (300.0, 1_000_000.0);
 
-/// What is to be expected of one scene at [`LARGEST`].
+/// What is to be expected of one phase at [`LARGEST`].
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Expected {
     what: &'static str,
@@ -67,7 +67,7 @@ pub(super) fn changes(output: &Output, found: &Found) {
     output.table("Memory of an entry", &rows);
 }
 
-pub(super) fn scenes(output: &Output, shape: &Shape, outcome: &Outcome) {
+pub(super) fn phases(output: &Output, shape: &Shape, outcome: &Outcome) {
     let mut rows = vec![cells([
         "what happens",
         "all agree after, s",

@@ -1,7 +1,7 @@
 //! The stated scale in little: that all agree, and that a change costs what it costs.
 
-use super::stage::Shape;
-use super::{change, scenes};
+use super::cluster::Shape;
+use super::{change, phases};
 
 #[test]
 fn a_small_cluster_agrees_after_whatever_happens() {
@@ -12,7 +12,7 @@ fn a_small_cluster_agrees_after_whatever_happens() {
         types: 50,
         tags: 1,
     };
-    let outcome = scenes::run(shape, &|_| {}).unwrap();
+    let outcome = phases::run(shape, &|_| {}).unwrap();
     assert_eq!(outcome.rows.len(), 6);
     for row in outcome.rows {
         assert_eq!(row.false_downs, 0, "{}", row.what);

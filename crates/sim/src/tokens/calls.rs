@@ -8,9 +8,10 @@ use keydispatch_core::{Rule, ServiceId};
 use rand::RngExt;
 
 use super::TokenEvent;
-use super::post::{Letter, Reply};
-use super::stage::service_type;
-use crate::world::{Event, World};
+use super::letter::{Call, Letter, Reply};
+use super::machine::service_type;
+use crate::event::Event;
+use crate::world::World;
 
 /// Mean time between two calls of one node.
 const BETWEEN_CALLS: Duration = Duration::from_millis(6);
@@ -24,19 +25,6 @@ const MAX_PARKED: usize = 256;
 const PACE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
 /// Keys of a slot.
 pub(crate) const KEYS: u8 = 2;
-
-/// A call that is under way.
-#[derive(Clone, Debug)]
-pub(crate) struct Call {
-    pub(crate) caller: usize,
-    pub(crate) slot: u32,
-    pub(crate) key: u8,
-    begun: keydispatch_core::Instant,
-    ran: bool,
-    hops: u32,
-    /// The process that it was sent to.
-    pub(crate) at: Option<usize>,
-}
 
 impl World {
     /// A node calls.
@@ -164,7 +152,7 @@ impl World {
         let unhealthy = self
             .tokens
             .as_ref()
-            .is_none_or(|tokens| !tokens.books.is_healthy() || tokens.books.crashed > 0);
+            .is_none_or(|tokens| !tokens.ledger.is_healthy() || tokens.ledger.crashed > 0);
         let Some(machine) = self.machine(process) else {
             return;
         };
@@ -174,7 +162,7 @@ impl World {
             .unwrap_or_default();
         for (number, since) in parked {
             if let Some(tokens) = self.tokens.as_mut().filter(|_| !unhealthy) {
-                tokens.books.parked.push(now.since(since));
+                tokens.ledger.parked.push(now.since(since));
             }
             self.serve(process, number, slot, id);
         }
@@ -204,10 +192,10 @@ impl World {
         match reply {
             Reply::Done => {
                 if let Some(call) = tokens.calls.remove(&number) {
-                    tokens.books.answered += 1;
-                    if tokens.books.is_healthy() && tokens.books.crashed == 0 {
+                    tokens.ledger.answered += 1;
+                    if tokens.ledger.is_healthy() && tokens.ledger.crashed == 0 {
                         let took = now.since(call.begun);
-                        tokens.books.slowest = tokens.books.slowest.max(took);
+                        tokens.ledger.slowest = tokens.ledger.slowest.max(took);
                     }
                 }
             }
@@ -219,8 +207,8 @@ impl World {
                 if let Some(call) = tokens.calls.get_mut(&number) {
                     call.hops += 1;
                     call.at = None;
-                    tokens.books.moved += 1;
-                    tokens.books.most_hops = tokens.books.most_hops.max(call.hops);
+                    tokens.ledger.moved += 1;
+                    tokens.ledger.most_hops = tokens.ledger.most_hops.max(call.hops);
                     let wait = match call.hops {
                         0 | 1 => Duration::ZERO,
                         hops => (PACE.0 * (1 << (hops - 2).min(6))).min(PACE.1),
@@ -243,14 +231,14 @@ impl World {
         if self.processes[call.caller].cluster.is_none() {
             return;
         }
-        tokens.books.failed += 1;
+        tokens.ledger.failed += 1;
         let name = self.processes[call.caller].name.clone();
         let what = format!(
             "call {number} of {name} for slot {}: {why}, at {now}",
             call.slot
         );
         self.trace.line(now, || format!("FAILED {what}"));
-        tokens.books.first_failure.get_or_insert(what);
+        tokens.ledger.first_failure.get_or_insert(what);
     }
 
     /// Whoever waited for a process that is down waits no more.

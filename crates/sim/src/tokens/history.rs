@@ -3,24 +3,26 @@
 
 use std::time::Duration;
 
-use keydispatch_core::{NodeName, RawSettings, RuleSet, Settings};
+use keydispatch_core::RuleSet;
+use keydispatch_core::{NodeName, RawSettings, Settings};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use super::TokenEvent;
+use super::machine::Tokens;
 use super::profile::TokenProfile;
-use super::stage::Tokens;
 use crate::checks::Violation;
+use crate::constants::Constants;
+use crate::event::Event;
 use crate::network::Weather;
-use crate::profile::Profile;
+use crate::profile::{Profile, Workload};
 use crate::trace::Trace;
-use crate::workload::Workload;
-use crate::world::{Constants, Event, World};
+use crate::world::World;
 
 /// The shortest that membership allows: histories are over sooner, and latencies are to it as they are in the field.
 const DOWN_PERIOD: Duration = Duration::from_millis(600);
 /// How long things happen.
-const STORM: Duration = Duration::from_secs(3);
+const FAULTY_TIME: Duration = Duration::from_secs(3);
 /// How long it is quiet before it is looked whether all is at rest: where nobody was cut off, and where somebody was.
 const REST: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(14));
 /// Calls end this long after the last thing happened.
@@ -97,18 +99,18 @@ pub fn run(plan: &TokenPlan) -> TokenOutcome {
             .push(at, Event::Tokens(TokenEvent::Start(name, host)));
     }
     let first = world.now + Duration::from_millis(400);
-    let until = first + STORM;
+    let until = first + FAULTY_TIME;
     world
         .queue
-        .push(first, Event::Tokens(TokenEvent::Scene(until)));
+        .push(first, Event::Tokens(TokenEvent::Phase(until)));
     if let Some(tokens) = world.tokens.as_mut() {
         tokens.calls_until = until + LAST_CALLS;
     }
     world.run_until(until);
     let uncertain = world.tokens.as_ref().is_some_and(|tokens| {
         tokens.cut
-            || tokens.books.false_downs > 0
-            || tokens.books.impatience > 0
+            || tokens.ledger.false_downs > 0
+            || tokens.ledger.impatience > 0
             || !plan.profile.is_planned()
     });
     world.run_until(until + if uncertain { REST.1 } else { REST.0 });
@@ -168,14 +170,14 @@ fn judge(world: &mut World, plan: &TokenPlan) {
     let Some(tokens) = world.tokens.as_ref() else {
         return;
     };
-    let books = &tokens.books;
+    let ledger = &tokens.ledger;
     // I4: planned changes fail no call.
-    let planned = plan.profile.is_planned() && books.is_healthy() && !books.nobody;
-    if planned && books.failed > 0 {
+    let planned = plan.profile.is_planned() && ledger.is_healthy() && !ledger.nobody;
+    if planned && ledger.failed > 0 {
         let what = format!(
             "{} calls failed: {}",
-            books.failed,
-            books.first_failure.clone().unwrap_or_default()
+            ledger.failed,
+            ledger.first_failure.clone().unwrap_or_default()
         );
         return world.violate(what);
     }
@@ -197,27 +199,27 @@ fn outcome(plan: &TokenPlan, mut world: World) -> TokenOutcome {
     for machine in std::mem::take(&mut tokens.machines).into_iter().flatten() {
         tokens.count(&machine);
     }
-    let books = tokens.books;
+    let ledger = tokens.ledger;
     TokenOutcome {
         seed: plan.seed,
         violations,
-        calls: (books.answered, books.failed),
-        moved: (books.moved, books.most_hops),
-        slowest: books.slowest,
-        parked: books.parked,
+        calls: (ledger.answered, ledger.failed),
+        moved: (ledger.moved, ledger.most_hops),
+        slowest: ledger.slowest,
+        parked: ledger.parked,
         messages: tokens.sent,
-        slots: [books.minted, books.adoptions, books.merges, books.again],
-        forks: books.forks,
-        double: books.double,
+        slots: [ledger.minted, ledger.adoptions, ledger.merges, ledger.again],
+        forks: ledger.forks,
+        double: ledger.double,
         refused: tokens.refused,
         faults: [
-            books.false_downs,
-            books.impatience,
-            books.crashed,
-            books.doubts,
+            ledger.false_downs,
+            ledger.impatience,
+            ledger.crashed,
+            ledger.doubts,
         ],
         most_in_flight: tokens.most_in_flight,
-        nobody: books.nobody,
+        nobody: ledger.nobody,
     }
 }
 
@@ -246,7 +248,7 @@ impl World {
             TokenEvent::Gone(process) => self.finish_leave(process),
             TokenEvent::Start(name, host) => self.start_named(name, host),
             TokenEvent::Toggle(process, id) => self.toggle(process, &id),
-            TokenEvent::Scene(until) => self.next_scene(until),
+            TokenEvent::Phase(until) => self.next_phase(until),
             TokenEvent::LookAround(process) => {
                 let local = self.processes[process].local(self.now);
                 if let Some(cluster) = self.processes[process].cluster.as_mut() {

@@ -1,16 +1,17 @@
 //! How messages about slots, and calls, travel: in order on each lane of a pair of processes, late now and then, held back or
 //! lost by a cut.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
-use bytes::Bytes;
+use keydispatch_core::NodeId;
 use keydispatch_core::ownership::message::TokenMessage;
-use keydispatch_core::{Instant, NodeId, ServiceId};
 use rand::RngExt;
 
 use super::TokenEvent;
-use crate::world::{Event, World};
+use super::event::LaneId;
+use super::letter::Letter;
+use crate::event::Event;
+use crate::world::World;
 
 /// One way, in microseconds.
 const LATENCY: (u64, u64) = (100, 2_000);
@@ -26,45 +27,6 @@ const WAITS: Duration = Duration::from_millis(20);
 const INTRODUCTION: (Duration, u32) = (Duration::from_millis(3), 30);
 /// A piece of large states takes this long on the wire.
 const PIECE_TAKES: Duration = Duration::from_micros(1_500);
-
-/// Which lane: who sends, who receives, and whether it is that of calls and states.
-pub(crate) type LaneId = (usize, usize, bool);
-
-/// What travels.
-#[derive(Clone, Debug)]
-pub(crate) enum Letter {
-    Tokens(Bytes),
-    Call {
-        number: u64,
-        slot: u32,
-        to: ServiceId,
-    },
-    Reply {
-        number: u64,
-        reply: Reply,
-    },
-    /// Send me no call any more.
-    GoAway,
-    /// That was my last one.
-    GoneAway,
-}
-
-/// What became of a call.
-#[derive(Clone, Debug)]
-pub(crate) enum Reply {
-    Done,
-    Moved(Option<ServiceId>),
-    Overloaded,
-}
-
-#[derive(Default)]
-pub(crate) struct Lane {
-    letters: VecDeque<(Instant, Letter)>,
-    last: Instant,
-    pending: bool,
-    breaks_at: Option<Instant>,
-    introductions: u32,
-}
 
 impl World {
     /// Sends a letter to that life of a node.

@@ -6,9 +6,9 @@ use keydispatch_core::{EntryUpdate, Instant, ServiceState, Weight};
 use rand::RngExt;
 
 use super::TokenEvent;
-use super::stage::Leaving;
-use crate::faults::Undo;
-use crate::world::{Event, World};
+use super::machine::Leaving;
+use crate::event::{Event, Undo};
+use crate::world::World;
 
 impl World {
     fn roll(&mut self, of: u32) -> u32 {
@@ -31,7 +31,7 @@ impl World {
     }
 
     /// The next thing that happens, and when the one after it does.
-    pub(crate) fn next_scene(&mut self, until: Instant) {
+    pub(crate) fn next_phase(&mut self, until: Instant) {
         let now = self.now;
         if now >= until {
             return;
@@ -46,7 +46,7 @@ impl World {
             .mul_f64(-uniform.ln())
             .max(Duration::from_micros(100));
         self.queue
-            .push(now + next, Event::Tokens(TokenEvent::Scene(until)));
+            .push(now + next, Event::Tokens(TokenEvent::Phase(until)));
         let mut up = self.living();
         up.retain(|process| {
             let tokens = self.tokens.as_ref();
@@ -279,7 +279,7 @@ impl World {
 
     fn kill_machine(&mut self, process: usize) {
         if let Some(tokens) = self.tokens.as_mut() {
-            tokens.books.crashed += 1;
+            tokens.ledger.crashed += 1;
         }
         self.end_machine(process, false);
     }
@@ -385,7 +385,7 @@ impl World {
                     .push(now + after, Event::Tokens(TokenEvent::Start(name, host)));
             } else {
                 if let Some(tokens) = self.tokens.as_mut() {
-                    tokens.books.nobody = true;
+                    tokens.ledger.nobody = true;
                 }
                 self.begin_leave(process, true);
             }
