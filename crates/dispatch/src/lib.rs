@@ -97,7 +97,9 @@ pub use keydispatch_core::{
     MAX_KEY_BYTES, MemberState, NameError, NodeId, NodeName, OwnerStats, Owners, PlanError,
     PlannedChange, Preferred, Reference, Routing, SLOTS, ServiceId, ServiceIdError, ServiceInfo,
     ServiceState, ServiceType, SettingsError, Slot, Spread, Topic, UpdateError, View, Weight, Zone,
-    limits, message::Address, placement,
+    limits,
+    message::{Address, AddressError},
+    placement,
 };
 pub use keyed::context::KeyContext;
 pub use keyed::events::{KeyedEvent, KeyedEvents};

@@ -11,6 +11,8 @@ pub(crate) struct Said {
     pub(crate) modules: Vec<String>,
     /// Name in this file → path as it is written.
     pub(crate) imports: BTreeMap<String, Vec<String>>,
+    /// Structs, enums and traits.
+    pub(crate) types: Vec<String>,
     /// Every path with two segments or more, as it is written.
     pub(crate) paths: Vec<Vec<String>>,
 }
@@ -42,6 +44,12 @@ impl Said {
                 _ if in_tests => {
                     at = after_item(&tokens, at);
                     in_tests = false;
+                }
+                TokenTree::Ident(word) if word == "struct" || word == "enum" || word == "trait" => {
+                    if let Some(TokenTree::Ident(name)) = tokens.get(at + 1) {
+                        self.types.push(name.to_string());
+                    }
+                    at += 2;
                 }
                 TokenTree::Ident(word) if word == "mod" => at = self.module(&tokens, at, depth),
                 TokenTree::Ident(word) if word == "use" => {

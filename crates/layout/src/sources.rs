@@ -90,6 +90,21 @@ impl Crate {
         Ok(read)
     }
 
+    /// The structs, enums and traits, each with the files that define one of that name.
+    #[must_use]
+    pub fn types(&self) -> BTreeMap<String, Vec<String>> {
+        let mut types: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for file in self.files.values() {
+            for name in &file.said.types {
+                types
+                    .entry(name.clone())
+                    .or_default()
+                    .push(file.name.clone());
+            }
+        }
+        types
+    }
+
     /// Every import of one file by another.
     #[must_use]
     pub fn edges(&self) -> BTreeSet<Edge> {

@@ -29,7 +29,7 @@ pub enum TokenEvent {
         /// The slots.
         slots: SlotSet,
     },
-    /// The slot is served no more: its states are to be handed to [`Ownership::give`], and kept until
+    /// The slot is served no more: its states are to be handed to [`Ownership::give`](crate::ownership::Ownership::give), and kept until
     /// [`TokenEvent::Released`] or [`TokenEvent::TakenBack`].
     Give {
         /// The type.
@@ -78,7 +78,7 @@ pub enum TokenEvent {
         /// The slot.
         slot: u32,
     },
-    /// What becomes of calls for these slots has changed: those that wait are to ask [`Ownership::gate`] again.
+    /// What becomes of calls for these slots has changed: those that wait are to ask [`Ownership::gate`](crate::ownership::Ownership::gate) again.
     Gate {
         /// The type.
         service_type: ServiceType,
@@ -108,7 +108,7 @@ pub enum TokenEvent {
         slots: SlotSet,
     },
     /// R1: this node knows nobody any more. It claims again once it has dialled all seeds, and
-    /// [`Ownership::handle_synced`] was called.
+    /// [`Ownership::handle_synced`](crate::ownership::Ownership::handle_synced) was called.
     Alone,
 }
 
