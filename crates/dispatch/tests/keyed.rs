@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use keydispatch::testkit::MemoryNetwork;
 use keydispatch::{
-    CallError, DrainError, KeyedEvent, KeyedHandle, KeyedOptions, Node, Registration, ServedKeyed,
-    ServiceUpdate,
+    CallError, DrainError, KeyedEvent, KeyedHandle, KeyedOptions, Node, NodeBuilder, Registration,
+    ServedKeyed, ServiceUpdate,
 };
 use tokio::task::JoinHandle;
 
@@ -114,10 +114,16 @@ async fn settled(served: &[&ServedKeyed<Rooms>], keys: usize) {
     .await;
 }
 
+/// Rule of these tests: a planned change is no death. Where a machine is so busy that a thread does not run for a second, who is
+/// silent that long is taken for dead, and what it held is begun anew: that is promised, and not what is tried here.
+fn patient(node: NodeBuilder) -> NodeBuilder {
+    node.down_period(Duration::from_secs(10))
+}
+
 #[tokio::test]
 async fn a_rolling_leave_and_return_of_three_nodes_loses_no_state_and_fails_no_call() {
     let network = MemoryNetwork::new();
-    let [stays, a, b, c] = start_all(&network, ["s", "a", "b", "c"], |node| node).await;
+    let [stays, a, b, c] = start_all(&network, ["s", "a", "b", "c"], patient).await;
     let mut nodes = vec![a, b, c];
     for node in &nodes {
         serve(node).await;
@@ -130,7 +136,10 @@ async fn a_rolling_leave_and_return_of_three_nodes_loses_no_state_and_fails_no_c
         let leaving = nodes.remove(0);
         leaving.leave().await.unwrap();
         load.goes_on(100).await;
-        let again = describe(&network, name, &["s:1"]).start().await.unwrap();
+        let again = patient(describe(&network, name, &["s:1"]))
+            .start()
+            .await
+            .unwrap();
         serve(&again).await;
         nodes.push(again);
         rooms.wait_online(3).await.unwrap();
@@ -145,7 +154,7 @@ async fn a_rolling_leave_and_return_of_three_nodes_loses_no_state_and_fails_no_c
 #[tokio::test]
 async fn scaling_up_and_down_again_loses_no_state_and_fails_no_call() {
     let network = MemoryNetwork::new();
-    let [stays, a, b, c] = start_all(&network, ["s", "a", "b", "c"], |node| node).await;
+    let [stays, a, b, c] = start_all(&network, ["s", "a", "b", "c"], patient).await;
     let mut served = Vec::new();
     for node in [&a, &b, &c] {
         served.push(serve(node).await);
@@ -156,7 +165,10 @@ async fn scaling_up_and_down_again_loses_no_state_and_fails_no_call() {
     load.goes_on(KEYS).await;
     let mut more = Vec::new();
     for name in ["d", "e"] {
-        let node = describe(&network, name, &["s:1"]).start().await.unwrap();
+        let node = patient(describe(&network, name, &["s:1"]))
+            .start()
+            .await
+            .unwrap();
         served.push(serve(&node).await);
         more.push(node);
     }
@@ -176,7 +188,7 @@ async fn scaling_up_and_down_again_loses_no_state_and_fails_no_call() {
 #[tokio::test]
 async fn another_weight_a_drain_a_disable_and_a_stop_lose_no_state_and_fail_no_call() {
     let network = MemoryNetwork::new();
-    let [stays, a, b] = start_all(&network, ["s", "a", "b"], |node| node).await;
+    let [stays, a, b] = start_all(&network, ["s", "a", "b"], patient).await;
     let (on_a, on_b) = (serve(&a).await, serve(&b).await);
     let rooms = stays.keyed::<RoomsOf>();
     rooms.wait_online(2).await.unwrap();
