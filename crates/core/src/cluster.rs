@@ -26,7 +26,9 @@ use crate::message::{
     ControlMessage, Hello, LaneKind, MAGIC, Offers, PROTOCOL_MAJOR, PROTOCOL_MINOR,
 };
 use crate::placement::PLACEMENT_VERSION;
-use crate::rules::{Rule, RuleSet};
+use crate::rules::Rule;
+#[cfg(any(test, feature = "fault-switches"))]
+use crate::rules::RuleSet;
 use crate::settings::Settings;
 use crate::time::{Instant, earliest};
 use crate::tracker::{AddError, Added, Adding, OwnerStats, Tracker, TrackerConfig, UpdateError};
