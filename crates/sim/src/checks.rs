@@ -76,6 +76,13 @@ impl Ledger {
         Ok(())
     }
 
+    /// True where the copy of that life is what it held at that version.
+    pub(crate) fn agrees(&self, cluster: &Cluster, life: &NodeId) -> bool {
+        cluster.tracker().copy_of(life).is_some_and(|copy| {
+            self.contents.get(&(life.clone(), copy.version)) == Some(&copy.content)
+        })
+    }
+
     fn write(&mut self, info: &Arc<ServiceInfo>) {
         let versions = self.written.entry(key(info)).or_default();
         versions.push(Arc::clone(info));

@@ -449,11 +449,13 @@ impl World {
                 if !self.constants.checks {
                     return;
                 }
+                self.note_misled(process, cluster, event.info().node());
                 let state = &mut self.processes[process];
                 let (ledger, nonce) = (&mut self.ledger, state.nonce);
                 let taken = state.reader.take(now, ledger, nonce, &event);
                 let compared = ledger.compare(cluster, event.info());
                 match compared.and(taken) {
+                    _ if self.is_misled(process, event.info().node()) => {}
                     Ok(true) => self.judge_flash(process, cluster, event.info()),
                     Ok(false) => {}
                     Err(what) => self.violate(format!("{} {what}", cluster.node())),

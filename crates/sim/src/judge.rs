@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use keydispatch_core::limits::MAX_KNOWN_NODES;
 use keydispatch_core::links::hello_timeout;
-use keydispatch_core::{Cluster, Instant, MemberState, NodeId, ServiceInfo};
+use keydispatch_core::{Cluster, Instant, MemberState, NodeId, NodeName, ServiceInfo};
 use rand::RngExt;
 
 use super::process::Process;
@@ -136,6 +136,42 @@ impl World {
         }
     }
 
+    /// Rule, as SECURITY.md has it: where nobody but the liar is left beside an owner that there is no link to, its word is all
+    /// there is. What is shown of that owner then is the liar's, until the owner's own word has come.
+    pub(crate) fn note_misled(&mut self, process: usize, cluster: &Cluster, owner: &NodeName) {
+        let Some(liar) = &self.liar else {
+            return;
+        };
+        let Some(life) = cluster.membership().is_up(owner) else {
+            return;
+        };
+        let members = cluster.members();
+        let mut up = members
+            .iter()
+            .filter(|member| matches!(member.state, MemberState::Up | MemberState::Suspected));
+        if cluster.minor(&life).is_none()
+            && up.all(|member| member.node.name == *owner || member.node.name == liar.name)
+        {
+            self.misled.insert((process, owner.clone()));
+        }
+    }
+
+    pub(crate) fn is_misled(&self, process: usize, owner: &NodeName) -> bool {
+        self.liar.is_some() && self.misled.contains(&(process, owner.clone()))
+    }
+
+    /// Forgets of whom the process has only the liar's word, where it has the owner's by now, or nothing at all.
+    fn hear_owners(&mut self, process: usize) {
+        let Some(cluster) = &self.processes[process].cluster else {
+            return;
+        };
+        let ledger = &self.ledger;
+        self.misled.retain(|(reader, owner)| {
+            let life = cluster.membership().is_up(owner);
+            *reader != process || life.is_some_and(|life| !ledger.agrees(cluster, &life))
+        });
+    }
+
     /// What must hold after every step of a process.
     pub(crate) fn check_step(&mut self, process: usize) {
         if self.is_liar(process) {
@@ -159,6 +195,7 @@ impl World {
                     && info.reference().generation == life.generation.number
                     && reader.membership().is_up(&owner.name).as_ref() == Some(life)
                     && !downs.contains(life)
+                    && !self.is_misled(process, &owner.name)
                 {
                     let what = format!("{} lost sight of {info:?}, which lives", reader.node());
                     self.violate(what);
@@ -166,6 +203,9 @@ impl World {
             }
         }
         self.processes[process].reader.downs.clear();
+        if !self.misled.is_empty() {
+            self.hear_owners(process);
+        }
     }
 
     /// Once a second: bounds that no single step breaks.

@@ -62,6 +62,8 @@ pub(crate) struct World {
     pub(crate) by_nonce: HashMap<u64, usize>,
     /// The lives that somebody reported down, or that took themselves for cut off.
     pub(crate) in_doubt: HashSet<NodeId>,
+    /// Which process has nothing but the liar's word of which owner.
+    pub(crate) misled: HashSet<(usize, NodeName)>,
     /// The lives that are over, and since when.
     pub(crate) ended: HashMap<NodeId, Instant>,
     pub(crate) ledger: Ledger,
@@ -120,6 +122,7 @@ impl World {
             clock_behind: vec![0; hosts],
             by_nonce: HashMap::new(),
             in_doubt: HashSet::new(),
+            misled: HashSet::new(),
             ended: HashMap::new(),
             ledger,
             coverage: Coverage::default(),
